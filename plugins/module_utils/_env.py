@@ -14,9 +14,13 @@ import hashlib
 import os
 import re
 import typing as t
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from ._errors import FinetuneError
+
+Content = t.Literal["all", "unsealed", "none"]
+"""Which packages to read byte by byte: all, those whose seal is broken or unknown, none."""
 
 MARK = "environment.json"
 """The completion mark inside an environment: written last, so a directory without it is not an environment."""
@@ -417,14 +421,18 @@ class Inspection:
 
 
 def inspect(
-    site: str, lock: t.Mapping[str, str], seals: t.Mapping[str, t.Mapping[str, str]], full: bool = False
+    site: str,
+    lock: t.Mapping[str, str],
+    seals: t.Mapping[str, t.Mapping[str, str]],
+    content: Content = "unsealed",
 ) -> Inspection:
     """Compare site-packages with a lock (from parse_lock), package by package and file by file.
 
-    Every file's presence and size are checked against the package's RECORD. Content is hashed where the seal that
-    was taken when the package was verified (size and time of every file) is broken or unknown, or everywhere if full.
+    Every file's presence and size are checked against the package's RECORD. A seal (size and time of every file) is
+    taken of a package that is right; content is read again only where the seal is broken or unknown, or as asked.
     """
     result = Inspection()
+    unread: list[tuple[str, str, list[tuple[str, str]]]] = []
     found: dict[str, list[tuple[str, str]]] = {}
     for entry in sorted(os.listdir(site)):
         stem, dot, suffix = entry.rpartition(".")
@@ -445,18 +453,27 @@ def inspect(
             detail = f"{versions} is installed, the lock has {locked}"
             result.damages.append(Damage("version", name, locked, detail))
             continue
-        damage, seal = _inspect_package(site, entries[0][1], name, locked, seals.get(name, {}), full)
+        known = seals.get(name, {})
+        damage, seal, files = _inspect_package(site, entries[0][1], name, locked, known)
         if damage:
             result.damages.append(damage)
+            continue
         result.seals[name] = seal
+        if content == "all" or (content == "unsealed" and seal != known):
+            unread.append((name, locked, files))
+    for name, locked, changed in _read(site, unread):
+        del result.seals[name]
+        result.damages.append(Damage("files", name, locked, f"{changed} was changed", poisoned=True))
     return result
 
 
 def _inspect_package(
-    site: str, info: str, name: str, version: str, seal: t.Mapping[str, str], full: bool
-) -> tuple[Damage | None, dict[str, str]]:
-    def broken(detail: str, poisoned: bool) -> tuple[Damage, dict[str, str]]:
-        return Damage("files", name, version, detail, poisoned), {}
+    site: str, info: str, name: str, version: str, known: t.Mapping[str, str]
+) -> tuple[Damage | None, dict[str, str], list[tuple[str, str]]]:
+    """(damage or None, seal, [(path, hash)]) by presence and size."""
+
+    def broken(detail: str, poisoned: bool) -> tuple[Damage, dict[str, str], list[tuple[str, str]]]:
+        return Damage("files", name, version, detail, poisoned), {}, []
 
     try:
         with open(f"{site}/{info}/RECORD", "rb") as stream:
@@ -465,7 +482,7 @@ def _inspect_package(
     except (OSError, UnicodeDecodeError, csv.Error):
         return broken(f"{info}/RECORD is missing or unreadable", True)
     record = hashlib.sha256(raw).hexdigest()
-    if seal and seal["record"] != record:
+    if known and known["record"] != record:
         return broken(f"{info}/RECORD was changed", True)
     times = hashlib.sha256()
     files: list[tuple[str, str]] = []
@@ -483,12 +500,21 @@ def _inspect_package(
             return broken(f"{path} has {stat.st_size} bytes instead of {size}", True)
         times.update(f"{path}\0{size}\0{stat.st_mtime_ns}\n".encode())
         files.append((path, digest))
-    if full or seal.get("files") != times.hexdigest():
-        for path, digest in files:
-            algorithm, _, expected = digest.partition("=")
-            if algorithm and _file_hash(f"{site}/{path}", algorithm) != expected:
-                return broken(f"{path} was changed", True)
-    return None, {"record": record, "files": times.hexdigest()}
+    return None, {"record": record, "files": times.hexdigest()}, files
+
+
+def _read(site: str, packages: list[tuple[str, str, list[tuple[str, str]]]]) -> t.Iterator[tuple[str, str, str]]:
+    """(name, version, path of the first wrong file) of each package whose content is not what its RECORD says."""
+
+    def right(file: tuple[str, str]) -> bool:
+        algorithm, _, expected = file[1].partition("=")
+        return not algorithm or _file_hash(f"{site}/{file[0]}", algorithm) == expected
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for name, version, files in packages:
+            wrong = [file[0] for file, good in zip(files, pool.map(right, files, chunksize=64)) if not good]
+            if wrong:
+                yield name, version, wrong[0]
 
 
 def _file_hash(path: str, algorithm: str) -> str:

@@ -251,7 +251,7 @@ class Environment:
 
     # -- look --
 
-    def look(self, full: bool = False) -> Look:
+    def look(self, content: _env.Content) -> Look:
         """The state of the path, without touching it."""
         mark_path = f"{self.path}/{_env.MARK}"
         if not os.path.lexists(self.path):
@@ -276,7 +276,7 @@ class Environment:
         asked = expand(self.params["python"], self.user)
         if asked and os.path.realpath(asked) != base and self.find_python()[0] != base:
             return Look(f"it was built on {base}, not on {asked}", exists=True, lock=lock)
-        found = _env.inspect(site, lock, seals, full)
+        found = _env.inspect(site, lock, seals, content)
         return Look("", exists=True, mark=mark, lock=lock, found=found)
 
     def find_python(self) -> tuple[str, dict[str, t.Any]]:
@@ -318,17 +318,20 @@ class Environment:
                 where="uv_env_root (train_root)",
                 change=f"give {self.user} a folder {self.root}, or name another one",
             )
-        cache = f"{self.root}/cache/uv/archive-v0"
-        warm = os.path.isdir(cache) and bool(os.listdir(cache))
         space = os.statvfs(standing)
-        _env.check_space(space.f_bavail * space.f_frsize, lock, warm, standing)
+        _env.check_space(space.f_bavail * space.f_frsize, lock, self.cache_is_warm(), standing)
+
+    def cache_is_warm(self) -> bool:
+        """Whether the cache holds unpacked packages of earlier builds."""
+        unpacked = f"{self.root}/cache/uv/archive-v0"
+        return os.path.isdir(unpacked) and bool(os.listdir(unpacked))
 
     # -- present --
 
     def present(self) -> dict[str, t.Any]:
         """Look, and build or repair what is not as the lock says."""
-        full = self.params["verify"] == "full"
-        look = self.look(full)
+        content: _env.Content = "all" if self.params["verify"] == "full" else "unsealed"
+        look = self.look(content)
         if look.complete:
             self.reseal(look)
             return self.result(look, [])
@@ -340,7 +343,7 @@ class Environment:
                 self.warn(look, "would be")
             return self.result(look, missing + self.changes(look), needs_uv=bool(missing))
         with self.locked():
-            look = self.look(full)
+            look = self.look(content)
             if look.complete:
                 return self.result(look, [])
             if look.wrong:
@@ -432,9 +435,11 @@ class Environment:
         """Bring site-packages to the lock and prove it by content and by imports; sets the mark's seals.
 
         A file that was damaged in one environment is damaged in the cache too, as both are one file. So a package that
-        is still wrong after its installation is taken out of the cache and fetched again, once.
+        is still wrong after its installation is taken out of the cache and fetched again, once. What is fetched now,
+        into an empty cache, uv has just compared with the lock's hashes: it is not read a second time.
         """
         for _attempt in range(2):
+            content: _env.Content = "unsealed" if self.cache_is_warm() else "none"
             self.prepare_repair(site, mark, damages)
             replaced = [damage.name for damage in damages if damage.kind == "version"]
             args = _env.sync_args(
@@ -446,7 +451,7 @@ class Environment:
                 offline=self.params["offline"],
             )
             self.uv(args)
-            found = _env.inspect(site, mark["packages"], mark["seals"])
+            found = _env.inspect(site, mark["packages"], mark["seals"], content)
             damages = [dataclasses.replace(damage, poisoned=True) for damage in found.damages]
             if not damages:
                 break
@@ -468,7 +473,7 @@ class Environment:
             self.uv([self.tool, "cache", "clean", "--force", *poisoned])
         names = {damage.name for damage in damages}
         mark["seals"] = {name: seal for name, seal in mark["seals"].items() if name not in names}
-        broken = {damage.name for damage in damages if damage.kind == "files"}
+        broken = {damage.name for damage in damages if damage.kind == "files" or damage.poisoned}
         for entry in os.listdir(site):
             if entry.endswith(".dist-info") and _env.normalise(entry.partition("-")[0]) in broken:
                 shutil.rmtree(f"{site}/{entry}")

@@ -1,0 +1,53 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""train_plan on the controller: it sees the variables and what every node is, and decides; nothing is changed."""
+
+from __future__ import annotations
+
+import os
+import typing as t
+from pathlib import Path
+
+from ansible.plugins.action import ActionBase
+
+from ..module_utils import _plan, _recipe, _sources, _wish
+from ..module_utils._env import environment_digest
+from ..module_utils._errors import FinetuneError
+
+
+class ActionModule(ActionBase):
+    TRANSFERS_FILES = False
+    _requires_connection = False
+    _VALID_ARGS = frozenset(("facts",))
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        super().run(tmp, task_vars)
+        known = task_vars or {}
+        register = str(self._task.args["facts"])
+        try:
+            wish = _wish.read(
+                {name: self._templar.template(known[name]) for name in known if name.startswith("train_")}
+            )
+            facts = {host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]}
+            sources = _sources.sources(wish, self._folders(known), facts)
+            lock = _sources.lock_path(_recipe.find(wish.recipe).environment)
+            plan = _plan.make(
+                wish,
+                sources,
+                facts,
+                corpus_digest=_sources.corpus_digest(),
+                environment={"lock": lock.stem, "digest": environment_digest(lock.read_text(encoding="utf-8"))},
+            )
+        except FinetuneError as error:
+            return {"failed": True, "msg": str(error)}
+        for line in _plan.describe(plan, sources, facts):
+            self._display.display(line)
+        result = plan.as_dict()
+        result["environment"]["path"] = str(lock)
+        return {"changed": False, "plan": result}
+
+    def _folders(self, known: t.Mapping[str, t.Any]) -> list[Path]:
+        """Where relative dataset files are looked for: beside the inventory, beside the playbook, here."""
+        places = [known.get("inventory_dir"), known.get("playbook_dir"), os.environ.get("PWD") or os.getcwd()]
+        return [Path(str(place)) for place in places if place]

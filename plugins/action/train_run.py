@@ -1,0 +1,78 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""train_run on the controller: renders what lands on the node, sends datasets it lacks, and makes one call."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+from pathlib import Path
+
+import jinja2
+from ansible.plugins.action import ActionBase
+
+from ..module_utils import _engine, _sources
+
+TEMPLATES = _sources.COLLECTION / "templates"
+
+
+class ActionModule(ActionBase):
+    TRANSFERS_FILES = True
+    _VALID_ARGS = frozenset(("state", "plan", "user", "root", "id", "name", "retry", "patience"))
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        super().run(tmp, task_vars)
+        known = task_vars or {}
+        arguments = dict(self._task.args)
+        plan = arguments.pop("plan", None)
+        if plan:
+            arguments["spec"] = self._spec(plan, arguments["state"], known)
+        return t.cast("dict[str, t.Any]", self._execute_module(module_args=arguments, task_vars=known))
+
+    def _spec(self, plan: dict[str, t.Any], state: str, known: dict[str, t.Any]) -> dict[str, t.Any]:
+        """What of the plan is for this node."""
+        spec = {**plan["nodes"][known["inventory_hostname"]], "id": plan["id"], "name": plan["name"]}
+        if state in ("stopped", "absent"):
+            return spec
+        spec["request"], spec["resolved"] = plan["request"], plan["resolved"]
+        spec["files"] = {
+            "train.yaml": render("train.yaml.j2", plan=plan, spec=spec),
+            "dataset_info.json": render("dataset_info.json.j2", spec=spec),
+            "launch.json": json.dumps(spec["launch"], indent=1, sort_keys=True) + "\n",
+        }
+        spec["unit"] = render("unit.j2", plan=plan, spec=spec)
+        spec["engine"] = engine()
+        if spec["model"]["build"] and spec["model"]["missing"]:
+            spec["model"] = {**spec["model"], "corpus": _sources.CORPUS.read_text(encoding="utf-8")}
+        if state == "staged":
+            spec["datasets"] = [self._send(dataset) for dataset in spec["datasets"]]
+        return spec
+
+    def _send(self, dataset: dict[str, t.Any]) -> dict[str, t.Any]:
+        """Put a dataset that the node lacks where the module can read it."""
+        if not dataset["missing"] or self._task.check_mode:
+            return dataset
+        if self._connection.transport == "local":
+            return {**dataset, "source": dataset["local"]}
+        folder = self._connection._shell.tmpdir or self._make_tmp_path()
+        remote = self._connection._shell.join_path(folder, dataset["digest"])
+        return {**dataset, "source": self._transfer_file(dataset["local"], remote)}
+
+
+def render(name: str, **values: t.Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    return environment.get_template(name).render(**values)
+
+
+def engine() -> dict[str, str]:
+    """The sources of the engine by file name."""
+    folder = Path(str(_engine.__file__)).parent
+    return {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py"))}

@@ -1,0 +1,45 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""train_watch on the controller: one stream of progress from rank 0 until the run ends."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.plugins.action import ActionBase
+
+from ..module_utils import _report
+
+
+class ActionModule(ActionBase):
+    _VALID_ARGS = frozenset(("plan", "run", "interval"))
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        super().run(tmp, task_vars)
+        known = task_vars or {}
+        plan, run = self._task.args["plan"], dict(self._task.args["run"])
+        spec = plan["nodes"][known["inventory_hostname"]]
+        if self._task.check_mode and run["state"] != "finished":
+            return {"changed": False, "run": run}
+        question = {"user": spec["user"], "root": spec["root"], "id": plan["id"]}
+        attempt = run.get("attempt")
+        while run["state"] == "running":
+            answer = self._execute_module(
+                module_name="llmops.finetune.train_run_info",
+                module_args={**question, "wait": float(self._task.args.get("interval", 10))},
+                task_vars=known,
+            )
+            if answer.get("failed") or answer.get("unreachable"):
+                return t.cast("dict[str, t.Any]", answer)
+            run = answer["runs"][0]
+            if run["attempt"] != attempt:
+                attempt = run["attempt"]
+                self._display.display(_report.restarted(run))
+            if run["state"] == "running" and run["line"]:
+                self._display.display(f"{run['id']}  {run['line']}")
+        for line in _report.ended(run):
+            self._display.display(line)
+        if run["state"] in ("failed", "interrupted"):
+            return {"failed": True, "msg": _report.why(run), "run": run}
+        return {"changed": False, "run": run}

@@ -1,0 +1,187 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""LLaMA-Factory's arguments: read from variables, merged with their origins, checked, written as YAML."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+import typing as t
+
+from ._errors import FinetuneError
+
+Arguments = dict[str, t.Any]
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_KEY = re.compile(r"[a-z][a-z0-9_]*")
+
+OWNED = {
+    "model_name_or_path": "train_model",
+    "model_revision": "train_model_revision",
+    "dataset": "train_datasets",
+    "dataset_dir": "train_datasets",
+    "eval_dataset": "train_eval_datasets",
+    "deepspeed": "train_engine",
+    "fsdp": "train_engine",
+    "fsdp_config": "train_engine",
+}
+"""Keys that a variable of ours decides."""
+
+RESERVED = {
+    "output_dir": "the run's folder under train_root holds the output",
+    "overwrite_output_dir": "it would start the run again from step 0",
+    "resume_from_checkpoint": "the supervisor resumes from the newest whole checkpoint",
+    "ddp_timeout": "the supervisor watches for ranks that hang",
+    "save_on_each_node": "the engine decides what each node saves",
+}
+"""Keys that a managed run owns, and why."""
+
+
+def scalar(value: t.Any) -> t.Any:
+    """A value as its author meant it: `1e-5` is text to YAML 1.1 and to the command line, yet means a number."""
+    if isinstance(value, str):
+        text = value.strip()
+        if _NUMBER.fullmatch(text):
+            return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+        return {"true": True, "false": False, "null": None}.get(text.lower(), value)
+    if isinstance(value, t.Mapping):
+        return {str(key): scalar(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [scalar(item) for item in value]
+    return value
+
+
+def parse_set(text: str) -> Arguments:
+    """`learning_rate=1e-5 lora_rank=16` as a dict. Quotes keep blanks; lists and dicts are written as JSON."""
+    try:
+        words = shlex.split(text, posix=True)
+    except ValueError as error:
+        raise FinetuneError(
+            f"train_set cannot be read: {error}.", where=f"train_set={text!r}", change="close the quote"
+        ) from None
+    arguments: Arguments = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign or not _KEY.fullmatch(key):
+            raise FinetuneError(
+                f"{word!r} is not key=value.",
+                where="train_set",
+                change='write it as train_set="learning_rate=1e-5 lora_rank=16"',
+            )
+        try:
+            arguments[key] = scalar(json.loads(value)) if value[:1] in ("[", "{") else scalar(value)
+        except ValueError:
+            raise FinetuneError(
+                f"{value!r} is not JSON.", where=f"train_set, key {key}", change="correct the brackets and quotes"
+            ) from None
+    return arguments
+
+
+def parse_args(value: t.Any) -> Arguments:
+    """train_args as a dict with numbers as numbers."""
+    if value in (None, ""):
+        return {}
+    if not isinstance(value, t.Mapping):
+        raise FinetuneError(
+            f"train_args is {type(value).__name__}, not a dict of LLaMA-Factory keys.",
+            where="train_args",
+            change='write `train_args: {learning_rate: 1.0e-4}`; on the command line use train_set="learning_rate=1e-4"',
+        )
+    for key in value:
+        if not _KEY.fullmatch(str(key)):
+            raise FinetuneError(
+                f"{key!r} is no LLaMA-Factory key.", where="train_args", change="keys are lower case words with _"
+            )
+    return t.cast(Arguments, scalar(value))
+
+
+def check(arguments: Arguments, where: str) -> None:
+    """Refuse what a managed run owns, and secrets outside train_secrets."""
+    for key in arguments:
+        if key in OWNED:
+            raise FinetuneError(
+                f"{key} is not set in {where}: {OWNED[key]} decides it.",
+                where=where,
+                change=f"set {OWNED[key]}, remove {key}",
+            )
+        if key in RESERVED:
+            raise FinetuneError(
+                f"{key} belongs to the managed run: {RESERVED[key]}.", where=where, change=f"remove {key}"
+            )
+        if key.endswith(("_token", "_api_key")):
+            raise FinetuneError(
+                f"{key} is a secret.", where=where, change=f"remove {key}; hand it over in train_secrets"
+            )
+
+
+def batch(arguments: Arguments, user: t.Container[str], world_size: int, wanted: int | None) -> tuple[int, int]:
+    """Micro-batch per rank and gradient accumulation: samples per optimizer step = micro × accumulation × world size.
+
+    user: the keys its author wrote; they are kept. wanted: train_global_batch_size, None leaves the recipe's values.
+    """
+    micro = _positive(arguments, "per_device_train_batch_size")
+    accumulation = _positive(arguments, "gradient_accumulation_steps")
+    if wanted is None:
+        return micro, accumulation
+    if "gradient_accumulation_steps" in user:
+        if "per_device_train_batch_size" not in user and wanted % (accumulation * world_size) == 0:
+            return wanted // (accumulation * world_size), accumulation
+        step = micro * accumulation * world_size if "per_device_train_batch_size" in user else accumulation * world_size
+    else:
+        if "per_device_train_batch_size" not in user and wanted % world_size == 0:
+            micro = math.gcd(micro, wanted // world_size)
+        step = micro * world_size
+        if wanted % step == 0:
+            return micro, wanted // step
+    if wanted == micro * accumulation * world_size:
+        return micro, accumulation
+    if {"per_device_train_batch_size", "gradient_accumulation_steps"} <= set(t.cast(t.Iterable[str], user)):
+        raise FinetuneError(
+            f"train_global_batch_size is {wanted}, but {micro} × {accumulation} × {world_size} ranks = {step}.",
+            where="train_global_batch_size, per_device_train_batch_size, gradient_accumulation_steps",
+            change="leave one of the three out",
+        )
+    below, above = wanted // step * step, (wanted // step + 1) * step
+    nearest = " or ".join(str(value) for value in (below, above) if value)
+    raise FinetuneError(
+        f"A global batch of {wanted} cannot be split over {world_size} rank{'s' * (world_size > 1)} in steps of {step}.",
+        where="train_global_batch_size",
+        change=f"use {nearest}, or other per_device_train_batch_size and gradient_accumulation_steps",
+    )
+
+
+def _positive(arguments: Arguments, key: str) -> int:
+    value = arguments[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise FinetuneError(f"{key} is {value!r}.", where=key, change="use a whole number from 1")
+    return value
+
+
+def to_yaml(value: t.Any) -> str:
+    """One value on one line that YAML 1.1 and 1.2 loaders and OmegaConf read as the same type.
+
+    JSON is YAML, except that YAML 1.1 takes `1e-05` for text: floats get a point.
+    """
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, float):
+        text = repr(value)
+        return text.replace("e", ".0e") if "e" in text and "." not in text else text
+    if isinstance(value, t.Mapping):
+        return "{" + ", ".join(f"{json.dumps(str(key))}: {to_yaml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(to_yaml(item) for item in value) + "]"
+    if (
+        isinstance(value, str)
+        and re.fullmatch(r"[A-Za-z_/.][\w/.@-]*", value)
+        and scalar(value) == value
+        and value.lower() not in _YAML_WORDS
+    ):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+_YAML_WORDS = frozenset(("yes", "no", "on", "off", "y", "n", "~", ".inf", ".nan", "."))

@@ -1,0 +1,108 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which checkpoints are whole, and what must go before an attempt begins.
+
+A checkpoint counts once `complete.json` lies in it: written last, after every other file is on disk, with their
+sizes. LLaMA-Factory itself would take the highest number, whole or not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from . import files
+
+MARK = "complete.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def step_of(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    return int(match.group(1)) if match else -1
+
+
+def found(output: Path) -> list[Path]:
+    """All checkpoints in an output folder, oldest first, whole or not."""
+    if not output.is_dir():
+        return []
+    return sorted((path for path in output.iterdir() if path.is_dir() and step_of(path) >= 0), key=step_of)
+
+
+def mark(checkpoint: Path) -> None:
+    """Make every file of the checkpoint durable, then say that it is whole."""
+    sizes = {}
+    for path in _members(checkpoint):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        sizes[str(path.relative_to(checkpoint))] = path.stat().st_size
+    for folder in {path.parent for path in _members(checkpoint)} | {checkpoint}:
+        files.sync_directory(folder)
+    files.write_json(checkpoint / MARK, {"step": step_of(checkpoint), "files": sizes})
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Marked, and every file still has the size it was marked with."""
+    sizes = files.read_json(checkpoint / MARK).get("files")
+    if not isinstance(sizes, dict) or "trainer_state.json" not in sizes:
+        return False
+    for name, size in sizes.items():
+        path = checkpoint / name
+        if not path.is_file() or path.stat().st_size != size:
+            return False
+    return True
+
+
+def newest_complete(output: Path) -> Path | None:
+    return next((path for path in reversed(found(output)) if is_complete(path)), None)
+
+
+def prune(output: Path, keep: int) -> None:
+    """Remove the oldest whole checkpoints beyond `keep`; called after the newest one is marked."""
+    for path in [path for path in found(output) if is_complete(path)][:-keep]:
+        remove(path)
+
+
+def remove(checkpoint: Path) -> None:
+    """Unmark first: a removal cut short leaves an incomplete checkpoint, not one that looks whole."""
+    (checkpoint / MARK).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
+
+
+def prepare(output: Path) -> Path | None:
+    """Bring an output folder to the state of its newest whole checkpoint, which is returned (None: from the start).
+
+    Torn checkpoints, results of an end that was cut short and log lines past the checkpoint go.
+    """
+    output.mkdir(exist_ok=True)
+    start = newest_complete(output)
+    for path in sorted(output.iterdir()):
+        if path.name == "trainer_log.jsonl" or (step_of(path) >= 0 and is_complete(path)):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    _truncate_log(output / "trainer_log.jsonl", step_of(start) if start else 0)
+    return start
+
+
+def _truncate_log(log: Path, last_step: int) -> None:
+    if not log.exists():
+        return
+    kept = []
+    for line in log.read_text(encoding="utf-8").splitlines():
+        try:
+            if int(json.loads(line)["current_steps"]) <= last_step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    log.write_text("".join(kept), encoding="utf-8")
+
+
+def _members(checkpoint: Path) -> list[Path]:
+    return [path for path in checkpoint.rglob("*") if path.is_file() and path.name != MARK]

@@ -1,0 +1,142 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From the traces of a failed attempt to what happened, whether it would repeat, and what to change.
+
+A catalogue: the first row whose pattern occurs in the first failing rank's error, else in the log's tail, speaks.
+"""
+
+from __future__ import annotations
+
+import re
+import typing as t
+
+
+class Diagnosis(t.NamedTuple):
+    kind: str
+    what: str
+    change: str
+    repeats: bool
+    """The same attempt would fail the same way: restarting is useless."""
+
+
+class _Row(t.NamedTuple):
+    kind: str
+    pattern: str
+    what: str
+    change: str
+    repeats: bool
+
+
+_CATALOGUE = (
+    _Row(
+        "gpu-memory",
+        r"CUDA out of memory|torch\.OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",
+        "A GPU ran out of memory.",
+        "lower cutoff_len or per_device_train_batch_size in train_args, or take recipe qlora_sft",
+        True,
+    ),
+    _Row(
+        "disk-full",
+        r"No space left on device|Disk quota exceeded",
+        "The disk is full.",
+        "free space under train_root, or lower save_total_limit in train_args",
+        True,
+    ),
+    _Row(
+        "no-samples",
+        r"Cannot find valid samples",
+        "No record of the dataset survived LLaMA-Factory's checks.",
+        "compare the records with `formatting` and `columns` in train_datasets",
+        True,
+    ),
+    _Row(
+        "hub",
+        r"couldn't connect to|LocalEntryNotFoundError|Max retries exceeded|Cannot access gated repo|"
+        r"is not a valid model identifier|Repository Not Found|OfflineModeIsEnabled",
+        "A model or dataset could not be had from its hub.",
+        "check the id in train_model or train_datasets, the node's way to the hub and, for gated ids, the token",
+        True,
+    ),
+    _Row(
+        "arguments",
+        r"not used by the HfArgumentParser|Some specified arguments are not used",
+        "LLaMA-Factory does not know one of the keys.",
+        "correct the key named in the log in train_args or train_set",
+        True,
+    ),
+    _Row(
+        "peer-lost",
+        r"Connection reset by peer|Connection closed by peer|Broken pipe|DistBackendError|DistNetworkError|"
+        r"Socket Timeout|Timed out after \d+ms",
+        "Another rank went away.",
+        "look at the first failing rank; the run resumes by itself",
+        False,
+    ),
+    _Row(
+        "port",
+        r"EADDRINUSE|[Aa]ddress already in use",
+        "The rendezvous port is in use.",
+        "end what listens there, or set another train_port",
+        False,
+    ),
+    _Row(
+        "package",
+        r"ImportError|ModuleNotFoundError",
+        "A package is missing from the environment or does not fit.",
+        "run the environment playbook; it names what differs from the lock",
+        True,
+    ),
+    _Row(
+        "error",
+        r"\b(ValueError|TypeError|KeyError|AttributeError|AssertionError|NotImplementedError|FileNotFoundError|"
+        r"PermissionError|IndexError)\b",
+        "The trainer refused its input.",
+        "read the last lines of the log; correct the value in train_args or the record they name",
+        True,
+    ),
+)
+
+_UNKNOWN = Diagnosis("unknown", "The trainer ended with an error.", "read the last lines of the log", False)
+
+
+def diagnose(*, errors: t.Sequence[dict[str, t.Any]], tail: str, signal: int = 0, stalled: str = "") -> Diagnosis:
+    """errors: what failing ranks left, earliest first (`type`, `message`, `rank`). tail: the end of the log.
+
+    signal: what killed a rank, 0 when none. stalled: why the supervisor ended the attempt itself.
+    """
+    if stalled:
+        return Diagnosis("stalled", stalled, "look where the ranks hung in the log; the run resumes by itself", False)
+    for text in ([_text(errors[0])] if errors else []) + [tail]:
+        for row in _CATALOGUE:
+            found = re.search(row.pattern, text)
+            if found:
+                where = f" Rank {errors[0].get('rank')}: {_first_line(errors[0])}" if errors else ""
+                return Diagnosis(row.kind, row.what + where, row.change, row.repeats)
+    killed = signal or _signal_in(tail)
+    if killed == 9:
+        return Diagnosis(
+            "killed",
+            "A rank was killed (SIGKILL).",
+            "if nobody did it by hand, the node ran out of memory: see its kernel log",
+            False,
+        )
+    if killed:
+        return Diagnosis("killed", f"A rank died of signal {killed}.", "read the last lines of the log", False)
+    if errors:
+        return _UNKNOWN._replace(what=f"Rank {errors[0].get('rank')}: {_first_line(errors[0])}")
+    return _UNKNOWN
+
+
+def _text(error: dict[str, t.Any]) -> str:
+    return f"{error.get('type', '')}: {error.get('message', '')}"
+
+
+def _first_line(error: dict[str, t.Any]) -> str:
+    return _text(error).strip().splitlines()[0][:300]
+
+
+def _signal_in(tail: str) -> int:
+    """torchrun names the signal of the first failed rank: `exitcode  : -9 (pid: 12)`."""
+    found = re.search(r"exitcode\s*:\s*-(\d+)", tail)
+    return int(found.group(1)) if found else 0

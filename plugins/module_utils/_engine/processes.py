@@ -1,0 +1,95 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The processes below this one: measured, and ended without leaving one behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+import typing as t
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Process(t.NamedTuple):
+    pid: int
+    parent: int
+    state: str
+    cpu_seconds: float
+    rss: int
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent dies, so that none slips away to init."""
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
+def descendants(root: int) -> list[Process]:
+    """All living processes below `root`, parents before children."""
+    children: dict[int, list[Process]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and (process := _read(int(entry))):
+            children.setdefault(process.parent, []).append(process)
+    below: list[Process] = []
+    queue = [root]
+    while queue:
+        for process in children.get(queue.pop(0), []):
+            if process.state != "Z":
+                below.append(process)
+            queue.append(process.pid)
+    return below
+
+
+def end_all(patience: float = 10.0) -> bool:
+    """Kill everything below this process and reap it; False if something survives `patience` seconds."""
+    deadline = time.monotonic() + patience
+    while True:
+        alive = descendants(os.getpid())
+        for process in alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        if not alive:
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+
+
+class Meter:
+    """CPU (percent of one core since the last reading) and memory (bytes resident) of the processes below this one."""
+
+    def __init__(self) -> None:
+        self._before = (time.monotonic(), 0.0)
+
+    def read(self) -> dict[str, float]:
+        below = descendants(os.getpid())
+        now, used = time.monotonic(), sum(process.cpu_seconds for process in below)
+        then, before = self._before
+        self._before = (now, used)
+        return {
+            "cpu": max(0.0, 100 * (used - before) / max(now - then, 1e-3)),
+            "memory": sum(process.rss for process in below),
+        }
+
+
+def _read(pid: int) -> Process | None:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return Process(
+        pid=pid,
+        parent=int(fields[1]),
+        state=fields[0],
+        cpu_seconds=(int(fields[11]) + int(fields[12])) / _TICKS,
+        rss=int(fields[21]) * _PAGE,
+    )

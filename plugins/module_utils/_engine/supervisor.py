@@ -1,0 +1,201 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The supervisor of one run on one node: `python -m engine.supervisor` in the run's folder.
+
+Takes the leases, starts torchrun, starts it again from the newest whole checkpoint when it fails, and writes down
+what became of the run. systemd's ExecStart where there is systemd, else a detached process. Stdlib only.
+
+Exit status: 0 the run finished or was stopped, 1 it failed, 2 it was interrupted, 3 the start was refused.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import types
+import typing as t
+from pathlib import Path
+
+from . import checkpoint, diagnose, files, lease, processes, rank, state
+from .state import Run
+
+POLL_SECONDS = 0.2
+USAGE_SECONDS = 2.0
+STALL_FACTOR = 10
+STALL_FLOOR_SECONDS = 300.0
+"""A step longer than 10 × the median, and than 5 minutes (evaluation, saving), counts as a stall."""
+
+
+class Supervisor:
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.launch = files.read_json(run.launch)
+        self.state: dict[str, t.Any] = files.read_json(run.state)
+        self.asked_to_end = False
+
+    def main(self) -> int:
+        token = str(files.read_json(self.run.start_request).get("token", ""))
+        held = files.lock(self.run.lock)
+        if held is None:
+            return self._refuse(token, {"kind": "running", "message": f"Run {self.run.id} is running already."})
+        holder = {"run": self.run.id, "user": getpass.getuser(), "pid": os.getpid(), "since": time.time()}
+        try:
+            lease.acquire(self.launch["leases"], holder, lease.directory(self.launch["lease_dir"]))
+        except lease.Held as error:
+            return self._refuse(token, {"kind": "lease", "message": str(error), "holder": error.holder})
+        if self.state.get("state") in ("finished", "stopped", "failed") and self.state.get("token") == token:
+            return 0  # a unit that outlived its run, started again at boot
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        processes.adopt_orphans()
+        for old in (self.run.refusal, self.run.stop_request):
+            old.unlink(missing_ok=True)
+        return self._attempts(token)
+
+    def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
+        self.asked_to_end = True
+
+    def _refuse(self, token: str, why: dict[str, t.Any]) -> int:
+        files.write_json(self.run.refusal, {**why, "token": token})
+        return 3
+
+    def _attempts(self, token: str) -> int:
+        attempt, fruitless = int(self.state.get("attempt", 0)), 0
+        while True:
+            attempt += 1
+            start = checkpoint.prepare(self.run.output)
+            before = checkpoint.step_of(start) if start else 0
+            self._write("running", attempt=attempt, token=token, from_step=before, pid=os.getpid())
+            code, stalled = self._attempt(attempt, start)
+            processes.end_all()
+            if code == 0 and files.read_json(self.run.trained).get("attempt") == attempt:
+                files.write_json(self.run.artefacts, state.inventory(self.run))
+                self._write("finished")
+                return 0
+            if self.asked_to_end:
+                stopped = self.run.stop_request.exists()
+                self._write("stopped" if stopped else "interrupted")
+                return 0 if stopped else 2
+            diagnosis = self._diagnose(attempt, code, stalled)
+            newest = checkpoint.newest_complete(self.run.output)
+            fruitless = 0 if newest and checkpoint.step_of(newest) > before else fruitless + 1
+            if diagnosis.repeats or fruitless > self.launch["max_restarts"]:
+                self._write("failed", diagnosis=diagnosis._asdict())
+                return 1
+            self._write("running", diagnosis=diagnosis._asdict())
+
+    def _attempt(self, attempt: int, start: Path | None) -> tuple[int, str]:
+        """Run torchrun to its end. Returns its exit status and why it was ended for a stall, if it was."""
+        for old in (self.run.control, self.run.trained, self.run.progress, self.run.path / "stop_at.json"):
+            old.unlink(missing_ok=True)
+        for error in self.run.logs.glob("error-rank*.json"):
+            error.unlink()
+        environment = {
+            **os.environ,
+            **self.launch["environment"],
+            rank.RESUME: str(start or ""),
+            rank.ATTEMPT: str(attempt),
+            "LLMOPS_RUN": self.run.id,
+        }
+        port = self.launch["master_port"] or free_port()
+        with open(self.run.log(attempt), "ab") as log:
+            child = subprocess.Popen(
+                command(self.launch, port),
+                cwd=self.run.path,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=rank.die_with_parent,
+            )
+        return self._watch(child)
+
+    def _watch(self, child: subprocess.Popen[bytes]) -> tuple[int, str]:
+        meter, began, measured, give_up = processes.Meter(), time.time(), 0.0, 0.0
+        while (code := child.poll()) is None:
+            time.sleep(POLL_SECONDS)
+            now = time.time()
+            if now - measured >= USAGE_SECONDS:
+                measured = now
+                files.write_json(self.run.usage, meter.read())
+                if stalled := self._stalled(began, now):
+                    processes.end_all()
+                    child.wait()
+                    return 1, stalled
+            if self.asked_to_end and not give_up:
+                files.write_json(self.run.control, {"checkpoint_and_end": True})
+                training = "step" in files.read_json(self.run.progress)
+                give_up = now + (self.launch["grace_seconds"] if training else 0)
+            if give_up and now >= give_up:
+                processes.end_all()
+                child.wait()
+                return 1, ""
+        return code, ""
+
+    def _stalled(self, began: float, now: float) -> str:
+        beat = files.read_json(self.run.progress)
+        if "median_step_seconds" not in beat:
+            limit = self.launch["start_deadline_seconds"]
+            return f"No step was made within {limit:.0f} s of the start." if now - began > limit else ""
+        limit = max(STALL_FACTOR * beat["median_step_seconds"], STALL_FLOOR_SECONDS)
+        return f"No step for {now - beat['time']:.0f} s, {limit:.0f} s allowed." if now - beat["time"] > limit else ""
+
+    def _diagnose(self, attempt: int, code: int, stalled: str) -> diagnose.Diagnosis:
+        errors = [files.read_json(path) for path in self.run.logs.glob("error-rank*.json")]
+        errors = sorted((error for error in errors if error), key=lambda error: float(error["time"]))
+        return diagnose.diagnose(
+            errors=errors, tail=tail(self.run.log(attempt)), signal=-code if code < 0 else 0, stalled=stalled
+        )
+
+    def _write(self, now: state.State, **more: t.Any) -> None:
+        if now != "running":
+            self.state.pop("pid", None)
+        if "attempt" in more:
+            self.state.pop("diagnosis", None)
+        self.state.update(more, state=now, time=time.time())
+        files.write_json(self.run.state, self.state)
+
+
+def free_port() -> int:
+    """A port for the rendezvous of a single node."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def command(launch: dict[str, t.Any], port: int) -> list[str]:
+    """torchrun with static rendezvous: ranks are the inventory's order, restarts are ours."""
+    return [
+        launch["python"],
+        "-m",
+        "torch.distributed.run",
+        f"--nnodes={launch['nnodes']}",
+        f"--node-rank={launch['node_rank']}",
+        f"--nproc-per-node={launch['nproc_per_node']}",
+        f"--master-addr={launch['master_addr']}",
+        f"--master-port={port}",
+        "--max-restarts=0",
+        "-m",
+        "engine.rank",
+    ]
+
+
+def tail(path: Path, amount: int = 20_000) -> str:
+    """The last `amount` bytes of a log as text."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - amount))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+if __name__ == "__main__":
+    sys.exit(Supervisor(Run(Path.cwd())).main())

@@ -1,0 +1,194 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a node is: its user and root, its processors and GPUs, and what lies under the root. Reads, never writes."""
+
+from __future__ import annotations
+
+import csv
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import typing as t
+from pathlib import Path
+
+from . import _dataset, _user
+from ._engine import files, state
+
+_GPU_QUERY = ("index", "uuid", "name", "memory.total", "compute_cap", "driver_version")
+
+
+def facts(user: str, root: str, name: str, here: t.Sequence[_dataset.Dataset]) -> dict[str, t.Any]:
+    """The facts the plan needs.
+
+    name: only runs of this name are read. here: datasets that lie on the node, to digest and check.
+    """
+    login = pwd.getpwuid(os.geteuid()).pw_name
+    account = _user.run_user(user, login)
+    there = _user.exists(account)
+    if not there and account != _user.DEFAULT_ACCOUNT:
+        _user.lookup(account)
+    place = _user.expand(root, account)
+
+    def read() -> dict[str, t.Any]:
+        return {
+            "runs": runs(Path(place), name),
+            "datasets": datasets(Path(place)),
+            "models": models(Path(place)),
+            "sources": [_source(dataset) for dataset in here],
+        }
+
+    return {
+        "login": login,
+        "user": account,
+        "account_exists": there,
+        "root": place,
+        "hostname": socket.gethostname(),
+        "address": address(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "disk_free": _disk_free(place),
+        "gpus": gpus(),
+        "systemd": os.path.isdir("/run/systemd/system") and os.geteuid() == 0,
+        **(_user.as_user(account, read) if there else {"runs": {}, "datasets": [], "models": [], "sources": []}),
+    }
+
+
+def runs(root: Path, name: str) -> dict[str, dict[str, t.Any]]:
+    """The runs under the root whose name is `name` (all, when empty): state, request, resolved values."""
+    known = {}
+    for folder in sorted((root / "runs").glob("*")):
+        run = state.Run(folder)
+        if name and folder.name.rpartition("-")[0] != name:
+            continue
+        record = files.read_json(run.record)
+        if record:
+            known[run.id] = {
+                "id": run.id,
+                "state": state.observe(run),
+                "request": record.get("request"),
+                "resolved": record.get("resolved"),
+                "created": record.get("created"),
+            }
+    return known
+
+
+def datasets(root: Path) -> list[str]:
+    """Names of the dataset folders whose content is as it was stored."""
+    return [folder.name for folder in sorted((root / "datasets").glob("*")) if intact(folder)]
+
+
+def intact(folder: Path) -> bool:
+    """Every file that manifest.json names has the digest it names; a file untouched since is not read again."""
+    manifest = files.read_json(folder / "manifest.json")
+    if not manifest.get("files"):
+        return False
+    for name, was in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != was["size"]:
+            return False
+        if path.stat().st_ctime_ns != was["ctime_ns"] and files.sha256(path) != was["sha256"]:
+            return False
+    return True
+
+
+def seal(folder: Path, names: t.Iterable[str]) -> None:
+    """Write the manifest that `intact` reads."""
+    entries = {}
+    for name in names:
+        now = (folder / name).stat()
+        entries[name] = {"sha256": files.sha256(folder / name), "size": now.st_size, "ctime_ns": now.st_ctime_ns}
+    files.write_json(folder / "manifest.json", {"files": entries})
+
+
+def models(root: Path) -> list[str]:
+    """Names of the model folders made here that are whole."""
+    return [
+        folder.name
+        for folder in sorted((root / "models").glob("*@*"))
+        if model_intact(folder, folder.name.partition("@")[2])
+    ]
+
+
+def model_intact(folder: Path, identity: str) -> bool:
+    """Made by the recipe `identity`, and every file has the digest it was left with."""
+    manifest = files.read_json(folder / "manifest.json")
+    return manifest.get("identity") == identity and all(
+        (folder / name).is_file() and files.sha256(folder / name) == digest
+        for name, digest in manifest.get("files", {}).items()
+    )
+
+
+def _source(dataset: _dataset.Dataset) -> dict[str, t.Any]:
+    path = Path(dataset.where).expanduser()
+    if not path.is_file():
+        return {"name": dataset.name, "missing": True}
+    report = _dataset.check(path, dataset)
+    return {
+        "name": dataset.name,
+        "missing": False,
+        "path": str(path),
+        "digest": files.sha256(path),
+        "records": report.records,
+        "fields": sorted(report.columns),
+        "faults": [list(fault) for fault in report.faults],
+    }
+
+
+def gpus() -> list[dict[str, t.Any]]:
+    """NVIDIA GPUs by index; none when there is no driver to ask. memory in bytes, compute_capability as a number."""
+    tool = shutil.which("nvidia-smi")
+    if not tool:
+        return []
+    query = [tool, f"--query-gpu={','.join(_GPU_QUERY)}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return parse_gpus(answer.stdout) if answer.returncode == 0 else []
+
+
+def parse_gpus(text: str) -> list[dict[str, t.Any]]:
+    """The answer of nvidia-smi to `_GPU_QUERY` in CSV; a field that is `[N/A]` is 0."""
+    found = []
+    for row in csv.reader(text.splitlines(), skipinitialspace=True):
+        if len(row) == len(_GPU_QUERY):
+            index, uuid, name, memory, capability, driver = row
+            found.append(
+                {
+                    "index": int(_float(index)),
+                    "uuid": uuid,
+                    "name": name,
+                    "memory": int(_float(memory) * 2**20),
+                    "compute_capability": _float(capability),
+                    "driver": driver,
+                }
+            )
+    return found
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
+
+
+def address() -> str:
+    """The address this host uses towards others: that of its default route, else of its name."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # nothing is sent: the kernel only picks the way
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
+
+
+def _disk_free(path: str) -> int:
+    """Free bytes where `path` is or will be."""
+    folder = Path(path)
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

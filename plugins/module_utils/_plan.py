@@ -1,0 +1,374 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The plan: from a wish, what the nodes are and what is recorded, to what is on each node and how its ranks start.
+
+Pure: nothing here reads a file or a clock.
+"""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import asdict, dataclass, field
+
+from . import _config, _dataset, _recipe, _request
+from ._engine import base_model, lease
+from ._env import environment_path
+from ._errors import FinetuneError
+from ._wish import DEMO_MODEL, Wish
+
+Facts = dict[str, t.Any]
+"""What node_info returned for a host."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset as found: digest of its content ("" where only its hub knows), and the fields in its records."""
+
+    dataset: _dataset.Dataset
+    digest: str
+    suffix: str = ""
+    fields: tuple[str, ...] = ()
+    local: str = ""
+    """Where it lies on the controller."""
+    evaluates: bool = False
+
+    def folder(self, root: str) -> str:
+        return f"{root}/datasets/{self.digest[:16]}"
+
+    def file_name(self, root: str) -> str:
+        return self.dataset.where if self.dataset.source == "path" else f"{self.folder(root)}/data{self.suffix}"
+
+
+@dataclass
+class Plan:
+    id: str
+    name: str
+    request: _request.Request
+    resolved: dict[str, t.Any]
+    origins: dict[str, str]
+    recorded: bool
+    """An earlier apply resolved this request; its record is reused."""
+    nodes: dict[str, dict[str, t.Any]]
+    """Per host: rank, root, user, state, files to write, datasets, model, launch."""
+    environment: dict[str, t.Any] = field(default_factory=dict)
+    difference: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, t.Any]:
+        return asdict(self)
+
+
+def request(wish: Wish, sources: t.Sequence[Source], corpus_digest: str) -> _request.Request:
+    """The wish as its identity: what the author wrote, datasets by content, the embedded model by its recipe."""
+    model: dict[str, t.Any] = {"name": wish.model, "revision": wish.model_revision}
+    if wish.model == DEMO_MODEL:
+        model = {"name": DEMO_MODEL, "recipe": base_model.identity(corpus_digest)}
+    return {
+        "name": wish.name,
+        "recipe": wish.recipe,
+        "args": wish.args,
+        "model": model,
+        "datasets": [_dataset.identity(source.dataset, source.digest) for source in sources if not source.evaluates],
+        "eval_datasets": [_dataset.identity(source.dataset, source.digest) for source in sources if source.evaluates],
+        "engine": wish.engine,
+        "global_batch_size": wish.global_batch_size or "auto",
+        "processes_per_node": wish.processes_per_node or "auto",
+    }
+
+
+def make(
+    wish: Wish,
+    sources: t.Sequence[Source],
+    facts: t.Mapping[str, Facts],
+    *,
+    corpus_digest: str,
+    environment: dict[str, str],
+) -> Plan:
+    """The plan for hosts in rank order. environment: name and digest of the lock that is current."""
+    if not facts:
+        raise FinetuneError(
+            "There is no host to train on.", where="inventory, group trainers", change="add a host or widen --limit"
+        )
+    wanted = request(wish, sources, corpus_digest)
+    run_id = _request.run_id(wanted)
+    ranks = {host: _local_ranks(wish, host, node) for host, node in facts.items()}
+    world_size = sum(ranks.values())
+    first = next(iter(facts.values()))
+    record = {} if wish.refresh else dict(first["runs"].get(run_id, {}).get("resolved", {}))
+    recorded = record.get("world_size") == world_size
+    resolved, origins = _resolve(wish, sources, facts, world_size, corpus_digest, environment)
+    plan = Plan(run_id, wish.name, wanted, record if recorded else resolved, origins, recorded, {})
+    plan.environment = {**plan.resolved["environment"], "current": plan.resolved["environment"] == environment}
+    plan.difference = _against_last(run_id, wanted, first)
+    plan.notices = _notices(wish, plan, record, resolved)
+    for rank, (host, node) in enumerate(facts.items()):
+        plan.nodes[host] = _node(plan, wish, sources, facts, host, node, rank, ranks)
+    return plan
+
+
+def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Facts]) -> list[str]:
+    """The plan as a person reads it."""
+    arguments, resolved = plan.resolved["arguments"], plan.resolved
+    first = next(iter(plan.nodes.values()))
+    model = resolved["model"]
+    made = " (made on the node from the demo text)" if model["name"] == DEMO_MODEL else f" at {model['revision']}"
+    batch = f"{arguments['per_device_train_batch_size']} × {arguments['gradient_accumulation_steps']} × {resolved['world_size']}"
+    lines = [
+        f"Run {plan.id}: {first['state']}",
+        f"  recipe  {plan.request['recipe']}, environment {resolved['environment']['lock']} {plan.environment['digest']}",
+        f"  model   {model['name']}{made}",
+        "  data    "
+        + ", ".join(source.dataset.name + (" (held out)" if source.evaluates else "") for source in sources),
+        f"  batch   {resolved['global_batch_size']} = {batch} (micro-batch × accumulation × ranks)",
+    ]
+    for host, node in plan.nodes.items():
+        count = len(node["launch"]["leases"]) if facts[host]["gpus"] else 0
+        device = f"{count} × {facts[host]['gpus'][0]['name']}" if count else f"{facts[host]['cpus']} CPUs, no GPU"
+        lines.append(
+            f"  node {node['node_rank']:<2} {host}: {device}, {node['launch']['nproc_per_node']} process(es), {node['folder']}"
+        )
+    lines += [f"  {line}" for line in plan.difference]
+    return lines + [f"  note    {notice}" for notice in plan.notices]
+
+
+def _local_ranks(wish: Wish, host: str, node: Facts) -> int:
+    """Processes on a node: one per GPU that is used, else as asked, else one."""
+    gpus = chosen_gpus(wish.gpus, node["gpus"], host)
+    if gpus and wish.processes_per_node not in (None, len(gpus)):
+        raise FinetuneError(
+            f"{wish.processes_per_node} processes on {len(gpus)} GPUs of {host}: each rank drives one GPU.",
+            where="train_processes_per_node",
+            change="leave it at auto, or choose as many GPUs with train_gpus",
+        )
+    return len(gpus) or wish.processes_per_node or 1
+
+
+def chosen_gpus(wanted: str, present: t.Sequence[dict[str, t.Any]], host: str) -> list[dict[str, t.Any]]:
+    """train_gpus: `all`, a number of GPUs, or indices and UUIDs separated by commas."""
+    if wanted == "all" or not present:
+        return list(present)
+    if wanted.isdigit():
+        if int(wanted) > len(present):
+            raise FinetuneError(
+                f"{host} has {len(present)} GPUs, {wanted} are asked for.",
+                where="train_gpus",
+                change=f"use at most {len(present)}",
+            )
+        return list(present[: int(wanted)])
+    names = {str(gpu["index"]): gpu for gpu in present} | {gpu["uuid"]: gpu for gpu in present}
+    chosen = []
+    for word in filter(None, (part.strip() for part in wanted.rstrip(",").split(","))):
+        if word not in names:
+            raise FinetuneError(
+                f"{host} has no GPU {word}.", where="train_gpus", change="use one of " + ", ".join(names)
+            )
+        chosen.append(names[word])
+    return chosen
+
+
+def _resolve(
+    wish: Wish,
+    sources: t.Sequence[Source],
+    facts: t.Mapping[str, Facts],
+    world_size: int,
+    corpus_digest: str,
+    environment: dict[str, str],
+) -> tuple[dict[str, t.Any], dict[str, str]]:
+    """LLaMA-Factory's arguments without paths, and where each came from."""
+    recipe = _recipe.find(wish.recipe)
+    layers: list[tuple[str, dict[str, t.Any]]] = [(f"recipe {wish.recipe}", recipe.arguments)]
+    if wish.model == DEMO_MODEL:
+        layers.append(("model demo", base_model.RECIPE["fine_tuning"]))
+    arguments: dict[str, t.Any] = {}
+    origins: dict[str, str] = {}
+    for origin, values in layers:
+        arguments.update(values)
+        origins.update(dict.fromkeys(values, origin))
+    arguments.update(wish.args)
+    origins.update(wish.origins)
+    for key, value in _precision(wish, facts).items():
+        arguments[key], origins[key] = value, "GPUs of the nodes"
+    if any(source.evaluates for source in sources) and "do_eval" not in arguments:
+        arguments["do_eval"], origins["do_eval"] = True, "train_eval_datasets"
+    micro, accumulation = _config.batch(arguments, wish.args, world_size, wish.global_batch_size)
+    for key, value in (("per_device_train_batch_size", micro), ("gradient_accumulation_steps", accumulation)):
+        if arguments[key] != value:
+            arguments[key], origins[key] = value, "train_global_batch_size"
+    model = {"name": wish.model, "revision": wish.model_revision}
+    if wish.model == DEMO_MODEL:
+        model = {"name": DEMO_MODEL, "revision": base_model.identity(corpus_digest)}
+    return {
+        "arguments": arguments,
+        "world_size": world_size,
+        "global_batch_size": micro * accumulation * world_size,
+        "engine": "ddp" if world_size > 1 else "single",
+        "model": model,
+        "environment": environment,
+    }, origins
+
+
+def _precision(wish: Wish, facts: t.Mapping[str, Facts]) -> dict[str, t.Any]:
+    """bf16 from compute capability 8.0 on, fp16 below, float32 without a GPU; unless the author chose."""
+    if {"bf16", "fp16", "pure_bf16"} & wish.args.keys():
+        return {}
+    gpus = [gpu for host, node in facts.items() for gpu in chosen_gpus(wish.gpus, node["gpus"], host)]
+    if not gpus:
+        return {}
+    return {"bf16": True} if all(gpu["compute_capability"] >= 8 for gpu in gpus) else {"fp16": True}
+
+
+def _against_last(run_id: str, wanted: _request.Request, node: Facts) -> list[str]:
+    """How a new request differs from the newest recorded run of the same name."""
+    others = [run for other, run in node["runs"].items() if other != run_id and run.get("request")]
+    if run_id in node["runs"] or not others:
+        return []
+    last = max(others, key=lambda run: float(run.get("created") or 0))
+    return [f"compared with {last['id']}:", *_request.difference(last["request"], wanted)]
+
+
+def _notices(wish: Wish, plan: Plan, record: dict[str, t.Any], resolved: dict[str, t.Any]) -> list[str]:
+    notices = []
+    if record and not plan.recorded:
+        notices.append(
+            f"The run was resolved for {record.get('world_size')} ranks, now there are {resolved['world_size']}: resolved again."
+        )
+    if plan.recorded:
+        for key in ("environment", "model"):
+            if record[key] != resolved[key]:
+                notices.append(
+                    f"Drift: the run keeps {key} {record[key]}; train_resolve=refresh would take {resolved[key]}."
+                )
+    if wish.model != DEMO_MODEL and "template" not in plan.resolved["arguments"]:
+        notices.append("No `template` is given: LLaMA-Factory takes the chat template of the model's tokenizer.")
+    return notices
+
+
+def _node(
+    plan: Plan,
+    wish: Wish,
+    sources: t.Sequence[Source],
+    facts: t.Mapping[str, Facts],
+    host: str,
+    node: Facts,
+    rank: int,
+    ranks: t.Mapping[str, int],
+) -> dict[str, t.Any]:
+    root = node["root"]
+    folder = f"{root}/runs/{plan.id}"
+    gpus = chosen_gpus(wish.gpus, node["gpus"], host)
+    environment = environment_path(root, plan.environment["digest"])
+    return {
+        "node_rank": rank,
+        "user": node["user"],
+        "root": root,
+        "folder": folder,
+        "account_missing": not node["account_exists"],
+        "state": node["runs"].get(plan.id, {}).get("state", "absent"),
+        "arguments": _arguments(plan, sources, root, folder, ranks),
+        "dataset_info": {
+            source.dataset.name: _dataset.info(source.dataset, source.file_name(root), source.fields)
+            for source in sources
+        },
+        "datasets": [
+            {
+                "name": source.dataset.name,
+                "digest": source.digest,
+                "folder": source.folder(root),
+                "file": source.file_name(root),
+                "local": source.local,
+                "missing": source.digest[:16] not in node["datasets"],
+            }
+            for source in sources
+            if source.local
+        ],
+        "model": {**_model(plan, root), "missing": _model(plan, root)["path"].rpartition("/")[2] not in node["models"]},
+        "launch": {
+            "python": f"{environment}/bin/python",
+            "nnodes": len(facts),
+            "node_rank": rank,
+            "nproc_per_node": ranks[host],
+            "master_addr": _master(wish, facts),
+            "master_port": wish.port if len(facts) > 1 else 0,
+            "environment": _variables(plan, sources, node, gpus, environment, ranks[host]),
+            "leases": [gpu["uuid"] for gpu in gpus] or [lease.CPU],
+            "lease_dir": wish.lease_dir,
+            "max_restarts": wish.max_restarts,
+            "grace_seconds": 120,
+            "start_deadline_seconds": 3600,
+        },
+        "systemd": node["systemd"],
+    }
+
+
+def _master(wish: Wish, facts: t.Mapping[str, Facts]) -> str:
+    """The address of rank 0; ranks of a single node meet on loopback."""
+    if len(facts) == 1:
+        return "127.0.0.1"
+    return wish.address or str(next(iter(facts.values()))["address"])
+
+
+def _model(plan: Plan, root: str) -> dict[str, t.Any]:
+    """Where the model lies on the node; `build` says that it is made there from the demo text."""
+    model = plan.resolved["model"]
+    if model["name"] == DEMO_MODEL:
+        return {"build": True, "path": f"{root}/models/{DEMO_MODEL}@{model['revision']}", "identity": model["revision"]}
+    return {"build": False, "path": model["name"], "identity": ""}
+
+
+def _arguments(
+    plan: Plan, sources: t.Sequence[Source], root: str, folder: str, ranks: t.Mapping[str, int]
+) -> list[dict[str, str]]:
+    """Every line of train.yaml: key, value as YAML, where it came from."""
+    paths: dict[str, t.Any] = {"model_name_or_path": _model(plan, root)["path"]}
+    if plan.resolved["model"]["name"] != DEMO_MODEL and not paths["model_name_or_path"].startswith("/"):
+        paths["model_revision"] = plan.resolved["model"]["revision"]
+    paths["dataset"] = ",".join(source.dataset.name for source in sources if not source.evaluates)
+    if any(source.evaluates for source in sources):
+        paths["eval_dataset"] = ",".join(source.dataset.name for source in sources if source.evaluates)
+    paths["dataset_dir"] = folder
+    paths["output_dir"] = f"{folder}/output"
+    owners = {
+        "model_name_or_path": "train_model",
+        "model_revision": "train_model_revision",
+        "dataset": "train_datasets",
+        "eval_dataset": "train_eval_datasets",
+        "dataset_dir": "the run's folder",
+        "output_dir": "the run's folder",
+    }
+    lines = [{"key": key, "value": _config.to_yaml(value), "origin": owners[key]} for key, value in paths.items()]
+    for key, value in plan.resolved["arguments"].items():
+        lines.append({"key": key, "value": _config.to_yaml(value), "origin": plan.origins.get(key, "record")})
+    return lines
+
+
+def _variables(
+    plan: Plan,
+    sources: t.Sequence[Source],
+    node: Facts,
+    gpus: t.Sequence[dict[str, t.Any]],
+    environment: str,
+    ranks: int,
+) -> dict[str, str]:
+    """Environment variables of the ranks on one node."""
+    cache = f"{node['root']}/cache"
+    variables = {
+        "PATH": f"{environment}/bin:/usr/local/bin:/usr/bin:/bin",
+        "PYTHONUNBUFFERED": "1",
+        "HF_HOME": f"{cache}/huggingface",
+        "MPLBACKEND": "Agg",
+        "MPLCONFIGDIR": f"{cache}/matplotlib",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if gpus:
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpu["uuid"] for gpu in gpus)
+        variables["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+        variables["TORCH_NCCL_AVOID_RECORD_STREAMS"] = "1"
+    else:
+        variables["DS_ACCELERATOR"] = "cpu"
+        variables["OMP_NUM_THREADS"] = str(max(1, node["cpus"] // ranks))
+    if _model(plan, "")["path"].startswith("/") and all(
+        source.dataset.source in ("file", "path") for source in sources
+    ):
+        variables["HF_HUB_OFFLINE"] = "1"
+    return variables

@@ -1,0 +1,66 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Recipes: named sets of LLaMA-Factory's keys. The values are starting points that `train_args` overrides."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ._errors import FinetuneError
+
+
+class Recipe(t.NamedTuple):
+    purpose: str
+    hardware: str
+    environment: str
+    """The lock the recipe runs in: requirements/node-<environment>.txt."""
+    arguments: dict[str, t.Any]
+
+
+_EVERY_RUN: dict[str, t.Any] = {
+    "do_train": True,
+    "cutoff_len": 2048,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 8,
+    "num_train_epochs": 3,
+    "lr_scheduler_type": "cosine",
+    "warmup_ratio": 0.1,
+    "logging_steps": 10,
+    "save_steps": 100,
+    "save_total_limit": 2,
+    "plot_loss": True,
+    "report_to": "none",
+}
+
+RECIPES: dict[str, Recipe] = {
+    "lora_sft": Recipe(
+        purpose="supervised fine-tuning of a low-rank adapter",
+        hardware="one GPU that holds the model in 16 bits, or a CPU for small models",
+        environment="main",
+        arguments={
+            **_EVERY_RUN,
+            "stage": "sft",
+            "finetuning_type": "lora",
+            "lora_rank": 8,
+            "lora_target": "all",
+            "learning_rate": 1e-4,
+        },
+    ),
+    "full_sft": Recipe(
+        purpose="supervised fine-tuning of all weights",
+        hardware="about 18 bytes of GPU memory per parameter, or a CPU for small models",
+        environment="main",
+        arguments={**_EVERY_RUN, "stage": "sft", "finetuning_type": "full", "learning_rate": 1e-5},
+    ),
+}
+
+
+def find(name: str) -> Recipe:
+    """The recipe of that name; an unknown name is refused with the ones there are."""
+    try:
+        return RECIPES[name]
+    except KeyError:
+        raise FinetuneError(
+            f"There is no recipe {name!r}.", where="train_recipe", change="use one of " + ", ".join(sorted(RECIPES))
+        ) from None

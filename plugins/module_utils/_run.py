@@ -1,0 +1,323 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A run on one node: staged, started, stopped, removed. What differs is changed, and each change is told.
+
+Every function takes `changes`; with `changes.dry` nothing is written and the same list comes out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+import typing as t
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import _node, _state
+from ._engine import files, lease, progress, state, supervisor
+from ._errors import FinetuneError
+
+START_SECONDS = 30.0
+
+
+@dataclass
+class Changes:
+    """What an apply changes, or in check mode would change."""
+
+    dry: bool
+    made: list[dict[str, str]] = field(default_factory=list)
+
+    def add(self, action: str, path: Path | str) -> bool:
+        """Note a change; True when it is to be made."""
+        self.made.append({"action": action, "path": str(path)})
+        return not self.dry
+
+
+def stage(spec: dict[str, t.Any], changes: Changes, *, retry: bool) -> dict[str, t.Any]:
+    """Bring everything the run needs onto the node, and say what it is and what comes next."""
+    run = state.Run(Path(spec["folder"]))
+    now = state.observe(run)
+    step = _state.next_step(now, retry=retry)
+    if step == "refuse":
+        raise _failed(run)
+    if now == "finished":
+        step = _check_results(run, changes, retry=retry)
+    for dataset in spec["datasets"]:
+        _stage_dataset(dataset, changes)
+    if spec["model"]["build"]:
+        _stage_model(spec, changes)
+    _stage_files(run, spec, changes, starting=step == "start")
+    return {"state": now if now != "absent" else "staged", "next": step, **report(run)}
+
+
+def report(run: state.Run) -> dict[str, t.Any]:
+    """What `status` shows of a run."""
+    now = state.observe(run)
+    written = files.read_json(run.state)
+    beat = progress.read(run) if now not in ("absent", "staged") else {}
+    answer: dict[str, t.Any] = {
+        "id": run.id,
+        "state": now,
+        "progress": beat,
+        "line": progress.line(beat) if beat else "",
+        "attempt": written.get("attempt", 0),
+        "from_step": written.get("from_step", 0),
+        "diagnosis": written.get("diagnosis"),
+        "log": str(run.log(int(written["attempt"]))) if written.get("attempt") else "",
+        "summary": progress.summary(run) if now == "finished" else None,
+    }
+    if now == "failed":
+        answer["tail"] = supervisor.tail(run.log(int(written["attempt"])), 4000).splitlines()[-15:]
+    return answer
+
+
+def _failed(run: state.Run) -> FinetuneError:
+    told = files.read_json(run.state).get("diagnosis") or {}
+    written = files.read_json(run.state)
+    return FinetuneError(
+        f"Run {run.id} failed in attempt {written.get('attempt')}. {told.get('what', '')}".strip(),
+        where=str(run.log(int(written.get("attempt", 1)))),
+        change=f"{told.get('change', 'read the log')}; the same request again: -e train_retry=true",
+    )
+
+
+def _check_results(run: state.Run, changes: Changes, *, retry: bool) -> _state.Step:
+    """A finished run whose results were damaged is not trusted; with retry it is restored from its last checkpoint."""
+    faults = state.damaged(run)
+    if not faults:
+        return "nothing"
+    if not retry:
+        raise FinetuneError(
+            f"Run {run.id} is finished, but its results are not what it left.",
+            where="\n          ".join([str(run.path), *faults]),
+            change="put the files back, or run again with -e train_retry=true: it goes on from the newest whole checkpoint",
+        )
+    if changes.add("remove", run.artefacts):
+        files.write_json(run.state, {**files.read_json(run.state), "state": "interrupted"})
+        run.artefacts.unlink(missing_ok=True)
+    return "start"
+
+
+def _stage_dataset(dataset: dict[str, t.Any], changes: Changes) -> None:
+    """Store the bytes that were sent under their digest; what is there and whole is left alone."""
+    folder = Path(dataset["folder"])
+    if _node.intact(folder):
+        return
+    if not changes.add("update" if folder.exists() else "create", folder):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path = Path(dataset["file"])
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    digest = hashlib.sha256()
+    with open(temporary, "wb") as file:
+        while chunk := dataset["stream"].read(1 << 20):
+            digest.update(chunk)
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    if digest.hexdigest() != dataset["digest"]:
+        temporary.unlink()
+        raise FinetuneError(
+            f"Dataset {dataset['name']!r} is not the file that was planned with.",
+            where=dataset["file"],
+            change="run again; if the file is being written to, wait for it",
+        )
+    os.replace(temporary, path)
+    _node.seal(folder, [path.name])
+
+
+def _stage_model(spec: dict[str, t.Any], changes: Changes) -> None:
+    """Make the embedded base model, unless it is there and whole."""
+    folder = Path(spec["model"]["path"])
+    if _node.model_intact(folder, spec["model"]["identity"]):
+        return
+    if not changes.add("update" if folder.exists() else "build", folder):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    workshop = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        write_files(workshop, {f"engine/{name}": text for name, text in spec["engine"].items()})
+        corpus = workshop / "corpus.jsonl"
+        corpus.write_text(spec["model"]["corpus"], encoding="utf-8")
+        _make_model(spec, workshop, corpus, folder)
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _make_model(spec: dict[str, t.Any], workshop: Path, corpus: Path, folder: Path) -> None:
+    command = [spec["launch"]["python"], "-m", "engine.base_model", "--corpus", str(corpus), "--output", str(folder)]
+    environment = {**os.environ, **spec["launch"]["environment"]}
+    made = subprocess.run(command, cwd=workshop, env=environment, capture_output=True, text=True, check=False)
+    if made.returncode != 0 or not _node.model_intact(folder, spec["model"]["identity"]):
+        last = "\n          ".join((made.stdout + made.stderr).strip().splitlines()[-5:])
+        raise FinetuneError(
+            "The embedded base model could not be made.",
+            where=last or f"exit status {made.returncode}",
+            change="see the lines above; the environment playbook checks the packages",
+        )
+
+
+def _stage_files(run: state.Run, spec: dict[str, t.Any], changes: Changes, *, starting: bool) -> None:
+    """Write the run's own files. A file that differs from what was staged is put back; when the run is about to
+    start, every file is brought to what is wanted now."""
+    wanted: dict[str, str] = {**spec["files"], **{f"engine/{name}": text for name, text in spec["engine"].items()}}
+    record = files.read_json(run.record)
+    staged: dict[str, str] = record.get("files", {})
+    stale = {
+        name: text
+        for name, text in wanted.items()
+        if _digest_on_disk(run.path / name) != (_digest(text) if starting or name not in staged else staged[name])
+    }
+    for name in sorted(stale):
+        if not name.startswith("engine/"):
+            changes.add("update" if (run.path / name).exists() else "create", run.path / name)
+    if any(name.startswith("engine/") for name in stale):
+        changes.add("update" if (run.path / "engine").exists() else "create", run.path / "engine")
+    if changes.dry or (not stale and record):
+        return
+    for folder in (run.path, run.logs, run.output):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_files(run.path, stale)
+    files.write_json(
+        run.record,
+        {
+            "run": run.id,
+            "request": spec["request"],
+            "resolved": spec["resolved"],
+            "created": record.get("created", time.time()),
+            "files": {**staged, **{name: _digest(text) for name, text in stale.items()}},
+        },
+    )
+
+
+def write_files(folder: Path, contents: t.Mapping[str, str]) -> None:
+    for name, text in contents.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest_on_disk(path: Path) -> str:
+    try:
+        return files.sha256(path)
+    except OSError:
+        return ""
+
+
+def find(root: Path, run_id: str, name: str) -> list[state.Run]:
+    """The recorded runs under a root: the one of that id, else those of that name, else all."""
+    if run_id:
+        return [state.Run(root / "runs" / run_id)]
+    found = [state.Run(path.parent) for path in sorted((root / "runs").glob("*/run.json"))]
+    return [run for run in found if not name or run.id.rpartition("-")[0] == name]
+
+
+def ask_start(spec: dict[str, t.Any], changes: Changes) -> str:
+    """Check that the leases are free and leave the token that the supervisor will answer; empty: nothing to start."""
+    run = state.Run(Path(spec["folder"]))
+    if state.observe(run) == "running":
+        return ""
+    _refuse_if_held(spec)
+    if not changes.add("start", run.path):
+        return ""
+    token = uuid.uuid4().hex
+    files.write_json(run.start_request, {"token": token})
+    return token
+
+
+def spawn(spec: dict[str, t.Any]) -> dict[str, t.Any]:
+    """Start the supervisor as the user we are, detached from this process; returns its pid."""
+    run = state.Run(Path(spec["folder"]))
+    with open(run.logs / "supervisor.log", "ab") as log:
+        child = subprocess.Popen(
+            [spec["launch"]["python"], "-m", "engine.supervisor"],
+            cwd=run.path,
+            env={**os.environ, **spec["launch"]["environment"]},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    return {"pid": child.pid}
+
+
+def _refuse_if_held(spec: dict[str, t.Any]) -> None:
+    """Name the holder of a lease before anything is started."""
+    held = lease.holders(spec["launch"]["leases"], lease.directory(spec["launch"]["lease_dir"]))
+    for key, holder in held.items():
+        raise _held(lease.describe(key, holder), holder)
+
+
+def _held(message: str, holder: dict[str, t.Any]) -> FinetuneError:
+    return FinetuneError(
+        message,
+        where=f"run {holder.get('run', '?')}",
+        change="wait for it, stop it (playbook stop, -e train_name=…), or choose other GPUs with train_gpus",
+    )
+
+
+def wait_until_started(run: state.Run, token: str) -> dict[str, t.Any]:
+    """Until the supervisor answers the token: it holds its leases, or it was refused them."""
+    log = run.logs / "supervisor.log"
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if files.read_json(run.state).get("token") == token:
+            return report(run)
+        refusal = files.read_json(run.refusal)
+        if refusal.get("token") == token:
+            raise _held(str(refusal["message"]), refusal.get("holder") or {})
+        time.sleep(0.1)
+    raise FinetuneError(
+        f"The supervisor did not start within {START_SECONDS:.0f} s.",
+        where="\n          ".join([str(log), *supervisor.tail(log, 2000).splitlines()[-5:]]),
+        change="read that log",
+    )
+
+
+def stop(run: state.Run, changes: Changes, *, patience: float) -> dict[str, t.Any]:
+    """Have the supervisor save a checkpoint and end, and wait for it. Nothing to do when nothing runs."""
+    if state.observe(run) != "running":
+        return report(run)
+    if not changes.add("stop", run.path):
+        return report(run)
+    files.write_json(run.stop_request, {"time": time.time()})
+    deadline = time.monotonic() + patience
+    signalled = 0
+    while files.locked(run.lock):
+        pid = int(files.read_json(run.state).get("pid") or 0)
+        if pid and pid != signalled:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            signalled = pid
+        if time.monotonic() > deadline:
+            raise FinetuneError(
+                f"Run {run.id} did not end within {patience:.0f} s.",
+                where=str(run.path),
+                change="look at its processes; run stop again",
+            )
+        time.sleep(0.1)
+    return report(run)
+
+
+def remove(run: state.Run, changes: Changes, *, patience: float) -> dict[str, t.Any]:
+    """Stop the run and remove its folder; environments, models and datasets stay."""
+    if not run.path.exists():
+        return report(run)
+    stop(run, changes, patience=patience)
+    if changes.add("remove", run.path):
+        shutil.rmtree(run.path)
+    return report(run)

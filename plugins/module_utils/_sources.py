@@ -1,0 +1,110 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The controller's side of datasets and models: files found, digested and checked before a node is asked for anything."""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import replace
+from pathlib import Path
+
+from . import _dataset
+from ._engine import files
+from ._errors import FinetuneError
+from ._plan import Facts, Source
+from ._wish import Wish
+
+COLLECTION = Path(__file__).absolute().parents[2]
+FILES = COLLECTION / "roles" / "train" / "files"
+CORPUS = FILES / _dataset.DEMO["demo"]
+"""The text that the embedded base model is made of."""
+
+
+def corpus_digest() -> str:
+    return files.sha256(CORPUS)
+
+
+def lock_path(environment: str) -> Path:
+    """The lock of an environment profile."""
+    return COLLECTION / "requirements" / f"node-{environment}.txt"
+
+
+def sources(wish: Wish, folders: t.Sequence[Path], facts: t.Mapping[str, Facts]) -> list[Source]:
+    """Every dataset of the wish with its digest. folders: where relative files are looked for, in order."""
+    found = []
+    for variable, datasets, evaluates in (
+        ("train_datasets", wish.datasets, False),
+        ("train_eval_datasets", wish.eval_datasets, True),
+    ):
+        for dataset in datasets:
+            if dataset.source == "registered":
+                dataset = _registered(dataset, variable)
+            if dataset.source == "file":
+                found.append(_on_controller(dataset, variable, folders, evaluates))
+            elif dataset.source == "path":
+                found.append(_on_nodes(dataset, variable, facts, evaluates))
+            else:
+                found.append(Source(dataset, "", evaluates=evaluates))
+    return found
+
+
+def _registered(dataset: _dataset.Dataset, variable: str) -> _dataset.Dataset:
+    if dataset.where not in _dataset.DEMO:
+        raise FinetuneError(
+            f"There is no dataset {dataset.where!r} here.",
+            where=variable,
+            change=f"use {' or '.join(_dataset.DEMO)}, or describe yours with file, path or hub",
+        )
+    return replace(dataset, source="file", where=str(FILES / _dataset.DEMO[dataset.where]))
+
+
+def _on_controller(dataset: _dataset.Dataset, variable: str, folders: t.Sequence[Path], evaluates: bool) -> Source:
+    wanted = Path(dataset.where).expanduser()
+    candidates = [wanted] if wanted.is_absolute() else [folder / wanted for folder in folders]
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if path is None:
+        raise FinetuneError(
+            f"Dataset {dataset.name!r}: there is no file {dataset.where} on this controller.",
+            where=f"{variable}, looked in " + ", ".join(str(candidate.parent) for candidate in candidates),
+            change="correct `file`, or use `path` for a file on the node",
+        )
+    report = _dataset.check(path, dataset)
+    _dataset.refuse(dataset, variable, str(path), report)
+    return Source(
+        dataset, files.sha256(path), path.suffix, tuple(sorted(report.columns)), str(path.absolute()), evaluates
+    )
+
+
+def _on_nodes(dataset: _dataset.Dataset, variable: str, facts: t.Mapping[str, Facts], evaluates: bool) -> Source:
+    """A dataset that is on every node already: the same bytes everywhere, or the run is refused."""
+    seen: dict[str, dict[str, t.Any]] = {}
+    for host, node in facts.items():
+        answer: dict[str, t.Any] = next(
+            (source for source in node["sources"] if source["name"] == dataset.name), {"missing": True}
+        )
+        if answer["missing"]:
+            raise FinetuneError(
+                f"Dataset {dataset.name!r}: there is no file {dataset.where} on {host}.",
+                where=variable,
+                change="put it there, or use `file`",
+            )
+        faults = [_dataset.Fault(*fault) for fault in answer["faults"]]
+        _dataset.refuse(dataset, variable, f"{host}:{dataset.where}", _dataset.Report(answer["records"], faults))
+        seen[host] = answer
+    digests = {answer["digest"] for answer in seen.values()}
+    if len(digests) > 1:
+        raise FinetuneError(
+            f"Dataset {dataset.name!r} differs between nodes.",
+            where=", ".join(f"{host}: {answer['digest'][:12]}" for host, answer in seen.items()),
+            change="copy one file to all of them, or use `file`",
+        )
+    first = next(iter(seen.values()))
+    return Source(
+        replace(dataset, where=first["path"]),
+        first["digest"],
+        Path(dataset.where).suffix,
+        tuple(first["fields"]),
+        "",
+        evaluates,
+    )

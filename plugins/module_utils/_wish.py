@@ -1,0 +1,136 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the author of a run wrote: the role's variables, read and checked."""
+
+from __future__ import annotations
+
+import re
+import typing as t
+from dataclasses import dataclass
+
+from . import _config, _dataset, _recipe
+from ._errors import FinetuneError
+
+DEMO_MODEL = "demo"
+"""train_model for the base model that is made on the spot."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_STATES = ("finished", "staged", "stopped", "absent")
+_ENGINES = ("auto", "ddp")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One run as wished for. None stands for `auto`."""
+
+    name: str
+    recipe: str
+    args: _config.Arguments
+    """train_args, then train_set over it."""
+    origins: dict[str, str]
+    """Which of the two each key of `args` came from."""
+    model: str
+    model_revision: str
+    datasets: list[_dataset.Dataset]
+    eval_datasets: list[_dataset.Dataset]
+    engine: str
+    gpus: str
+    global_batch_size: int | None
+    processes_per_node: int | None
+    address: str
+    port: int
+    user: str
+    root: str
+    state: str
+    retry: bool
+    refresh: bool
+    max_restarts: int
+    lease_dir: str
+
+
+def read(variables: t.Mapping[str, t.Any]) -> Wish:
+    """The wish in a role's variables (train_…); FinetuneError names the variable that is wrong."""
+    recipe = str(variables.get("train_recipe") or "")
+    _recipe.find(recipe)
+    written = _config.parse_args(variables.get("train_args"))
+    single = _config.parse_set(str(variables.get("train_set") or ""))
+    _config.check(written, "train_args")
+    _config.check(single, "train_set")
+    name = str(variables.get("train_name") or recipe.replace("_", "-"))
+    if not _NAME.fullmatch(name):
+        raise FinetuneError(
+            f"{name!r} is no name for a run.", where="train_name", change="use small letters, digits, . _ and -"
+        )
+    datasets = _dataset.parse(variables.get("train_datasets") or [], "train_datasets")
+    if not datasets:
+        raise FinetuneError("There is nothing to train on.", where="train_datasets", change="name at least one dataset")
+    model = str(variables.get("train_model") or "")
+    if not model:
+        raise FinetuneError(
+            "There is no model to train.", where="train_model", change="name a hub id or a path on the node"
+        )
+    return Wish(
+        name=name,
+        recipe=recipe,
+        args={**written, **single},
+        origins={**dict.fromkeys(written, "train_args"), **dict.fromkeys(single, "train_set")},
+        model=model,
+        model_revision=str(variables.get("train_model_revision") or "main"),
+        datasets=datasets,
+        eval_datasets=_dataset.parse(variables.get("train_eval_datasets") or [], "train_eval_datasets"),
+        engine=_one_of(variables, "train_engine", _ENGINES),
+        gpus=str(variables.get("train_gpus", "all")),
+        global_batch_size=_count(variables, "train_global_batch_size"),
+        processes_per_node=_count(variables, "train_processes_per_node"),
+        address=str(variables.get("train_address") or ""),
+        port=_number(variables, "train_port"),
+        user=str(variables.get("train_user") or ""),
+        root=_root(str(variables.get("train_root") or "")),
+        state=_one_of(variables, "train_state", _STATES),
+        retry=_switch(variables, "train_retry"),
+        refresh=_one_of(variables, "train_resolve", ("record", "refresh")) == "refresh",
+        max_restarts=_number(variables, "train_max_restarts"),
+        lease_dir=str(variables.get("train_lease_dir") or ""),
+    )
+
+
+def _root(root: str) -> str:
+    if not root.startswith(("/", "~/")):
+        raise FinetuneError(
+            f"{root!r} is not a full path on the node.", where="train_root", change="begin it with / or ~/"
+        )
+    return root.rstrip("/")
+
+
+def _one_of(variables: t.Mapping[str, t.Any], name: str, choices: t.Sequence[str]) -> str:
+    value = str(variables.get(name))
+    if value not in choices:
+        raise FinetuneError(f"{name} is {value!r}.", where=name, change="use one of " + ", ".join(choices))
+    return value
+
+
+def _number(variables: t.Mapping[str, t.Any], name: str) -> int:
+    value = _config.scalar(variables.get(name))
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise FinetuneError(f"{name} is {value!r}.", where=name, change="use a whole number")
+    return value
+
+
+def _count(variables: t.Mapping[str, t.Any], name: str) -> int | None:
+    if variables.get(name) in (None, "", "auto"):
+        return None
+    value = _number(variables, name)
+    if value < 1:
+        raise FinetuneError(f"{name} is {value}.", where=name, change="use auto or a whole number from 1")
+    return value
+
+
+def _switch(variables: t.Mapping[str, t.Any], name: str) -> bool:
+    value = _config.scalar(variables.get(name))
+    words = {"yes": True, "no": False, "on": True, "off": False}
+    if isinstance(value, str):
+        value = words.get(value.lower(), value)
+    if not isinstance(value, bool):
+        raise FinetuneError(f"{name} is {value!r}.", where=name, change="use true or false")
+    return value

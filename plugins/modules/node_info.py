@@ -1,0 +1,119 @@
+#!/usr/bin/python
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Ansible module: what a node is, for the plan."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: node_info
+short_description: What a node is and what of a run lies on it
+version_added: 0.1.0
+description:
+  - Returns the facts that M(llmops.finetune.train_plan) needs from a node in one call.
+  - Changes nothing and needs no facts gathered before.
+author: llmops.finetune contributors (@llmops-finetune)
+options:
+  user:
+    description: The account that runs belong to. Empty for the login user; for root, the account V(llmops).
+    type: str
+    default: ""
+  root:
+    description: Folder on the node that holds environments, datasets, models and runs. V(~) is the home of the account.
+    type: str
+    default: ~/llmops
+  name:
+    description: Read only the runs of this name. Empty reads all.
+    type: str
+    default: ""
+  datasets:
+    description:
+      - Entries as in the role's C(train_datasets). Those with V(path) lie on the node; they are digested and checked
+        record by record, the others are left alone.
+    type: list
+    elements: raw
+    default: []
+attributes:
+  check_mode:
+    description: Runs the same in check mode.
+    support: full
+  diff_mode:
+    description: Has nothing to show.
+    support: none
+  idempotent:
+    description: Changes nothing.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: See what the nodes are
+  llmops.finetune.node_info:
+  register: node
+"""
+
+RETURN = r"""
+node:
+  description: Facts of the node.
+  returned: always
+  type: dict
+  contains:
+    user:
+      description: Account that runs belong to.
+      type: str
+    root:
+      description: The root with V(~) expanded.
+      type: str
+    cpus:
+      description: Processors this process may use.
+      type: int
+    memory:
+      description: Memory in bytes.
+      type: int
+    disk_free:
+      description: Free bytes where the root is or will be.
+      type: int
+    gpus:
+      description: NVIDIA GPUs with index, uuid, name, memory in bytes, compute capability, driver.
+      type: list
+      elements: dict
+    runs:
+      description: Recorded runs by id with state, request and resolved values.
+      type: dict
+    datasets:
+      description: Stored datasets whose content is intact.
+      type: list
+      elements: str
+    sources:
+      description: Digest, number of records and faults of each of O(datasets).
+      type: list
+      elements: dict
+"""
+
+from ansible.module_utils.basic import AnsibleModule  # noqa: E402
+
+from ..module_utils import _dataset, _node  # noqa: E402
+from ..module_utils._errors import FinetuneError  # noqa: E402
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "user": {"type": "str", "default": ""},
+            "root": {"type": "str", "default": "~/llmops"},
+            "name": {"type": "str", "default": ""},
+            "datasets": {"type": "list", "elements": "raw", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    given = module.params
+    try:
+        here = [dataset for dataset in _dataset.parse(given["datasets"], "train_datasets") if dataset.source == "path"]
+        node = _node.facts(given["user"], given["root"], given["name"], here)
+    except FinetuneError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(changed=False, node=node)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+#!/usr/bin/python
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Ansible module: documentation of an action plugin that runs on the controller."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: train_plan
+short_description: Decide what a run is and where its ranks go
+version_added: 0.1.0
+description:
+  - Reads the inputs of the role M(llmops.finetune.train) from the variables of the play, and what
+    M(llmops.finetune.node_info) returned on every host of the play.
+  - Checks both, computes the identity of the run and everything that lands on each node. The order of hosts in the
+    play is the node rank.
+  - Prints the plan. Runs on the controller only.
+author: llmops.finetune contributors (@llmops-finetune)
+options:
+  facts:
+    description: Name of the variable in which each host registered its M(llmops.finetune.node_info).
+    type: str
+    required: true
+attributes:
+  check_mode:
+    description: Runs the same in check mode.
+    support: full
+  diff_mode:
+    description: The difference to the last run of the same name is in RV(plan) and printed.
+    support: none
+  idempotent:
+    description: Changes nothing.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: See what the nodes are
+  llmops.finetune.node_info:
+  register: node
+
+- name: Decide
+  llmops.finetune.train_plan:
+    facts: node
+  run_once: true
+  register: plan
+"""
+
+RETURN = r"""
+plan:
+  description: The plan.
+  returned: success
+  type: dict
+  contains:
+    id:
+      description: Id of the run.
+      type: str
+    request:
+      description: What the author wrote, in canonical form. The run id is its digest.
+      type: dict
+    resolved:
+      description: LLaMA-Factory's arguments, world size, engine, model revision and environment.
+      type: dict
+    recorded:
+      description: Whether an earlier apply resolved this request and its record is reused.
+      type: bool
+    difference:
+      description: What differs from the newest run of the same name.
+      type: list
+      elements: str
+    notices:
+      description: What a person should know, such as drift.
+      type: list
+      elements: str
+    nodes:
+      description: Per host, what lands on it and how its ranks are started.
+      type: dict
+"""

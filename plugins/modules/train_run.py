@@ -1,0 +1,203 @@
+#!/usr/bin/python
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Ansible module: a run on one node."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: train_run
+short_description: A fine-tuning run on a node
+version_added: 0.1.0
+description:
+  - Brings one run on one node to a state, from the plan that M(llmops.finetune.train_plan) made.
+  - The action plugin of the same name renders the files and sends the datasets; the node does the rest in one call.
+author: llmops.finetune contributors (@llmops-finetune)
+options:
+  state:
+    description:
+      - V(staged) has everything in place that the run needs.
+      - V(started) has its supervisor running.
+      - V(stopped) has nothing running; a checkpoint is saved first.
+      - V(absent) has the folder of the run gone. Environments, models and datasets stay.
+    type: str
+    choices: [staged, started, stopped, absent]
+    required: true
+  plan:
+    description: What M(llmops.finetune.train_plan) returned. The action plugin reads it.
+    type: dict
+  spec:
+    description: What of the plan is for this node, with rendered files. Set by the action plugin.
+    type: dict
+  user:
+    description: The account that runs belong to, when there is no O(plan). Empty for the login user; for root V(llmops).
+    type: str
+    default: ""
+  root:
+    description: Folder on the node that holds the runs, when there is no O(plan).
+    type: str
+    default: ~/llmops
+  id:
+    description: The run to stop or remove, when there is no O(plan).
+    type: str
+    default: ""
+  name:
+    description: Without O(plan) and O(id), every run of this name is stopped or removed. Empty for all.
+    type: str
+    default: ""
+  retry:
+    description: Try a failed or stopped run again, and restore damaged results.
+    type: bool
+    default: false
+  patience:
+    description: Seconds to wait for a run to end when it is stopped.
+    type: float
+    default: 180
+attributes:
+  check_mode:
+    description: Predicts RV(changes) and writes nothing.
+    support: full
+  diff_mode:
+    description: RV(changes) lists what differs, contents are not shown.
+    support: none
+  idempotent:
+    description: A second call changes nothing.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: End whatever runs under this root
+  llmops.finetune.train_run:
+    state: stopped
+
+- name: Have everything in place
+  llmops.finetune.train_run:
+    state: staged
+    plan: "{{ plan }}"
+"""
+
+RETURN = r"""
+runs:
+  description: What the runs are that were stopped or removed.
+  returned: with O(state=stopped) and O(state=absent)
+  type: list
+  elements: dict
+changes:
+  description: What was changed, or in check mode would be, as dicts of action and path.
+  returned: always
+  type: list
+  elements: dict
+run:
+  description: What the run is now - id, state, progress, line to read, summary, diagnosis.
+  returned: with O(state=staged) and O(state=started)
+  type: dict
+next:
+  description: With O(state=staged), what an apply does next - start, watch or nothing.
+  returned: with O(state=staged)
+  type: str
+"""
+
+import contextlib  # noqa: E402
+import os  # noqa: E402
+import pathlib  # noqa: E402
+import pwd  # noqa: E402
+import typing as t  # noqa: E402
+
+from ansible.module_utils.basic import AnsibleModule  # noqa: E402
+
+from ..module_utils import _run, _unit, _user  # noqa: E402
+from ..module_utils._engine.state import Run  # noqa: E402
+from ..module_utils._errors import FinetuneError  # noqa: E402
+
+Answer = dict[str, t.Any]
+
+
+def staged(spec: Answer, given: Answer, changes: _run.Changes) -> Answer:
+    with contextlib.ExitStack() as opened:
+        datasets = []
+        for dataset in spec["datasets"]:
+            # opened as the login user, who may read what was sent
+            stream = opened.enter_context(open(dataset["source"], "rb")) if dataset.get("source") else None
+            datasets.append({**dataset, "stream": stream})
+        wanted = {**spec, "datasets": datasets}
+        return as_user(spec, lambda: changed(changes, _run.stage(wanted, changes, retry=given["retry"])), changes)
+
+
+def started(spec: Answer, given: Answer, changes: _run.Changes) -> Answer:
+    run = Run(pathlib.Path(spec["folder"]))
+    asked = as_user(spec, lambda: changed(changes, {"token": _run.ask_start(spec, changes)}), changes)
+    if asked["token"]:
+        if spec["systemd"]:
+            _unit.start(run.id, spec["unit"])
+        else:
+            as_user(spec, lambda: _run.spawn(spec), changes)
+        return {
+            **as_user(spec, lambda: _run.wait_until_started(run, asked["token"]), changes),
+            "changes": asked["changes"],
+        }
+    return {**as_user(spec, lambda: _run.report(run), changes), "changes": asked["changes"]}
+
+
+def ended(spec: Answer, given: Answer, changes: _run.Changes) -> Answer:
+    """Stop, or stop and remove, each run that is meant."""
+    root = pathlib.Path(_user.expand(spec["root"], spec["user"]))
+    act = _run.stop if given["state"] == "stopped" else _run.remove
+
+    def end() -> Answer:
+        runs = _run.find(root, spec["id"], spec["name"])
+        return changed(changes, {"runs": [act(run, changes, patience=given["patience"]) for run in runs]})
+
+    answer = as_user(spec, end, changes)
+    if os.geteuid() == 0 and not changes.dry:
+        for run in answer["runs"]:
+            _unit.remove(run["id"])
+    return answer
+
+
+def changed(changes: _run.Changes, answer: Answer) -> Answer:
+    return {**answer, "changes": changes.made}
+
+
+def as_user(spec: Answer, work: t.Callable[[], Answer], changes: _run.Changes) -> Answer:
+    """As the run's user; in check mode that account may not be there yet, and nothing is written."""
+    if changes.dry and not _user.exists(spec["user"]):
+        return work()
+    return _user.as_user(spec["user"], work)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["staged", "started", "stopped", "absent"], "required": True},
+            "plan": {"type": "dict"},
+            "spec": {"type": "dict"},
+            "user": {"type": "str", "default": ""},
+            "root": {"type": "str", "default": "~/llmops"},
+            "id": {"type": "str", "default": ""},
+            "name": {"type": "str", "default": ""},
+            "retry": {"type": "bool", "default": False},
+            "patience": {"type": "float", "default": 180},
+        },
+        supports_check_mode=True,
+    )
+    os.umask(0o022)
+    given = module.params
+    changes = _run.Changes(dry=module.check_mode)
+    act = {"staged": staged, "started": started, "stopped": ended, "absent": ended}[given["state"]]
+    spec = given["spec"] or {
+        "user": _user.run_user(given["user"], pwd.getpwuid(os.geteuid()).pw_name),
+        **{key: given[key] for key in ("root", "id", "name")},
+    }
+    try:
+        answer = act(spec, given, changes)
+    except FinetuneError as error:
+        module.fail_json(msg=str(error))
+    made = answer.pop("changes")
+    if "runs" in answer:
+        module.exit_json(changed=bool(made), changes=made, runs=answer["runs"])
+    module.exit_json(changed=bool(made), changes=made, next=answer.pop("next", ""), run=answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+#!/usr/bin/python
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Ansible module: documentation of an action plugin that runs on the controller."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: train_watch
+short_description: Follow a run until it ends
+version_added: 0.1.0
+description:
+  - Prints one line of progress per interval, and a summary when the run is finished.
+  - Fails with the diagnosis when the run fails or is interrupted. Ending the play does not end the run.
+  - Runs on the controller and asks rank 0 through M(llmops.finetune.train_run_info).
+author: llmops.finetune contributors (@llmops-finetune)
+options:
+  plan:
+    description: What M(llmops.finetune.train_plan) returned.
+    type: dict
+    required: true
+  run:
+    description: What M(llmops.finetune.train_run) returned last.
+    type: dict
+    required: true
+  interval:
+    description: Seconds between two lines.
+    type: float
+    default: 10
+attributes:
+  check_mode:
+    description: Returns at once in check mode.
+    support: full
+  diff_mode:
+    description: Has nothing to show.
+    support: none
+  idempotent:
+    description: Changes nothing.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Follow the run
+  llmops.finetune.train_watch:
+    plan: "{{ plan.plan }}"
+    run: "{{ started.run }}"
+  run_once: true
+"""
+
+RETURN = r"""
+run:
+  description: What the run is now.
+  returned: always
+  type: dict
+"""
