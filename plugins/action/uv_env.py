@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import typing as t
+from pathlib import Path
 
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
@@ -64,7 +65,7 @@ class ActionModule(ActionBase):
         return str((task_vars or {}).get("inventory_hostname", "node"))
 
     def _lock_path(self, asked: str) -> str:
-        """The lock on the controller: absolute, beside the playbook or role, or in this collection's requirements."""
+        """The lock on the controller: absolute, beside playbook or role, or in this collection's requirements."""
         if not asked:
             raise FinetuneError("No lock is named.", where="uv_env_lock", change="name a hashed requirements file")
         here = os.path.expanduser(asked)
@@ -77,7 +78,7 @@ class ActionModule(ActionBase):
             raise FinetuneError(
                 f"There is no lock {asked!r} on the controller.",
                 where="uv_env_lock",
-                change="name an absolute path, one relative to the playbook, or a file in the collection's requirements",
+                change="name an absolute path, one beside the playbook, or a file of the collection's requirements",
             )
         return here
 
@@ -100,8 +101,7 @@ class ActionModule(ActionBase):
 def read_lock_file(path: str) -> str:
     """The text of a lock, refused here when it is none: before any host is asked."""
     try:
-        with open(path, encoding="utf-8") as stream:
-            text = stream.read()
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise FinetuneError(f"The lock cannot be read: {error}.", where=path, change="see uv_env_lock") from None
     environment_digest(text)
@@ -141,7 +141,7 @@ def check_uv(uv: str) -> None:
             where="the Python that runs Ansible",
             change="install the controller's lock (requirements/controller.txt), or put uv on the PATH",
         )
-    with open(uv, "rb") as stream:
+    with Path(uv).open("rb") as stream:
         head = stream.read(20)
     if head[:5] != b"\x7fELF\x02" or head[18:20] != b"\x3e\x00":
         raise FinetuneError(
@@ -153,7 +153,7 @@ def check_uv(uv: str) -> None:
 
 def file_sha256(path: str) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as stream:
+    with Path(path).open("rb") as stream:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

@@ -16,6 +16,7 @@ import re
 import typing as t
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ._errors import FinetuneError
 
@@ -73,7 +74,7 @@ def normalise(name: str) -> str:
 
 
 def read_lock(text: str, name: str = "the lock") -> list[Requirement]:
-    """The requirements of a hashed lock, in file order. Anything that is not `name==version … --hash=…` is refused."""
+    """The requirements of a hashed lock, in file order; what is not `name==version … --hash=…` is refused."""
     found = []
     for number, line in _logical_lines(text):
         where = f"{name}, line {number}: {line[:80]}"
@@ -83,7 +84,7 @@ def read_lock(text: str, name: str = "the lock") -> list[Requirement]:
             raise FinetuneError(
                 "A lock holds requirements only, no options.",
                 where=where,
-                change="remove the line; an index is named with uv_env_index_url, a wheel folder with uv_env_find_links",
+                change="remove it; an index is named with uv_env_index_url, a wheel folder with uv_env_find_links",
             )
         match = _REQUIREMENT.fullmatch(spec)
         if match is None or not hashes:
@@ -288,7 +289,7 @@ def _padded(version: str) -> tuple[int, ...]:
 
 
 def same_version(installed: str, locked: str) -> bool:
-    """Whether two spellings are one version: 1.0 and 1.0.0, 2024.01 and 2024.1; a local part counts if the lock has one."""
+    """Whether two spellings are one version (1.0 and 1.0.0); a local part counts if the lock has one."""
 
     def key(version: str) -> tuple[str, ...]:
         public = re.sub(r"[-_]", ".", version.lower().strip()).removeprefix("v")
@@ -371,7 +372,7 @@ def check_platform(system: str, machine: str, libc: str, lock: t.Mapping[str, st
 
 
 def check_space(free: int, lock: t.Mapping[str, str], warm: bool, root: str) -> None:
-    """Refuse before a build that cannot fit. free: bytes; warm: the cache already holds files, which cost nothing again."""
+    """Refuse a build that cannot fit. free: bytes; warm: the cache holds files, which cost nothing again."""
     needed = TORCH_BYTES if "torch" in lock and not warm else SMALL_BYTES
     if free < needed:
         raise FinetuneError(
@@ -476,8 +477,7 @@ def _inspect_package(
         return Damage("files", name, version, detail, poisoned), {}, []
 
     try:
-        with open(f"{site}/{info}/RECORD", "rb") as stream:
-            raw = stream.read()
+        raw = Path(f"{site}/{info}/RECORD").read_bytes()
         rows = [row for row in csv.reader(raw.decode().splitlines()) if row]
     except (OSError, UnicodeDecodeError, csv.Error):
         return broken(f"{info}/RECORD is missing or unreadable", True)
@@ -521,7 +521,7 @@ def _file_hash(path: str, algorithm: str) -> str:
     """A file's hash as RECORD writes it: URL-safe base64 without padding."""
     digest = hashlib.new(algorithm)
     try:
-        with open(path, "rb") as stream:
+        with Path(path).open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
     except OSError:
@@ -591,10 +591,15 @@ _TROUBLES = (
         "free some space, or put uv_env_root (train_root) on a larger file system",
     ),
     Trouble(
+        r"permission denied|os error 13",
+        "Some files of the environment belong to somebody else.",
+        "give them to the environment's user (chown -R below uv_env_root), or remove the environment and apply again",
+    ),
+    Trouble(
         r"network (connectivity )?(was|is) disabled|not found in the cache|packages were unavailable because index|"
         r"not found in the provided package locations",
         "A package is not in the wheel folder or the cache, and the network may not be used.",
-        "put it into the folder of uv_env_find_links (for an sdist also setuptools and wheel), or set uv_env_offline=false",
+        "put it into the folder of uv_env_find_links (for an sdist also setuptools), or set uv_env_offline=false",
     ),
     Trouble(
         r"dns error|error sending request|tcp connect|connection (refused|reset|closed)|timed out|unreachable|"

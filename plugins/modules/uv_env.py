@@ -36,7 +36,8 @@ options:
     default: ""
   python:
     description:
-      - The Python (3.11 to 3.13) on the node that carries the environment. Another one than the environment has rebuilds it.
+      - The Python (3.11 to 3.13) on the node that carries the environment.
+        An environment that was built on another one is built again.
       - By default the first that fits of C(python3.11), C(python3.12), C(python3.13), C(python3) in C(/usr/bin),
         C(/usr/local/bin), the C(PATH) and C(~/.local/bin).
     type: str
@@ -57,7 +58,9 @@ options:
     type: str
     default: ""
   find_links:
-    description: A folder of wheels on the node, for sites without an index.
+    description:
+      - A folder of wheels on the node, for sites without an index.
+      - A package that exists as source only (DeepSpeed, jieba) also needs its build tools there (setuptools).
     type: str
     default: ""
   offline:
@@ -95,7 +98,7 @@ options:
 attributes:
   check_mode:
     support: full
-    description: Predicts the same changes as an apply, refuses what an apply would refuse up front, and creates nothing.
+    description: Predicts the changes of an apply, refuses what an apply refuses up front, and creates nothing.
   diff_mode:
     support: none
     description: The changes are in the return value.
@@ -198,6 +201,7 @@ import signal
 import subprocess
 import time
 import typing as t
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
@@ -257,8 +261,7 @@ class Environment:
         if not os.path.lexists(self.path):
             return Look("it is not there", exists=False)
         try:
-            with open(mark_path, encoding="utf-8") as stream:
-                mark = json.load(stream)
+            mark = json.loads(Path(mark_path).read_text(encoding="utf-8"))
             if (mark["format"], mark["digest"]) != (FORMAT, self.digest):
                 return Look("its completion mark is of another environment", exists=True)
             version = tuple(int(part) for part in mark["python_version"].split("."))
@@ -382,7 +385,7 @@ class Environment:
         if "deepspeed" in look.lock and not os.path.exists(f"{include}/Python.h"):
             minor = ".".join(look.mark["python_version"].split(".")[:2])
             notes.append(
-                f"Python.h of Python {minor} is not on this node; DeepSpeed needs it (and a C++ compiler) when it first "
+                f"Python.h of Python {minor} is not on this node; DeepSpeed needs it and a C++ compiler when it first "
                 f"compiles an operation: apt install python{minor}-dev g++"
             )
         return {
@@ -405,8 +408,7 @@ class Environment:
         started = time.monotonic()
         self.clear()
         self.uv(_env.venv_args(self.tool, self.path, base))
-        with open(f"{self.path}/lock.txt", "w", encoding="utf-8") as stream:
-            stream.write(self.params["lock"])
+        Path(f"{self.path}/lock.txt").write_text(self.params["lock"], encoding="utf-8")
         mark = {
             "format": FORMAT,
             "lock": self.name,
@@ -523,7 +525,7 @@ class Environment:
         digest = hashlib.sha256()
         os.makedirs(os.path.dirname(self.tool), exist_ok=True)
         try:
-            with open(temporary, "wb") as target:
+            with Path(temporary).open("wb") as target:
                 while chunk := self.uv_stream.read(1 << 20):
                     digest.update(chunk)
                     target.write(chunk)
@@ -566,7 +568,7 @@ class Environment:
 
     def write_mark(self, mark: dict[str, t.Any]) -> None:
         temporary = f"{self.path}/.{_env.MARK}.{os.getpid()}"
-        with open(temporary, "w", encoding="utf-8") as stream:
+        with Path(temporary).open("w", encoding="utf-8") as stream:
             json.dump(mark, stream, indent=1, sort_keys=True)
             stream.write("\n")
             stream.flush()
@@ -595,12 +597,12 @@ class Environment:
 
     @contextlib.contextmanager
     def locked(self) -> t.Iterator[str]:
-        """Hold this environment's lock, a kernel flock: gone with its last holder, never stale. Yields the lock's path."""
+        """Hold this environment's lock, a kernel flock: gone with its last holder, never stale. Yields its path."""
         path = f"{self.root}/envs/.lock-{self.digest}"
         os.makedirs(os.path.dirname(path), exist_ok=True)
         deadline = time.monotonic() + LOCK_WAIT
         while True:
-            stream = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held beyond this block
+            stream = Path(path).open("a+", encoding="utf-8")
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -669,8 +671,7 @@ def _site(path: str, version: t.Sequence[int]) -> str:
 
 def _sha256(path: str) -> str:
     try:
-        with open(path, "rb") as stream:
-            return hashlib.sha256(stream.read()).hexdigest()
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError:
         return ""
 
@@ -687,7 +688,7 @@ def _probe(path: str) -> dict[str, t.Any]:
 
 
 def as_user(user: str, work: t.Callable[[], dict[str, t.Any]]) -> dict[str, t.Any]:
-    """What `work` returns, run as `user`. Root gives itself up in a child, so that it can still tidy up after itself."""
+    """What `work` returns, run as `user`. Root drops in a child, so that Ansible can still tidy up after it."""
     account = lookup(user)
     if os.geteuid() == account.pw_uid:
         return work()
@@ -703,7 +704,7 @@ def as_user(user: str, work: t.Callable[[], dict[str, t.Any]]) -> dict[str, t.An
             answer = {"result": work()}
         except FinetuneError as error:
             answer = {"error": [error.what, error.where, error.change]}
-        except Exception as error:  # noqa: BLE001 - the parent must get an answer
+        except Exception as error:
             answer = {"error": [f"{type(error).__name__}: {error}", "", "report this as a defect of uv_env"]}
         finally:
             with os.fdopen(writing, "w") as stream:
@@ -734,7 +735,7 @@ def apply(params: dict[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
     with contextlib.ExitStack() as stack:
         if params["uv_src"]:
             try:
-                uv_stream = stack.enter_context(open(params["uv_src"], "rb"))
+                uv_stream = stack.enter_context(Path(params["uv_src"]).open("rb"))
             except OSError as error:
                 raise FinetuneError(
                     f"The shipped uv cannot be read: {error.strerror}.", where=params["uv_src"]
