@@ -88,7 +88,7 @@ def parse_args(value: t.Any) -> Arguments:
         raise FinetuneError(
             f"train_args is {type(value).__name__}, not a dict of LLaMA-Factory keys.",
             where="train_args",
-            change='write `train_args: {learning_rate: 1.0e-4}`; on the command line use train_set="learning_rate=1e-4"',
+            change='write `train_args: {learning_rate: 1.0e-4}`; for one key: train_set="learning_rate=1e-4"',
         )
     for key in value:
         if not _KEY.fullmatch(str(key)):
@@ -147,7 +147,7 @@ def batch(arguments: Arguments, user: t.Container[str], world_size: int, wanted:
     below, above = wanted // step * step, (wanted // step + 1) * step
     nearest = " or ".join(str(value) for value in (below, above) if value)
     raise FinetuneError(
-        f"A global batch of {wanted} cannot be split over {world_size} rank{'s' * (world_size > 1)} in steps of {step}.",
+        f"A global batch of {wanted} cannot be split over {world_size} rank(s) in steps of {step}.",
         where="train_global_batch_size",
         change=f"use {nearest}, or other per_device_train_batch_size and gradient_accumulation_steps",
     )

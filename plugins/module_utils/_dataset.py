@@ -261,7 +261,8 @@ def _sharegpt(record: dict[str, t.Any], columns: dict[str, str], tags: dict[str,
         expected = answers if i % 2 else asks
         if message[role_key] not in expected:
             return (
-                f"turn {i + 1} is from {message[role_key]!r}, {' or '.join(sorted(map(str, expected)))} is due: the record would be dropped",
+                f"turn {i + 1} is from {message[role_key]!r}, but {' or '.join(sorted(map(str, expected)))} is due: "
+                "the record would be dropped",
                 "let question and answer alternate, the question first",
             )
     if not messages or len(messages) % 2:

@@ -113,21 +113,21 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
     first = next(iter(plan.nodes.values()))
     model = resolved["model"]
     made = " (made on the node from the demo text)" if model["name"] == DEMO_MODEL else f" at {model['revision']}"
-    batch = f"{arguments['per_device_train_batch_size']} × {arguments['gradient_accumulation_steps']} × {resolved['world_size']}"
+    micro, accumulation = arguments["per_device_train_batch_size"], arguments["gradient_accumulation_steps"]
+    batch = f"{micro} × {accumulation} × {resolved['world_size']} (micro-batch × accumulation × ranks)"
     lines = [
         f"Run {plan.id}: {first['state']}",
-        f"  recipe  {plan.request['recipe']}, environment {resolved['environment']['lock']} {plan.environment['digest']}",
+        f"  recipe  {plan.request['recipe']}, environment {plan.environment['lock']} {plan.environment['digest']}",
         f"  model   {model['name']}{made}",
         "  data    "
         + ", ".join(source.dataset.name + (" (held out)" if source.evaluates else "") for source in sources),
-        f"  batch   {resolved['global_batch_size']} = {batch} (micro-batch × accumulation × ranks)",
+        f"  batch   {resolved['global_batch_size']} = {batch}",
     ]
     for host, node in plan.nodes.items():
         count = len(node["launch"]["leases"]) if facts[host]["gpus"] else 0
         device = f"{count} × {facts[host]['gpus'][0]['name']}" if count else f"{facts[host]['cpus']} CPUs, no GPU"
-        lines.append(
-            f"  node {node['node_rank']:<2} {host}: {device}, {node['launch']['nproc_per_node']} process(es), {node['folder']}"
-        )
+        ranks = node["launch"]["nproc_per_node"]
+        lines.append(f"  node {node['node_rank']:<2} {host}: {device}, {ranks} process(es), {node['folder']}")
     lines += [f"  {line}" for line in plan.difference]
     return lines + [f"  note    {notice}" for notice in plan.notices]
 
@@ -231,7 +231,7 @@ def _notices(wish: Wish, plan: Plan, record: dict[str, t.Any], resolved: dict[st
     notices = []
     if record and not plan.recorded:
         notices.append(
-            f"The run was resolved for {record.get('world_size')} ranks, now there are {resolved['world_size']}: resolved again."
+            f"Resolved again: recorded for {record.get('world_size')} ranks, now there are {resolved['world_size']}."
         )
     if plan.recorded:
         for key in ("environment", "model"):

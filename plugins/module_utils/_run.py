@@ -97,7 +97,7 @@ def _check_results(run: state.Run, changes: Changes, *, retry: bool) -> _state.S
         raise FinetuneError(
             f"Run {run.id} is finished, but its results are not what it left.",
             where="\n          ".join([str(run.path), *faults]),
-            change="put the files back, or run again with -e train_retry=true: it goes on from the newest whole checkpoint",
+            change="put the files back, or -e train_retry=true to go on from the newest whole checkpoint",
         )
     if changes.add("remove", run.artefacts):
         files.write_json(run.state, {**files.read_json(run.state), "state": "interrupted"})

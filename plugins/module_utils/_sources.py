@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The controller's side of datasets and models: files found, digested and checked before a node is asked for anything."""
+"""The controller's side of datasets and models: files found, digested and checked before a node is touched."""
 
 from __future__ import annotations
 

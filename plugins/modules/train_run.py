@@ -31,7 +31,7 @@ options:
     description: What of the plan is for this node, with rendered files. Set by the action plugin.
     type: dict
   user:
-    description: The account that runs belong to, when there is no O(plan). Empty for the login user; for root V(llmops).
+    description: The account that runs belong to, when there is no O(plan). Empty as for M(llmops.finetune.node_info).
     type: str
     default: ""
   root:

@@ -80,10 +80,10 @@ runs:
       type: dict
 """
 
+import os  # noqa: E402
 import pathlib  # noqa: E402
 import pwd  # noqa: E402
 import time  # noqa: E402
-import os  # noqa: E402
 import typing as t  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402

@@ -32,7 +32,8 @@ class Held(Exception):
 
 def describe(key: str, holder: dict[str, t.Any]) -> str:
     what = "The CPUs of this node are" if key == CPU else f"{key} is"
-    return f"{what} held by run {holder.get('run', '?')} (user {holder.get('user', '?')}, process {holder.get('pid', '?')})."
+    run, user, pid = (holder.get(key, "?") for key in ("run", "user", "pid"))
+    return f"{what} held by run {run} (user {user}, process {pid})."
 
 
 def directory(asked: str = "") -> Path:

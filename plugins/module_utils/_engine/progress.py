@@ -121,8 +121,8 @@ def summary_lines(facts: dict[str, t.Any]) -> list[str]:
         lines.append(text)
     if facts.get("train_runtime"):
         lines.append(
-            f"speed     {facts['samples_per_second']:.1f} samples/s, {duration(facts['train_runtime'])} in the last attempt"
-            + (f" of {facts['attempts']}" if (facts.get("attempts") or 1) > 1 else "")
+            f"speed     {facts['samples_per_second']:.1f} samples/s, {duration(facts['train_runtime'])}"
+            + (f" in the last of {facts['attempts']} attempts" if (facts.get("attempts") or 1) > 1 else "")
         )
     lines += [f"weights   {path}" for path in facts.get("weights", [])]
     lines += [f"plot      {path}" for path in facts.get("plots", [])]
