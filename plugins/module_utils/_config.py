@@ -126,31 +126,28 @@ def batch(arguments: Arguments, user: t.Container[str], world_size: int, wanted:
     accumulation = _positive(arguments, "gradient_accumulation_steps")
     if wanted is None:
         return micro, accumulation
-    if "gradient_accumulation_steps" in user:
-        if "per_device_train_batch_size" not in user and wanted % (accumulation * world_size) == 0:
-            return wanted // (accumulation * world_size), accumulation
-        step = micro * accumulation * world_size if "per_device_train_batch_size" in user else accumulation * world_size
-    else:
-        if "per_device_train_batch_size" not in user and wanted % world_size == 0:
-            micro = math.gcd(micro, wanted // world_size)
-        step = micro * world_size
-        if wanted % step == 0:
-            return micro, wanted // step
-    if wanted == micro * accumulation * world_size:
+    keep_micro, keep_accumulation = "per_device_train_batch_size" in user, "gradient_accumulation_steps" in user
+    step = world_size * (micro if keep_micro else 1) * (accumulation if keep_accumulation else 1)
+    if keep_micro and keep_accumulation:
+        if wanted != step:
+            raise FinetuneError(
+                f"train_global_batch_size is {wanted}, but {micro} × {accumulation} × {world_size} ranks = {step}.",
+                where="train_global_batch_size, per_device_train_batch_size, gradient_accumulation_steps",
+                change="leave one of the three out",
+            )
         return micro, accumulation
-    if {"per_device_train_batch_size", "gradient_accumulation_steps"} <= set(t.cast(t.Iterable[str], user)):
+    factor, rest = divmod(wanted, step)
+    if rest:
+        nearest = " or ".join(str(value) for value in (factor * step, (factor + 1) * step) if value)
         raise FinetuneError(
-            f"train_global_batch_size is {wanted}, but {micro} × {accumulation} × {world_size} ranks = {step}.",
-            where="train_global_batch_size, per_device_train_batch_size, gradient_accumulation_steps",
-            change="leave one of the three out",
+            f"A global batch of {wanted} on {world_size} rank{'s' * (world_size > 1)} goes in steps of {step}.",
+            where="train_global_batch_size",
+            change=f"use {nearest}, or other per_device_train_batch_size and gradient_accumulation_steps",
         )
-    below, above = wanted // step * step, (wanted // step + 1) * step
-    nearest = " or ".join(str(value) for value in (below, above) if value)
-    raise FinetuneError(
-        f"A global batch of {wanted} cannot be split over {world_size} rank(s) in steps of {step}.",
-        where="train_global_batch_size",
-        change=f"use {nearest}, or other per_device_train_batch_size and gradient_accumulation_steps",
-    )
+    if keep_accumulation:
+        return factor, accumulation
+    micro = micro if keep_micro else math.gcd(micro, factor)
+    return micro, wanted // (world_size * micro)
 
 
 def _positive(arguments: Arguments, key: str) -> int:
@@ -168,6 +165,8 @@ def to_yaml(value: t.Any) -> str:
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
     if isinstance(value, float):
+        if not math.isfinite(value):
+            return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
         text = repr(value)
         return text.replace("e", ".0e") if "e" in text and "." not in text else text
     if isinstance(value, t.Mapping):
@@ -176,12 +175,13 @@ def to_yaml(value: t.Any) -> str:
         return "[" + ", ".join(to_yaml(item) for item in value) + "]"
     if (
         isinstance(value, str)
-        and re.fullmatch(r"[A-Za-z_/.][\w/.@-]*", value)
+        and re.fullmatch(r"[A-Za-z_/][\w/.@-]*", value)
         and scalar(value) == value
         and value.lower() not in _YAML_WORDS
     ):
         return value
-    return json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub(r"[\x7f-\x9f\u2028\u2029\ufeff]", lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
-_YAML_WORDS = frozenset(("yes", "no", "on", "off", "y", "n", "~", ".inf", ".nan", "."))
+_YAML_WORDS = frozenset(("yes", "no", "on", "off", "y", "n"))

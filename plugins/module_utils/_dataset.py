@@ -9,12 +9,14 @@ record with a warning in the middle of the log.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import typing as t
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from . import _config
 from ._errors import FinetuneError
 
 ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "history": "history", "system": "system"}
@@ -92,7 +94,7 @@ def _entry(entry: t.Any, where: str) -> Dataset:
         raise FinetuneError(
             f"{entry!r} is no dataset.", where=where, change="write a name, or a dict with `file`, `path` or `hub`"
         )
-    unknown = sorted(set(entry) - _KEYS)
+    unknown = sorted(set(entry) - _KEYS, key=str)
     if unknown:
         raise FinetuneError(f"Unknown key {unknown[0]!r}.", where=where, change="use " + ", ".join(sorted(_KEYS)))
     sources = [source for source in _SOURCES if entry.get(source)]
@@ -114,9 +116,14 @@ def _entry(entry: t.Any, where: str) -> Dataset:
         raise FinetuneError(
             f"Unknown formatting {formatting!r}.", where=f"{where}.formatting", change="use alpaca or sharegpt"
         )
-    columns, tags = dict(entry.get("columns") or {}), dict(entry.get("tags") or {})
-    _known(columns, COLUMNS[formatting], f"{where}.columns")
-    _known(tags, TAGS, f"{where}.tags")
+    columns = _names(entry.get("columns"), COLUMNS[formatting], f"{where}.columns")
+    tags = _names(entry.get("tags"), TAGS, f"{where}.tags")
+    if formatting == "sharegpt" and columns and "messages" not in columns:
+        raise FinetuneError(
+            "columns does not say which field holds the messages: LLaMA-Factory forgets its defaults.",
+            where=f"{where}.columns",
+            change="add `messages: conversations`, or the field's name in your file",
+        )
     if source in ("file", "path") and Path(place).suffix not in SUFFIXES:
         raise FinetuneError(
             f"{place} has no known ending.", where=f"{where}.{source}", change="use one of " + " ".join(SUFFIXES)
@@ -128,13 +135,25 @@ def _entry(entry: t.Any, where: str) -> Dataset:
             change="give the full path on the node, or `file` for one on this controller",
         )
     options = {key: entry[key] for key in ("split", "subset", "num_samples", "revision") if key in entry}
+    if "num_samples" in options:
+        number = options["num_samples"] = _config.scalar(options["num_samples"])
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise FinetuneError(
+                f"num_samples is {number!r}.", where=f"{where}.num_samples", change="use a whole number from 1"
+            )
     return Dataset(name, source, place, formatting, columns, tags, options)
 
 
-def _known(given: t.Iterable[str], known: t.Iterable[str], where: str) -> None:
-    for key in given:
+def _names(given: t.Any, known: t.Iterable[str], where: str) -> dict[str, str]:
+    """`columns` or `tags`: LLaMA-Factory's word for a field, and the name it has in the file."""
+    if not isinstance(given or {}, t.Mapping):
+        raise FinetuneError(f"{given!r} is no dict.", where=where, change="write `key: name` with " + ", ".join(known))
+    for key, name in (given or {}).items():
         if key not in known:
             raise FinetuneError(f"Unknown key {key!r}.", where=where, change="use " + ", ".join(known))
+        if not isinstance(name, str) or not name:
+            raise FinetuneError(f"{name!r} is no name.", where=f"{where}.{key}", change="write the name as text")
+    return dict(given or {})
 
 
 def check(path: Path, dataset: Dataset, limit: int = 20) -> Report:
@@ -146,7 +165,7 @@ def check(path: Path, dataset: Dataset, limit: int = 20) -> Report:
     tags = {**TAGS, **dataset.tags}
     kinds: dict[str, tuple[type, int]] = {}
     for number, record, torn in _records(path):
-        report.records = number
+        report.records += 1
         faults = [torn] if torn else _record_faults(record, dataset.formatting, columns, tags, kinds, number)
         if isinstance(record, dict):
             report.columns |= record.keys()
@@ -165,7 +184,8 @@ def _records(path: Path) -> t.Iterator[tuple[int, t.Any, _Wrong]]:
     if path.suffix == ".jsonl":
         with open(path, "rb") as lines:
             for number, line in enumerate(lines, 1):
-                yield number, *_decode(line)
+                if line.strip():  # empty lines are no records, to LLaMA-Factory too
+                    yield number, *_decode(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
         return
     value, torn = _decode(path.read_bytes())
     if torn:
@@ -183,11 +203,19 @@ def _records(path: Path) -> t.Iterator[tuple[int, t.Any, _Wrong]]:
 
 def _decode(text: bytes) -> tuple[t.Any, _Wrong]:
     try:
-        return json.loads(text), None
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_object), None
     except UnicodeDecodeError:
         return None, ("it is not UTF-8", "save the file as UTF-8")
     except ValueError as error:
         return None, (f"it is not JSON: {error}", "correct it; a file cut short must be copied again")
+
+
+def _object(pairs: list[tuple[str, t.Any]]) -> dict[str, t.Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} occurs twice in one object")
+    return value
 
 
 def _record_faults(
@@ -215,6 +243,8 @@ def _record_faults(
 
 def _alpaca(record: dict[str, t.Any], columns: dict[str, str], tags: dict[str, str]) -> _Wrong:
     response = columns.get("response", "")
+    if not response:
+        return "`columns` names no response: the record would be dropped", "add `response` to `columns`"
     if not isinstance(record.get(response), str):
         return (
             f"{response!r} is {_kind(record, response)}, not text: the record would be dropped",

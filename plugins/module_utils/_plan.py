@@ -95,9 +95,13 @@ def make(
     ranks = {host: _local_ranks(wish, host, node) for host, node in facts.items()}
     world_size = sum(ranks.values())
     first = next(iter(facts.values()))
-    record = {} if wish.refresh else dict(first["runs"].get(run_id, {}).get("resolved", {}))
+    record = {} if wish.refresh else dict(first["runs"].get(run_id, {}).get("resolved") or {})
     recorded = record.get("world_size") == world_size
     resolved, origins = _resolve(wish, sources, facts, world_size, corpus_digest, environment)
+    if recorded:  # in the order of a new plan: the files come out the same
+        arguments = record["arguments"]
+        order = dict.fromkeys([*resolved["arguments"], *arguments])
+        record["arguments"] = {key: arguments[key] for key in order if key in arguments}
     plan = Plan(run_id, wish.name, wanted, record if recorded else resolved, origins, recorded, {})
     plan.environment = {**plan.resolved["environment"], "current": plan.resolved["environment"] == environment}
     plan.difference = _against_last(run_id, wanted, first)
@@ -146,8 +150,14 @@ def _local_ranks(wish: Wish, host: str, node: Facts) -> int:
 
 def chosen_gpus(wanted: str, present: t.Sequence[dict[str, t.Any]], host: str) -> list[dict[str, t.Any]]:
     """train_gpus: `all`, a number of GPUs, or indices and UUIDs separated by commas."""
-    if wanted == "all" or not present:
+    if wanted == "all":
         return list(present)
+    if not present and wanted != "0":
+        raise FinetuneError(
+            f"{host} has no GPU, train_gpus is {wanted}.",
+            where="train_gpus",
+            change="leave it at all to train on what there is; where there is a GPU, nvidia-smi must list it",
+        )
     if wanted.isdigit():
         if int(wanted) > len(present):
             raise FinetuneError(
@@ -163,7 +173,8 @@ def chosen_gpus(wanted: str, present: t.Sequence[dict[str, t.Any]], host: str) -
             raise FinetuneError(
                 f"{host} has no GPU {word}.", where="train_gpus", change="use one of " + ", ".join(names)
             )
-        chosen.append(names[word])
+        if names[word] not in chosen:
+            chosen.append(names[word])
     return chosen
 
 

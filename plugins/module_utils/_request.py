@@ -36,12 +36,19 @@ def difference(old: Request, new: Request) -> list[str]:
     before, after = _flat(canonical(old)), _flat(canonical(new))
     lines = []
     for key in sorted(before.keys() | after.keys()):
-        if before.get(key, _ABSENT) != after.get(key, _ABSENT):
-            lines.append(f"{key}: {_show(before, key)} → {_show(after, key)}")
+        if any(
+            values.get(key) in ({}, []) and _has_below(others, key)
+            for values, others in ((before, after), (after, before))
+        ):
+            continue  # nothing against something: the lines of the something say it
+        was, now = _show(before, key), _show(after, key)
+        if was != now:
+            lines.append(f"{key}: {was} → {now}")
     return lines
 
 
-_ABSENT = object()
+def _has_below(values: dict[str, t.Any], key: str) -> bool:
+    return any(other.startswith(f"{key}.") for other in values)
 
 
 def _show(values: dict[str, t.Any], key: str) -> str:

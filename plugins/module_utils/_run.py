@@ -294,12 +294,12 @@ def stop(run: state.Run, changes: Changes, *, patience: float) -> dict[str, t.An
         return report(run)
     if not changes.add("stop", run.path):
         return report(run)
-    files.write_json(run.stop_request, {"time": time.time()})
     deadline = time.monotonic() + patience
     signalled = 0
     while files.locked(run.lock):
         pid = int(files.read_json(run.state).get("pid") or 0)
         if pid and pid != signalled:
+            files.write_json(run.stop_request, {"time": time.time()})  # a supervisor that begins removes older ones
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
             signalled = pid

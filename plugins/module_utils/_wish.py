@@ -65,10 +65,24 @@ def read(variables: t.Mapping[str, t.Any]) -> Wish:
     datasets = _dataset.parse(variables.get("train_datasets") or [], "train_datasets")
     if not datasets:
         raise FinetuneError("There is nothing to train on.", where="train_datasets", change="name at least one dataset")
+    eval_datasets = _dataset.parse(variables.get("train_eval_datasets") or [], "train_eval_datasets")
+    for dataset in eval_datasets:
+        if any(other.name == dataset.name and other != dataset for other in datasets):
+            raise FinetuneError(
+                f"{dataset.name!r} names one dataset to train on and another one to evaluate on.",
+                where="train_eval_datasets",
+                change="give each its own `name`",
+            )
     model = str(variables.get("train_model") or "")
     if not model:
         raise FinetuneError(
-            "There is no model to train.", where="train_model", change="name a hub id or a path on the node"
+            "There is no model to train.", where="train_model", change="name a hub id or a full path on the node"
+        )
+    if model.startswith(("~", ".")):
+        raise FinetuneError(
+            f"{model!r} is neither a hub id nor a full path on the node.",
+            where="train_model",
+            change="begin the path with /",
         )
     return Wish(
         name=name,
@@ -78,13 +92,13 @@ def read(variables: t.Mapping[str, t.Any]) -> Wish:
         model=model,
         model_revision=str(variables.get("train_model_revision") or "main"),
         datasets=datasets,
-        eval_datasets=_dataset.parse(variables.get("train_eval_datasets") or [], "train_eval_datasets"),
+        eval_datasets=eval_datasets,
         engine=_one_of(variables, "train_engine", _ENGINES),
-        gpus=str(variables.get("train_gpus", "all")),
+        gpus=_gpus(variables.get("train_gpus", "all")),
         global_batch_size=_count(variables, "train_global_batch_size"),
         processes_per_node=_count(variables, "train_processes_per_node"),
         address=str(variables.get("train_address") or ""),
-        port=_number(variables, "train_port"),
+        port=_port(variables, "train_port"),
         user=str(variables.get("train_user") or ""),
         root=_root(str(variables.get("train_root") or "")),
         state=_one_of(variables, "train_state", _STATES),
@@ -100,7 +114,18 @@ def _root(root: str) -> str:
         raise FinetuneError(
             f"{root!r} is not a full path on the node.", where="train_root", change="begin it with / or ~/"
         )
-    return root.rstrip("/")
+    return root.rstrip("/") or "/"
+
+
+def _gpus(value: t.Any) -> str:
+    """A list is one of indices or UUIDs: with a comma at the end, which tells the index 1 from the count 1."""
+    if isinstance(value, (list, tuple)):
+        value = "".join(f"{word}," for word in value)
+    if not str(value or "").strip(" ,") and value != 0:
+        raise FinetuneError(
+            "train_gpus is empty.", where="train_gpus", change="use all, a number, or indices or UUIDs with commas"
+        )
+    return str(value)
 
 
 def _one_of(variables: t.Mapping[str, t.Any], name: str, choices: t.Sequence[str]) -> str:
@@ -114,6 +139,13 @@ def _number(variables: t.Mapping[str, t.Any], name: str) -> int:
     value = _config.scalar(variables.get(name))
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise FinetuneError(f"{name} is {value!r}.", where=name, change="use a whole number")
+    return value
+
+
+def _port(variables: t.Mapping[str, t.Any], name: str) -> int:
+    value = _number(variables, name)
+    if not 1 <= value <= 65535:
+        raise FinetuneError(f"{name} is {value}.", where=name, change="use a number from 1 to 65535")
     return value
 
 

@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """From the traces of a failed attempt to what happened, whether it would repeat, and what to change.
 
-A catalogue: the first row whose pattern occurs in the first failing rank's error, else in the log's tail, speaks.
+A catalogue: the first row whose pattern occurs in the first failing rank's error (in the log's tail, where no rank left
+an error) speaks.
 """
 
 from __future__ import annotations
@@ -33,7 +34,14 @@ _CATALOGUE = (
         "gpu-memory",
         r"CUDA out of memory|torch\.OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",
         "A GPU ran out of memory.",
-        "lower cutoff_len or per_device_train_batch_size in train_args, or take recipe qlora_sft",
+        "lower cutoff_len or per_device_train_batch_size, or set quantization_bit: 4, in train_args",
+        True,
+    ),
+    _Row(
+        "memory",
+        r"DefaultCPUAllocator: can't allocate memory|MemoryError|Cannot allocate memory",
+        "The node ran out of memory.",
+        "lower cutoff_len or per_device_train_batch_size in train_args, or take a smaller model",
         True,
     ),
     _Row(
@@ -66,18 +74,18 @@ _CATALOGUE = (
         True,
     ),
     _Row(
+        "port",
+        r"EADDRINUSE|[Aa]ddress already in use",
+        "The rendezvous port is in use.",
+        "end what listens there, or set another train_port",
+        False,
+    ),
+    _Row(
         "peer-lost",
         r"Connection reset by peer|Connection closed by peer|Broken pipe|DistBackendError|DistNetworkError|"
         r"Socket Timeout|Timed out after \d+ms",
         "Another rank went away.",
         "look at the first failing rank; the run resumes by itself",
-        False,
-    ),
-    _Row(
-        "port",
-        r"EADDRINUSE|[Aa]ddress already in use",
-        "The rendezvous port is in use.",
-        "end what listens there, or set another train_port",
         False,
     ),
     _Row(
@@ -107,24 +115,23 @@ def diagnose(*, errors: t.Sequence[dict[str, t.Any]], tail: str, signal: int = 0
     """
     if stalled:
         return Diagnosis("stalled", stalled, "look where the ranks hung in the log; the run resumes by itself", False)
-    for text in ([_text(errors[0])] if errors else []) + [tail]:
-        for row in _CATALOGUE:
-            found = re.search(row.pattern, text)
-            if found:
-                where = f" Rank {errors[0].get('rank')}: {_first_line(errors[0])}" if errors else ""
-                return Diagnosis(row.kind, row.what + where, row.change, row.repeats)
     killed = signal or _signal_in(tail)
-    if killed == 9:
+    if killed == 9 and not errors:  # before the tail: what a rank logged earlier did not end it
         return Diagnosis(
             "killed",
             "A rank was killed (SIGKILL).",
             "if nobody did it by hand, the node ran out of memory: see its kernel log",
             False,
         )
-    if killed:
-        return Diagnosis("killed", f"A rank died of signal {killed}.", "read the last lines of the log", False)
+    text = _text(errors[0]) if errors else tail
+    for row in _CATALOGUE:
+        if re.search(row.pattern, text):
+            where = f" Rank {errors[0].get('rank')}: {_first_line(errors[0])}" if errors else ""
+            return Diagnosis(row.kind, row.what + where, row.change, row.repeats)
     if errors:
         return _UNKNOWN._replace(what=f"Rank {errors[0].get('rank')}: {_first_line(errors[0])}")
+    if killed:
+        return Diagnosis("killed", f"A rank died of signal {killed}.", "read the last lines of the log", False)
     return _UNKNOWN
 
 

@@ -41,6 +41,8 @@ def main() -> int:
     die_with_parent()
     os.register_at_fork(after_in_child=die_with_parent)  # data workers
     run = Run(Path.cwd())
+    if not files.locked(run.lock):  # the supervisor, and torchrun with it, died before the kernel knew to kill us too
+        return 1
     rank = int(os.environ.get("RANK", "0"))
     try:
         _train(run, rank)
