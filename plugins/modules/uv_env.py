@@ -290,7 +290,7 @@ class Environment:
             path = candidate
             if not os.path.isfile(path):
                 if asked:
-                    tried[path] = "there is no such file"
+                    tried[path] = "no file that this user can reach"
                 continue
             facts = _probe(path)
             if facts and facts["in_venv"]:

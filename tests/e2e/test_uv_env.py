@@ -14,6 +14,7 @@ import pwd
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 import typing as t
@@ -110,7 +111,10 @@ class Site:
             playbook="environment.yml",
             inventory=str(private / "hosts.yml"),
             extravars=self.variables(**variables),
-            envvars={"ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS)},
+            envvars={
+                "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
+                "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            },
             cmdline=" ".join(["-vvv", *options]),
             quiet=True,
         )
@@ -321,6 +325,7 @@ def processes(site: Site) -> list[int]:
 
 def test_killed_build_is_never_trusted(site: Site) -> None:
     site.gate.touch()
+    payloads = set(Path(tempfile.gettempdir()).glob("ansible_*"))
     with concurrent.futures.ThreadPoolExecutor() as pool:
         building = pool.submit(site.play)
         wait_for(
@@ -329,6 +334,8 @@ def test_killed_build_is_never_trusted(site: Site) -> None:
         for pid in processes(site):
             os.kill(pid, signal.SIGKILL)
         assert building.result().rc != 0
+    for payload in set(Path(tempfile.gettempdir()).glob("ansible_*uv_env_payload_*")) - payloads:
+        shutil.rmtree(payload)  # what a killed module cannot remove itself
     assert not (site.path / _env.MARK).exists()
     site.gate.unlink()
     done = site.play()
@@ -368,7 +375,7 @@ def test_refusals_touch_nothing_and_name_the_remedy(site: Site) -> None:
     before = tree(site.folder)
     for variables, words in (
         ({"uv_env_python": old}, ("Python 3.10.12", "apt install python3.11", "uv_env_python")),
-        ({"uv_env_python": "/nowhere/python"}, ("no such file", "uv_env_python")),
+        ({"uv_env_python": "/nowhere/python"}, ("no file that this user can reach", "uv_env_python")),
         ({"uv_env_find_links": "/nowhere"}, ("no folder /nowhere", "uv_env_find_links")),
         ({"uv_env_root": "relative"}, ("not an absolute path", "uv_env_root")),
         ({"uv_env_lock": "nowhere.txt"}, ("no lock", "uv_env_lock")),
@@ -421,10 +428,11 @@ def test_for_another_user(site: Site) -> None:
         with pytest.raises(FinetuneError, match="may not write"):
             place.apply(user=other)
         shutil.chown(place.root, other)
-        left = set(Path(tempfile.gettempdir()).glob("ansible_*"))
+        pattern = "ansible_*uv_env_payload_*"
+        left = set(Path(tempfile.gettempdir()).glob(pattern))
         done = place.play(uv_env_user=other)
         assert done.rc == 0, done.output
-        assert set(Path(tempfile.gettempdir()).glob("ansible_*")) == left
+        assert set(Path(tempfile.gettempdir()).glob(pattern)) == left
         assert {path.lstat().st_uid for path in place.root.rglob("*")} == {pwd.getpwnam(other).pw_uid}
         assert not place.play(uv_env_user=other).result["changed"]
 
