@@ -2,7 +2,8 @@
 PYTHON ?= $(shell sh scripts/doctor.sh --python)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INVENTORY ?= inventory
-PLAY = ansible-playbook -i $(INVENTORY)
+ARGS ?=
+PLAY = ansible-playbook -i $(INVENTORY) $(ARGS)
 .DEFAULT_GOAL := help
 .PHONY: help doctor setup setup-dev train plan status stop test lint unit e2e sanity soak bench lock clean
 

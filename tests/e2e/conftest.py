@@ -1,0 +1,234 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The playbooks as a user runs them: a fresh clone, a real environment, real training on the CPU.
+
+Everything lies under one folder outside the checkout, which other accounts can reach too. The environment in it is
+built from nothing by `make train`, once, and shared by all tests. LLMOPS_E2E_KEEP=1 leaves the folder behind and
+takes up the one that is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import typing as t
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ansible_runner
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+BASE = Path("/var/tmp") / f"llmops-e2e-{os.getuid()}"
+KEEP = bool(os.environ.get("LLMOPS_E2E_KEEP"))
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+CONTROLLER_ONLY = (
+    "validate_argument_spec",
+    "include_tasks",
+    "include_role",
+    "import_tasks",
+    "train_plan",
+    "train_status",
+)
+SHORT = {"max_steps": 24, "save_steps": 8, "logging_steps": 4, "lora_dropout": 0.1}
+"""A run of a few seconds on the embedded model, with dropout so that random numbers count."""
+
+
+@dataclass
+class Outcome:
+    """What one ansible-playbook did."""
+
+    rc: int
+    text: str
+    results: list[dict[str, t.Any]] = field(default_factory=list)
+
+    @property
+    def changed(self) -> list[str]:
+        return [line["task"] for line in self.results if line["result"].get("changed")]
+
+    @property
+    def changes(self) -> list[tuple[str, str]]:
+        return [
+            (change["action"], change["path"])
+            for line in self.results
+            for change in line["result"].get("changes") or []
+        ]
+
+    @property
+    def on_node(self) -> list[str]:
+        """Modules that were executed on the node, as `-vvv` tells."""
+        found = []
+        for line in self.text.splitlines():
+            _, sign, path = line.partition("Using module file ")
+            if sign:
+                found.append(Path(path.strip()).stem)
+        return found
+
+    @property
+    def plan(self) -> dict[str, t.Any]:
+        return next(line["result"]["plan"] for line in self.results if line["action"].endswith("train_plan"))
+
+    @property
+    def run(self) -> dict[str, t.Any]:
+        """The run as the last module that told of it saw it."""
+        return [line["result"]["run"] for line in self.results if "run" in line["result"]][-1]
+
+    @property
+    def message(self) -> str:
+        return next((str(line["result"].get("msg")) for line in self.results if line["status"] == "failed"), "")
+
+
+@dataclass
+class World:
+    """A clone with its own .venv, and the root on this machine, which is the node."""
+
+    clone: Path
+    root: Path
+    leases: Path
+    count: int = 0
+
+    @property
+    def variables(self) -> dict[str, t.Any]:
+        return {"train_root": str(self.root), "train_lease_dir": str(self.leases), "train_watch_interval": 2}
+
+    def environment(self, record: Path) -> dict[str, str]:
+        return {
+            "PATH": f"{self.clone}/.venv/bin:{SYSTEM_PATH}",
+            "ANSIBLE_CALLBACK_PLUGINS": str(BASE / "callbacks"),
+            "ANSIBLE_CALLBACKS_ENABLED": "record",
+            "RECORD_TO": str(record),
+            "HOME": os.environ.get("HOME", "/"),
+        }
+
+    def play(
+        self,
+        playbook: str = "train.yml",
+        *arguments: str,
+        variables: dict[str, t.Any] | None = None,
+        environment: dict[str, str] | None = None,
+        inventory: Path | None = None,
+        **short: t.Any,
+    ) -> Outcome:
+        """Run a playbook through ansible-runner. `short`: more LLaMA-Factory keys over SHORT, through train_args."""
+        self.count += 1
+        folder = BASE / "runner" / str(self.count)
+        folder.mkdir(parents=True)
+        record = folder / "record.jsonl"
+        record.touch()
+        asked = {**self.variables, "train_args": {**SHORT, **short}, **(variables or {})}
+        ended = ansible_runner.run(
+            private_data_dir=str(folder),
+            project_dir=str(self.clone),
+            playbook=playbook,
+            inventory=str(inventory or self.clone / "inventory"),
+            cmdline=" ".join(arguments),
+            extravars=asked,
+            envvars={**self.environment(record), **(environment or {})},
+            verbosity=3,
+            quiet=True,
+        )
+        text = ended.stdout.read() if ended.stdout else ""
+        return Outcome(ended.rc, text, read_record(record))
+
+    def folder(self, outcome: Outcome) -> Path:
+        return self.root / "runs" / str(outcome.plan["id"])
+
+    def shell(self, command: list[str], **options: t.Any) -> subprocess.CompletedProcess[str]:
+        """A command in the clone, as typed by a person."""
+        return subprocess.run(command, cwd=self.clone, capture_output=True, text=True, check=False, **options)
+
+
+def read_record(path: Path) -> list[dict[str, t.Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def tree(*folders: Path) -> dict[str, str]:
+    """Every path below the folders with size and time, to see that nothing was touched. Access times do not count."""
+    seen = {}
+    for folder in folders:
+        for path in [folder, *folder.rglob("*")]:
+            if not path.is_symlink() and path.exists():
+                now = path.stat()
+                seen[str(path)] = f"{now.st_size} {now.st_mtime_ns}" if path.is_file() else "folder"
+    return seen
+
+
+def weights(folder: Path) -> str:
+    return hashlib.sha256((folder / "output" / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def processes(run_id: str) -> list[int]:
+    """Every living process of a run, supervisor included, found by its environment or its folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            named = f"LLMOPS_RUN={run_id}".encode() in (entry / "environ").read_bytes()
+            inside = str((entry / "cwd").readlink()).endswith(f"/runs/{run_id}")
+            zombie = ") Z " in (entry / "stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        if (named or inside) and not zombie:
+            found.append(int(entry.name))
+    return found
+
+
+@pytest.fixture(scope="session")
+def world() -> t.Iterator[World]:
+    """A clone with a blank in its path. `git clone` of what is committed, then set up by the tests through make."""
+    if not KEEP:
+        shutil.rmtree(BASE, ignore_errors=True)
+    BASE.mkdir(exist_ok=True)
+    BASE.chmod(0o755)
+    clone, root = BASE / "fresh clone", BASE / "root"
+    shutil.rmtree(BASE / "runner", ignore_errors=True)
+    for name in ("callbacks", "killer"):
+        shutil.copytree(REPOSITORY / "tests" / "e2e" / name, BASE / name, dirs_exist_ok=True)
+    if not clone.exists():
+        subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", REPOSITORY, clone], check=True)
+    root.mkdir(exist_ok=True)
+    if os.getuid() == 0:
+        root.chmod(0o777)  # the account is made by the play
+    print(f"\nfresh clone: {clone}, Python {sys.version.split()[0]}", file=sys.stderr)
+    yield World(clone, root, BASE / "leases")
+    if not KEEP:
+        shutil.rmtree(BASE, ignore_errors=True)
+
+
+@dataclass
+class Demo:
+    """The demo, trained by `make train` in the fresh clone, and what check mode had said before."""
+
+    predicted: Outcome
+    touched: list[str]
+    """Paths that check mode created or altered."""
+    text: str
+    applied: Outcome
+    folder: Path
+
+
+@pytest.fixture(scope="session")
+def demo(world: World) -> Demo:
+    made = world.shell(["make", "setup"], env={**os.environ, "PATH": SYSTEM_PATH})
+    assert made.returncode == 0, made.stdout + made.stderr
+    home = Path("/var/lib/llmops")
+    before = tree(world.root, world.clone / "roles", home)
+    predicted = world.play("train.yml", "--check", variables={"train_args": {"lora_rank": 16}})
+    after = tree(world.root, world.clone / "roles", home)
+    touched = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
+    record = BASE / "make-train.jsonl"
+    record.unlink(missing_ok=True)
+    extra = json.dumps(world.variables)
+    done = world.shell(
+        ["make", "train", f"ARGS=-e '{extra}'"],
+        env={**os.environ, **world.environment(record), "PATH": SYSTEM_PATH},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    applied = Outcome(0, done.stdout, read_record(record))
+    return Demo(predicted, touched, done.stdout, applied, world.folder(applied))

@@ -1,0 +1,192 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Kills of everything that can be killed, in the middle of real training. The last weights are those of a quiet run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+import typing as t
+from pathlib import Path
+
+import pytest
+
+from .conftest import BASE, SHORT, Demo, Outcome, World, processes, weights
+
+LONG: dict[str, t.Any] = {"max_steps": 4000, "save_steps": 20, "save_total_limit": 2, "lr_scheduler_type": "constant"}
+"""Minutes of training, of which only the first seconds are seen."""
+
+
+@pytest.fixture(scope="module")
+def quiet(world: World, demo: Demo) -> str:
+    """The weights of a run that nothing disturbed."""
+    done = world.play(variables={"train_name": "quiet"})
+    assert done.rc == 0, done.text
+    return weights(world.folder(done))
+
+
+def start(world: World, name: str, **short: t.Any) -> tuple[Outcome, Path]:
+    started = world.play(variables={"train_name": name, "train_wait": False}, **short)
+    assert started.rc == 0, started.text
+    return started, world.folder(started)
+
+
+def wait_for(what: t.Callable[[], t.Any], seconds: float = 180) -> t.Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if answer := what():
+            return answer
+        time.sleep(0.1)
+    raise AssertionError("it did not come about")
+
+
+def step(folder: Path) -> int:
+    return int(read(folder / "progress.json").get("step", 0))
+
+
+def read(path: Path) -> dict[str, t.Any]:
+    try:
+        return t.cast("dict[str, t.Any]", json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def rank_process(folder: Path) -> int:
+    """The trainer itself: the process that is `engine.rank` but not torchrun, which names it too."""
+    for pid in processes(folder.name):
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if b"engine.rank" in command and b"torch.distributed.run" not in command:
+            return pid
+    return 0
+
+
+def test_the_play_may_be_killed_and_the_next_one_adopts_the_run(world: World, quiet: str) -> None:
+    extra = json.dumps({**world.variables, "train_name": "adopted", "train_args": SHORT})
+    log = open(BASE / "killed-play.log", "wb")
+    play = subprocess.Popen(
+        ["ansible-playbook", "train.yml", "-i", "inventory", "-e", extra],
+        cwd=world.clone,
+        env=world.environment(BASE / "killed-play.jsonl"),
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    folder = wait_for(lambda: next((world.root / "runs").glob("adopted-*"), None))
+    wait_for(lambda: read(folder / "state.json").get("state") == "running")
+    os.killpg(play.pid, signal.SIGKILL)
+    play.wait()
+    assert processes(folder.name)
+    adopted = world.play(variables={"train_name": "adopted"})
+    assert adopted.rc == 0, adopted.text
+    assert adopted.changed == []
+    assert adopted.run["state"] == "finished" and adopted.run["attempt"] == 1
+    assert weights(folder) == quiet
+
+
+def test_a_killed_trainer_goes_on_from_its_newest_whole_checkpoint(world: World, quiet: str) -> None:
+    plan = BASE / "killer-trainer.json"
+    write_plan(plan, [["checkpoint-16", "complete.json"]])
+    done = world.play(variables={"train_name": "killed"}, environment=killer(plan))
+    assert done.rc == 0, done.text
+    assert done.run["attempt"] == 2 and done.run["from_step"] == 16
+    assert weights(world.folder(done)) == quiet
+    assert "attempt 2 from step 16" in done.text
+
+
+def killer(plan: Path) -> dict[str, str]:
+    return {"PYTHONPATH": str(BASE / "killer"), "KILLER_PLAN": str(plan)}
+
+
+def write_plan(plan: Path, deaths: list[list[str]]) -> None:
+    plan.write_text(json.dumps(deaths))
+    done = Path(f"{plan}.done")
+    done.write_text("")
+    for path in (plan, done):
+        path.chmod(0o666)
+
+
+def test_a_half_written_checkpoint_is_never_used(world: World, quiet: str) -> None:
+    """Deaths after single files of the first and of a later save; the others are in `make soak`."""
+    deaths = [
+        ["checkpoint-8", "adapter_model.safetensors"],
+        ["checkpoint-16", "optimizer.pt"],
+        ["checkpoint-16", "trainer_state.json"],
+        ["checkpoint-24", "rng_state.pth"],
+    ]
+    plan = BASE / "killer-checkpoint.json"
+    write_plan(plan, deaths)
+    done = world.play(variables={"train_name": "torn", "train_max_restarts": 20}, environment=killer(plan))
+    assert done.rc == 0, done.text
+    assert Path(f"{plan}.done").read_text().count("x") == len(deaths)
+    assert done.run["attempt"] == len(deaths) + 1
+    starts = [line for line in done.text.splitlines() if " from step " in line]
+    assert len(starts) == len(deaths), starts
+    assert weights(world.folder(done)) == quiet
+    log = [json.loads(line) for line in (world.folder(done) / "output/trainer_log.jsonl").read_text().splitlines()]
+    steps = [line["current_steps"] for line in log if "loss" in line]
+    assert steps == sorted(set(steps))
+
+
+def test_a_killed_supervisor_leaves_no_orphan_and_the_next_apply_resumes(world: World, quiet: str) -> None:
+    plan = BASE / "killer-supervisor.json"
+    write_plan(plan, [])
+    _, folder = start(world, "orphan")
+    wait_for(lambda: (folder / "output/checkpoint-8/complete.json").exists())
+    os.kill(int(read(folder / "state.json")["pid"]), signal.SIGKILL)
+    wait_for(lambda: not processes(folder.name), 10)
+    status = world.play("llmops.finetune.status", variables={"train_name": "orphan"})
+    lines = next(line["result"]["lines"] for line in status.results if line["action"].endswith("train_status"))
+    assert len(lines) == 1 and "interrupted" in lines[0]
+    resumed = world.play(variables={"train_name": "orphan"})
+    assert resumed.rc == 0, resumed.text
+    assert resumed.run["attempt"] == 2 and resumed.run["from_step"] >= 8
+    assert weights(folder) == quiet
+
+
+def test_two_ranks_go_on_too(world: World, demo: Demo) -> None:
+    """Distributed ranks restore their state on the CPU, and end at the same step when they are asked to."""
+    variables = {"train_name": "pair", "train_processes_per_node": 2}
+    whole = world.play(variables=variables)
+    assert whole.rc == 0, whole.text
+    plan = BASE / "killer-pair.json"
+    write_plan(plan, [["checkpoint-8", "complete.json"]])
+    killed = world.play(variables={**variables, "train_name": "pair-killed"}, environment=killer(plan))
+    assert killed.rc == 0, killed.text
+    assert killed.run["attempt"] == 2
+    assert weights(world.folder(killed)) == weights(world.folder(whole))
+
+
+def test_a_second_run_is_refused_and_stop_leaves_nothing(world: World, demo: Demo) -> None:
+    started, folder = start(world, "first", **LONG)
+    wait_for(lambda: step(folder) > 2)
+    second = world.play(variables={"train_name": "second"})
+    assert second.rc != 0
+    assert started.plan["id"] in second.message and "stop" in second.message
+    assert not (world.root / "runs" / second.plan["id"] / "state.json").exists()
+
+    stopped = world.play("llmops.finetune.stop", variables={"train_name": "first"})
+    assert stopped.rc == 0 and stopped.changes == [("stop", str(folder))]
+    assert processes(folder.name) == []
+    state = read(folder / "state.json")
+    newest = max((folder / "output").glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+    assert state["state"] == "stopped" and (newest / "complete.json").exists()
+    assert world.play("llmops.finetune.stop", variables={"train_name": "first"}).changed == []
+
+    kept = world.play(variables={"train_name": "first"}, **LONG)
+    assert kept.rc == 0 and kept.changed == [] and "stays so" in kept.text
+    free = world.play(variables={"train_name": "second"})
+    assert free.rc == 0, free.text
+
+
+def test_an_error_that_would_repeat_is_not_tried_again(world: World, demo: Demo) -> None:
+    failed = world.play(variables={"train_name": "wrong"}, flash_attn="fa3")
+    assert failed.rc != 0
+    assert (
+        failed.run["attempt"] == 1 and "train_retry=true" in failed.message and "Traceback (most" not in failed.message
+    )
+    again = world.play(variables={"train_name": "wrong"}, flash_attn="fa3")
+    assert again.rc != 0 and "failed in attempt 1" in again.message

@@ -1,0 +1,83 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is damaged behind Ansible's back is named or repaired."""
+
+from __future__ import annotations
+
+import shutil
+import typing as t
+from pathlib import Path
+
+import pytest
+
+from .conftest import Demo, Outcome, World
+
+Copy = t.Callable[[], Path]
+
+
+@pytest.fixture(scope="module")
+def finished(world: World, demo: Demo) -> Outcome:
+    done = world.play(variables={"train_name": "tampered"})
+    assert done.rc == 0, done.text
+    return done
+
+
+def again(world: World, *arguments: str, **variables: t.Any) -> Outcome:
+    return world.play("train.yml", *arguments, variables={"train_name": "tampered", **variables})
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, flip_a_byte], ids=["deleted", "a byte flipped"])
+def test_a_damaged_adapter_is_named_and_restored_on_demand(
+    world: World, finished: Outcome, harm: t.Callable[[Path], None]
+) -> None:
+    adapter = world.folder(finished) / "output" / "adapter_model.safetensors"
+    good = adapter.read_bytes()
+    harm(adapter)
+    refused = again(world)
+    assert refused.rc != 0
+    assert "output/adapter_model.safetensors" in refused.message and "train_retry=true" in refused.message
+    assert "Traceback" not in refused.text
+    restored = again(world, train_retry=True)
+    assert restored.rc == 0, restored.text
+    assert adapter.read_bytes() == good
+    assert again(world).changed == []
+
+
+def test_an_edited_train_yaml_is_put_back(world: World, finished: Outcome) -> None:
+    config = world.folder(finished) / "train.yaml"
+    good = config.read_text()
+    config.write_text(good.replace("lora_rank: 8", "lora_rank: 9"))
+    repaired = again(world)
+    assert repaired.changes == [("update", str(config))]
+    assert config.read_text() == good
+
+
+@pytest.mark.parametrize("cut", [0, 1000], ids=["emptied", "truncated"])
+def test_a_truncated_dataset_is_stored_again(world: World, finished: Outcome, cut: int) -> None:
+    stored = finished.plan["nodes"]["localhost"]["datasets"][0]
+    path = Path(stored["file"])
+    good = path.read_bytes()
+    path.write_bytes(good[:cut])
+    repaired = again(world)
+    assert repaired.rc == 0, repaired.text
+    assert ("update", stored["folder"]) in repaired.changes
+    assert path.read_bytes() == good
+
+
+def test_a_package_removed_from_the_environment_comes_back(world: World, finished: Outcome) -> None:
+    packages = next((world.root / "envs").glob("*/lib/python3.*/site-packages"))
+    shutil.rmtree(packages / "fire")
+    shutil.rmtree(next(packages.glob("fire-*.dist-info")))
+    predicted = again(world, "--check")
+    repaired = again(world)
+    assert repaired.rc == 0, repaired.text
+    assert predicted.changes == repaired.changes and any("fire" in path for _, path in repaired.changes)
+    assert (packages / "fire" / "__init__.py").exists()
+    assert again(world).changed == []
