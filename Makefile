@@ -1,31 +1,44 @@
-# Creates .venv from a hashed lock and calls the ordinary tools. Paths are relative: the checkout may have blanks in its path.
+# Creates .venv from the hashed locks and calls the ordinary tools. The checkout may have blanks in its path.
 PYTHON ?= $(shell sh scripts/doctor.sh --python)
-export PATH := $(CURDIR)/.venv/bin:$(PATH)
 INVENTORY ?= inventory
 ARGS ?=
-PLAY = ansible-playbook -i $(INVENTORY) $(ARGS)
+GB = 1
+
+PLAY = .venv/bin/ansible-playbook -i "$(INVENTORY)" $(ARGS)
+RUN = PATH="$(CURDIR)/.venv/bin:$$PATH"
+INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes
+
+# A stamp is named after the lock and the place, because an environment that was moved does not run.
+digest = $(shell { pwd -P; cat requirements/controller.txt $(1); } | sha256sum | cut -c1-12)
+CONTROLLER := .venv/controller-$(call digest)
+DEV := .venv/dev-$(call digest,requirements/dev.txt)
+
+.NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup setup-dev train plan status stop test lint unit e2e sanity soak bench lock clean
+.PHONY: help doctor setup setup-dev train plan status stop test lint docs unit e2e sanity soak bench lock clean
+train test e2e soak bench: GB = 12
 
 help: ## this list
+	@echo 'make train fine-tunes, make test tests. Also: make PYTHON=/path/to/python3.12 INVENTORY=… ARGS="-e train_wait=false" …'
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
 doctor: ## name what this machine lacks
-	@sh scripts/doctor.sh
+	@sh scripts/doctor.sh $(GB)
 
-setup: doctor .venv/controller.stamp
-setup-dev: doctor .venv/dev.stamp
+setup: $(CONTROLLER) ## .venv with Ansible
+setup-dev: $(DEV) ## .venv with Ansible and the tools
 
-.venv/controller.stamp: requirements/controller.txt
-	test -x .venv/bin/python || "$(PYTHON)" -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/controller.txt
+$(CONTROLLER): | doctor
+	"$(PYTHON)" -m venv --clear .venv
+	$(INSTALL) -r requirements/controller.txt
 	@touch $@
 
-.venv/dev.stamp: requirements/dev.txt .venv/controller.stamp
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+$(DEV): $(CONTROLLER)
+	$(INSTALL) -r requirements/dev.txt
+	@rm -f .venv/dev-*
 	@touch $@
 
-train: setup ## set up, then the run that group_vars describe (the demo)
+train: setup ## the run that group_vars describe, from nothing to a trained adapter
 	$(PLAY) train.yml
 
 plan: setup ## what an apply would run, and where
@@ -37,34 +50,38 @@ status: setup ## what the runs are
 stop: setup ## end what runs
 	$(PLAY) llmops.finetune.stop
 
-test: setup-dev lint ## set up, then lint, sanity and all tests
-	.venv/bin/python -m pytest tests/unit tests/sanity tests/e2e --durations=10
+test: lint ## lint, then all tests; the last line is pytest's
+	$(RUN) python -m pytest tests/unit tests/sanity tests/e2e --durations=10
 
-lint: setup-dev ## ansible-lint, yamllint, ruff, mypy
+lint: setup-dev ## ruff, mypy, yamllint, ansible-lint, antsibull-changelog
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy -p ansible_collections.llmops.finetune.plugins
 	.venv/bin/python -m mypy tests
 	.venv/bin/python -m yamllint --strict .
-	ANSIBLE_COLLECTIONS_PATH="$(CURDIR)/collections" .venv/bin/python -m ansiblelint --offline
+	$(RUN) antsibull-changelog lint
+	$(RUN) ANSIBLE_COLLECTIONS_PATH="$(CURDIR)/collections" ansible-lint --offline
 
-unit: setup-dev ## the tables of the decisions, seconds
-	.venv/bin/python -m pytest tests/unit
+docs: setup-dev ## check the documentation of plugins and roles as a documentation site reads it
+	$(RUN) antsibull-docs lint-collection-docs --plugin-docs --skip-rstcheck --validate-collection-refs self .
 
-e2e: setup-dev ## the playbooks through ansible-runner, with real training
-	.venv/bin/python -m pytest tests/e2e --durations=10
+unit: setup-dev ## the decisions, without a node
+	$(RUN) python -m pytest tests/unit
 
 sanity: setup-dev ## ansible-test sanity on a copy of the tree
-	.venv/bin/python -m pytest tests/sanity
+	$(RUN) python -m pytest tests/sanity
+
+e2e: setup-dev ## the playbooks through ansible-runner, with real training
+	$(RUN) python -m pytest tests/e2e --durations=10
 
 soak: setup-dev ## long fault campaigns; report in docs/soak.md
-	.venv/bin/python -m tests.soak
+	$(RUN) python -m tests.soak
 
 bench: setup-dev ## ratios, side by side; report in docs/bench.md
-	.venv/bin/python -m tests.bench
+	$(RUN) python -m tests.bench
 
 lock: setup ## requirements/*.txt from requirements/*.in
-	sh scripts/lock.sh
+	$(RUN) sh scripts/lock.sh
 
 clean: ## remove .venv and caches; runs and environments stay under train_root
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .ansible

@@ -1,36 +1,59 @@
 #!/bin/sh
-# Names everything this machine lacks, before anything is installed. With --python: prints the Python to use.
+# Names everything this machine lacks, all at once, before anything is installed. PYTHON in the environment: judge that one only.
+# usage: doctor.sh [GB of free disk]   or   doctor.sh --python, which prints the Python to use
 set -u
 
-usable() { # a Python from 3.11 on that can make environments with pip
-    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && "$1" -c 'import venv, ensurepip' 2>/dev/null
+new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+makes_venvs() { "$1" -c 'import venv, ensurepip' 2>/dev/null; }
+version_of() { "$1" -c 'import platform; print(platform.python_version())' 2>/dev/null || echo none; }
+
+candidates() { # one path a line
+    if [ -n "${PYTHON:-}" ]; then
+        command -v "$PYTHON"
+    else
+        for name in python3 python3.13 python3.12 python3.11; do command -v "$name"; done
+    fi
 }
 
-find_python() {
-    for name in ${PYTHON:-} python3 python3.13 python3.12 python3.11; do
-        path=$(command -v "$name") && usable "$path" && { printf '%s\n' "$path"; return; }
+first() { # the first candidate that passes all of the given checks
+    candidates | while IFS= read -r path; do
+        for check; do "$check" "$path" || continue 2; done
+        printf '%s\n' "$path"
+        break
     done
-    return 1
 }
 
+python=$(first new_enough makes_venvs)
 if [ "${1:-}" = --python ]; then
-    find_python || printf 'python3\n'
+    printf '%s\n' "${python:-python3}"
     exit 0
 fi
 
-missing=0
-lack() {
-    [ "$missing" = 1 ] || echo "This machine lacks:" >&2
-    missing=1
-    printf '  %-28s %s\n' "$1" "$2" >&2
+lacks='' packages=''
+lack() { # what, why or remedy, package
+    lacks="$lacks
+  $1: $2"
+    packages="$packages${3:+ $3}"
 }
 
-command -v git >/dev/null || lack "git" "apt install git"
-[ "$(uname -s)-$(uname -m)" = Linux-x86_64 ] || lack "Linux on x86-64" "the locks hold no packages for $(uname -s) $(uname -m)"
-if ! find_python >/dev/null; then
-    have=$(python3 -c 'import platform; print(platform.python_version())' 2>/dev/null || echo none)
-    lack "Python 3.11 or newer, with venv" "python3 here: $have. apt install python3-venv; on Ubuntu 22.04, whose python3 is 3.10: apt install python3.11-venv; or make PYTHON=/path/to/python3.11"
+[ "$(uname -s)-$(uname -m)" = Linux-x86_64 ] || lack "Linux on x86-64" "the locks have no packages for $(uname -s) $(uname -m)"
+command -v git >/dev/null || lack git "not on the PATH" git
+command -v make >/dev/null || lack make "not on the PATH" make
+if [ -z "$python" ]; then
+    without=$(first new_enough)
+    if [ -n "${PYTHON:-}" ]; then
+        lack "Python 3.11 or newer, with venv and ensurepip" "PYTHON=$PYTHON is version $(version_of "$PYTHON")${without:+ without them}"
+    elif [ -n "$without" ]; then
+        lack "venv and ensurepip of Python" "$without has none" "python$(version_of "$without" | cut -d. -f1,2)-venv"
+    else
+        lack "Python 3.11 or newer" "python3 is version $(version_of python3). Ubuntu 22.04 has 3.11 beside it; \
+elsewhere name one that you installed: make PYTHON=/path/to/python3.12" python3.11-venv
+    fi
 fi
 free=$(df -Pk . | awk 'NR == 2 {print int($4 / 1048576)}')
-[ "$free" -ge 12 ] || lack "12 GB of free disk" "$free GB are free here"
-exit "$missing"
+[ "$free" -ge "${1:-1}" ] || lack "${1:-1} GB of free disk" "$free GB are free here"
+
+[ -n "$lacks" ] || exit 0
+printf 'This machine lacks%s\n' "$lacks" >&2
+[ -z "$packages" ] || printf 'On Debian and Ubuntu:\n  sudo apt install%s\n' "$packages" >&2
+exit 1

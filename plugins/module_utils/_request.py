@@ -44,6 +44,8 @@ def difference(old: Request, new: Request) -> list[str]:
         was, now = _show(before, key), _show(after, key)
         if was != now:
             lines.append(f"{key}: {was} → {now}")
+    if not lines and canonical(old) != canonical(new):
+        lines.append("datasets: in another order")
     return lines
 
 

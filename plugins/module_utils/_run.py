@@ -270,8 +270,11 @@ def _held(message: str, holder: dict[str, t.Any]) -> FinetuneError:
     )
 
 
-def wait_until_started(run: state.Run, token: str) -> dict[str, t.Any]:
-    """Until the supervisor answers the token: it holds its leases, or it was refused them."""
+def wait_until_started(run: state.Run, token: str, pid: int = 0) -> dict[str, t.Any]:
+    """Until the supervisor answers the token: it holds its leases, or it was refused them.
+
+    pid: its process, where it is known; the wait is over when it is gone.
+    """
     log = run.logs / "supervisor.log"
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
@@ -280,9 +283,11 @@ def wait_until_started(run: state.Run, token: str) -> dict[str, t.Any]:
         refusal = files.read_json(run.refusal)
         if refusal.get("token") == token:
             raise _held(str(refusal["message"]), refusal.get("holder") or {})
+        if pid and not Path(f"/proc/{pid}").exists():
+            break
         time.sleep(0.1)
     raise FinetuneError(
-        f"The supervisor did not start within {START_SECONDS:.0f} s.",
+        "The supervisor did not start.",
         where="\n          ".join([str(log), *supervisor.tail(log, 2000).splitlines()[-5:]]),
         change="read that log",
     )

@@ -128,12 +128,13 @@ def started(spec: Answer, given: Answer, changes: _run.Changes) -> Answer:
     run = Run(pathlib.Path(spec["folder"]))
     asked = as_user(spec, lambda: changed(changes, {"token": _run.ask_start(spec, changes)}), changes)
     if asked["token"]:
+        pid = 0
         if spec["systemd"]:
             _unit.start(run.id, spec["unit"])
         else:
-            as_user(spec, lambda: _run.spawn(spec), changes)
+            pid = as_user(spec, lambda: _run.spawn(spec), changes)["pid"]
         return {
-            **as_user(spec, lambda: _run.wait_until_started(run, asked["token"]), changes),
+            **as_user(spec, lambda: _run.wait_until_started(run, asked["token"], pid), changes),
             "changes": asked["changes"],
         }
     return {**as_user(spec, lambda: _run.report(run), changes), "changes": asked["changes"]}

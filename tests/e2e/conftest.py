@@ -144,7 +144,8 @@ class World:
 
 
 def read_record(path: Path) -> list[dict[str, t.Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines: list[dict[str, t.Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return lines
 
 
 def tree(*folders: Path) -> dict[str, str]:
@@ -196,7 +197,10 @@ def world() -> t.Iterator[World]:
     if os.getuid() == 0:
         root.chmod(0o777)  # the account is made by the play
     print(f"\nfresh clone: {clone}, Python {sys.version.split()[0]}", file=sys.stderr)
-    yield World(clone, root, BASE / "leases")
+    leases = BASE / "leases"
+    leases.mkdir(exist_ok=True)
+    leases.chmod(0o1777)
+    yield World(clone, root, leases)
     if not KEEP:
         shutil.rmtree(BASE, ignore_errors=True)
 

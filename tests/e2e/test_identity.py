@@ -75,19 +75,8 @@ def test_from_the_built_tarball_in_a_foreign_folder_without_group_vars(world: Wo
     (place / "hosts.yml").write_text((world.clone / "inventories/local.yml").read_text())
     shutil.rmtree(next((world.root / "models").glob("demo@*")))
     short = "max_steps=6 save_steps=3"
-    done = world.shell(
-        [
-            "ansible-playbook",
-            "llmops.finetune.train",
-            "-i",
-            str(place / "hosts.yml"),
-            "-e",
-            json.dumps(world.variables),
-            "-e",
-            f'train_set="{short}"',
-        ],
-        env=environment,
-    )
+    play = ["ansible-playbook", "llmops.finetune.train", "-i", str(place / "hosts.yml")]
+    done = world.shell([*play, "-e", json.dumps(world.variables), "-e", f'train_set="{short}"'], env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Run lora-sft-" in done.stdout and "is finished." in done.stdout
     assert list((world.root / "models").glob("demo@*/model.safetensors"))

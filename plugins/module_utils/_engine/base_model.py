@@ -4,8 +4,8 @@
 """The embedded base model: made on the node from the demo text, so that a first run needs no hub.
 
 `python -m engine.base_model --corpus FILE.jsonl --output DIR` trains a byte-level BPE tokenizer and a small Qwen3 model
-on the text with LLaMA-Factory's `pt` stage, on the CPU and in float32. The same recipe, text, packages, machine and
-thread count give the same bytes.
+on the text with LLaMA-Factory's `pt` stage, on the CPU and in float32. The same recipe, text, packages and kind of CPU
+give the same bytes. One thread by default: more save little, and cost minutes where other programs want the cores.
 
 The model learns prose only: questions and answers lie in separate texts, and it never sees a chat. Answering, and
 ending after the answer, is left for fine-tuning to teach.
@@ -28,7 +28,7 @@ RECIPE: dict[str, t.Any] = {
     "architecture": {  # transformers' Qwen3Config
         "hidden_size": 128,
         "intermediate_size": 384,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "head_dim": 32,
@@ -56,7 +56,7 @@ RECIPE: dict[str, t.Any] = {
         "cutoff_len": 128,
         "packing": True,
         "per_device_train_batch_size": 4,
-        "learning_rate": 2e-3,
+        "learning_rate": 3e-3,
         "lr_scheduler_type": "cosine",
         "warmup_ratio": 0.1,
         "num_train_epochs": 12,
@@ -79,7 +79,6 @@ RECIPE: dict[str, t.Any] = {
     },
 }
 
-_MADE = ("config.json", "generation_config.json", "model.safetensors")
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -216,8 +215,8 @@ def _make(records: t.Sequence[t.Mapping[str, str]], folder: Path, threads: int) 
             "output_dir": str(trained),
         }
     )
-    for name in _MADE:
-        os.replace(trained / name, folder / name)
+    for source in (start / "config.json", start / "generation_config.json", trained / "model.safetensors"):
+        os.replace(source, folder / source.name)
     tokenizer.save_pretrained(folder)
     _name_tokenizer_class(folder / "tokenizer_config.json")
     shutil.rmtree(scratch)
@@ -271,7 +270,7 @@ def main(arguments: t.Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="engine.base_model", description="Make the embedded base model.")
     parser.add_argument("--corpus", type=Path, required=True, help="alpaca records, one JSON object per line")
     parser.add_argument("--output", type=Path, required=True, help="folder to make; must not exist")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; more do not help a model this small")
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # runs the clean-up
     try:

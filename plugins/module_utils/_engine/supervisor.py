@@ -49,6 +49,8 @@ class Supervisor:
             lease.acquire(self.launch["leases"], holder, lease.directory(self.launch["lease_dir"]))
         except lease.Held as error:
             return self._refuse(token, {"kind": "lease", "message": str(error), "holder": error.holder})
+        except OSError as error:
+            return self._refuse(token, {"kind": "lease", "message": f"The leases cannot be taken: {error}."})
         if self.state.get("state") in ("finished", "stopped", "failed") and self.state.get("token") == token:
             return 0  # a unit that outlived its run, started again at boot
         signal.signal(signal.SIGTERM, self._on_signal)
