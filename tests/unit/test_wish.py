@@ -1,0 +1,115 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The wish: variables of the role read and checked, with the variable and the remedy in each refusal."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible_collections.llmops.finetune.plugins.module_utils import _wish
+from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+
+DEFAULTS: dict[str, t.Any] = {
+    **yaml.safe_load((Path(__file__).parents[2] / "roles/train/defaults/main.yml").read_text(encoding="utf-8")),
+    "train_eval_datasets": [],  # a template in the role
+}
+
+
+def read(**variables: t.Any) -> _wish.Wish:
+    return _wish.read({**DEFAULTS, **variables})
+
+
+def test_the_defaults_of_the_role_are_a_wish() -> None:
+    wish = read()
+    assert (wish.name, wish.recipe, wish.model, wish.args) == ("lora-sft", "lora_sft", "demo", {})
+    assert (wish.global_batch_size, wish.processes_per_node, wish.refresh, wish.retry) == (None, None, False, False)
+
+
+def test_train_set_goes_over_train_args_and_each_key_knows_where_it_came_from() -> None:
+    wish = read(train_args={"learning_rate": "1e-4", "lora_rank": 16}, train_set="learning_rate=1e-5 seed=1")
+    assert wish.args == {"learning_rate": 1e-5, "lora_rank": 16, "seed": 1}
+    assert wish.origins == {"learning_rate": "train_set", "lora_rank": "train_args", "seed": "train_set"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "field", "expected"),
+    [
+        ("train_global_batch_size", "16", "global_batch_size", 16),
+        ("train_global_batch_size", "auto", "global_batch_size", None),
+        ("train_processes_per_node", 2, "processes_per_node", 2),
+        ("train_retry", "yes", "retry", True),
+        ("train_retry", "off", "retry", False),
+        ("train_resolve", "refresh", "refresh", True),
+        ("train_port", "1234", "port", 1234),
+        ("train_max_restarts", 0, "max_restarts", 0),
+        ("train_root", "/srv/x/", "root", "/srv/x"),
+        ("train_root", "/", "root", "/"),
+        ("train_root", "~/", "root", "~"),
+        ("train_gpus", 2, "gpus", "2"),
+        ("train_gpus", 0, "gpus", "0"),
+        ("train_gpus", [1], "gpus", "1,"),
+        ("train_gpus", [0, "GPU-a"], "gpus", "0,GPU-a,"),
+        ("train_name", "my-run.v2", "name", "my-run.v2"),
+        ("train_recipe", "full_sft", "name", "full-sft"),
+    ],
+)
+def test_values_come_as_text_or_as_they_are(variable: str, value: t.Any, field: str, expected: t.Any) -> None:
+    assert getattr(read(**{variable: value}), field) == expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "change"),
+    [
+        ("train_recipe", "sft", "full_sft, lora_sft"),
+        ("train_recipe", "", "full_sft, lora_sft"),
+        ("train_args", "lora_rank=8", "train_set="),
+        ("train_args", {"output_dir": "/x"}, "remove output_dir"),
+        ("train_args", {"hf_hub_token": "x"}, "train_secrets"),
+        ("train_set", "dataset=x", "set train_datasets"),
+        ("train_set", "lora_rank", "learning_rate=1e-5"),
+        ("train_name", "My Run", "small letters"),
+        ("train_name", "../x", "small letters"),
+        ("train_name", "a" * 64, "small letters"),
+        ("train_datasets", [], "at least one"),
+        ("train_datasets", [{}], "add one"),
+        ("train_eval_datasets", [{"file": "a"}], ".jsonl"),
+        ("train_model", "", "hub id"),
+        ("train_model", "~/models/x", "begin the path with /"),
+        ("train_model", "./x", "begin the path with /"),
+        ("train_engine", "magic", "auto, ddp"),
+        ("train_gpus", "", "use all"),
+        ("train_gpus", [], "use all"),
+        ("train_gpus", None, "use all"),
+        ("train_global_batch_size", 0, "from 1"),
+        ("train_global_batch_size", "many", "whole number"),
+        ("train_global_batch_size", 2.5, "whole number"),
+        ("train_processes_per_node", -1, "whole number"),
+        ("train_port", 70000, "65535"),
+        ("train_port", 0, "65535"),
+        ("train_port", "http", "whole number"),
+        ("train_root", "llmops", "/ or ~/"),
+        ("train_root", "", "/ or ~/"),
+        ("train_state", "done", "finished, staged, stopped, absent"),
+        ("train_state", None, "finished, staged, stopped, absent"),
+        ("train_retry", "maybe", "true or false"),
+        ("train_resolve", "always", "record, refresh"),
+        ("train_max_restarts", True, "whole number"),
+    ],
+    ids=lambda value: json.dumps(value) if not isinstance(value, str) else None,
+)
+def test_a_wrong_value_is_refused_with_its_variable_and_the_remedy(variable: str, value: t.Any, change: str) -> None:
+    with pytest.raises(FinetuneError) as refusal:
+        read(**{variable: value})
+    assert refusal.value.where.startswith(variable)
+    assert change in refusal.value.change
+
+
+def test_one_name_does_not_stand_for_two_datasets() -> None:
+    read(train_datasets=["demo"], train_eval_datasets=["demo"])
+    with pytest.raises(FinetuneError, match="'a' names one dataset to train on and another one to evaluate on"):
+        read(train_datasets=[{"name": "a", "file": "x.json"}], train_eval_datasets=[{"name": "a", "file": "y.json"}])
