@@ -115,9 +115,11 @@ def models(root: Path) -> list[str]:
 def model_intact(folder: Path, identity: str) -> bool:
     """Made by the recipe `identity`, and every file has the digest it was left with."""
     manifest = files.read_json(folder / "manifest.json")
+    if not manifest.get("files"):
+        return False
     return manifest.get("identity") == identity and all(
         (folder / name).is_file() and files.sha256(folder / name) == digest
-        for name, digest in manifest.get("files", {}).items()
+        for name, digest in manifest["files"].items()
     )
 
 

@@ -231,7 +231,7 @@ def test_columns_and_tags_of_the_author_are_what_is_checked(tmp_path: Path) -> N
     assert check(tmp_path, [{"q": "Why?", "a": "So."}], columns=columns).faults == []
     assert "'a' is missing" in check(tmp_path, [{"q": "Why?", "output": "So."}], columns=columns).faults[0].what
     assert "names no response" in check(tmp_path, [ALPACA], columns={"prompt": "instruction"}).faults[0].what
-    chat = {
+    chat: dict[str, t.Any] = {
         "formatting": "sharegpt",
         "columns": {"messages": "chat"},
         "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"},

@@ -1,0 +1,174 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Facts of a node: GPUs from nvidia-smi's answer, whole datasets and models, recorded runs."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+import typing as t
+from pathlib import Path
+
+import pytest
+from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _node, _user
+from ansible_collections.llmops.finetune.plugins.module_utils._engine import files
+from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+
+ME = pwd.getpwuid(os.geteuid()).pw_name
+
+# --- GPUs ---
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        ("No devices were found\n", []),
+        (
+            "0, GPU-aa, NVIDIA H200, 143771, 9.0, 570.1\n1, GPU-bb, Tesla T4, 15360, 7.5, 570.1\n",
+            [
+                (0, "GPU-aa", "NVIDIA H200", 143771 * 2**20, 9.0, "570.1"),
+                (1, "GPU-bb", "Tesla T4", 15360 * 2**20, 7.5, "570.1"),
+            ],
+        ),
+        ("0, GPU-cc, GB10, [N/A], 12.1, 580.2\n", [(0, "GPU-cc", "GB10", 0, 12.1, "580.2")]),
+        ('0, GPU-dd, "A, B", 10, [N/A], 1\n', [(0, "GPU-dd", "A, B", 10 * 2**20, 0.0, "1")]),
+    ],
+)
+def test_the_answer_of_nvidia_smi_is_read(text: str, expected: list[tuple[t.Any, ...]]) -> None:
+    keys = ("index", "uuid", "name", "memory", "compute_capability", "driver")
+    assert _node.parse_gpus(text) == [dict(zip(keys, gpu, strict=True)) for gpu in expected]
+
+
+def test_a_broken_driver_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    tool.write_text("#!/bin/sh\necho 0, GPU-aa, X, 1, 9.0, 1\n", encoding="utf-8")
+    tool.chmod(0o755)
+    assert [gpu["uuid"] for gpu in _node.gpus()] == ["GPU-aa"]
+    tool.write_text("#!/bin/sh\necho 0, GPU-aa, X, 1, 9.0, 1\nexit 9\n", encoding="utf-8")
+    assert _node.gpus() == []
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    assert _node.gpus() == []
+
+
+# --- stored content ---
+
+
+def seal(folder: Path, **contents: str) -> Path:
+    folder.mkdir(parents=True)
+    for name, text in contents.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    _node.seal(folder, contents)
+    return folder
+
+
+def test_a_stored_dataset_is_whole_until_it_is_touched(tmp_path: Path) -> None:
+    folder = seal(tmp_path / "datasets/aa", data="text", more="x")
+    assert _node.intact(folder)
+    os.utime(folder / "data", (1, 1))
+    assert _node.intact(folder), "other times, same content"
+    seal(tmp_path / "datasets/bb", data="y")
+    assert _node.datasets(tmp_path) == ["aa", "bb"]
+
+
+@pytest.mark.parametrize("tamper", ["delete", "flip", "truncate", "manifest", "torn manifest", "empty manifest"])
+def test_a_damaged_dataset_is_seen(tmp_path: Path, tamper: str) -> None:
+    folder = seal(tmp_path / "datasets/aa", data="text", more="x")
+    data, manifest = folder / "data", folder / "manifest.json"
+    before = data.stat()
+    if tamper == "delete":
+        data.unlink()
+    elif tamper == "flip":
+        data.write_text("texT", encoding="utf-8")
+        os.utime(data, ns=(before.st_atime_ns, before.st_mtime_ns))
+    elif tamper == "truncate":
+        os.truncate(data, 3)
+    elif tamper == "manifest":
+        manifest.unlink()
+    elif tamper == "torn manifest":
+        os.truncate(manifest, 10)
+    else:
+        files.write_json(manifest, {"files": {}})
+    assert not _node.intact(folder)
+    assert _node.datasets(tmp_path) == []
+
+
+def test_a_model_is_whole_by_recipe_and_content(tmp_path: Path) -> None:
+    folder = tmp_path / "models/demo@id1"
+    folder.mkdir(parents=True)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(b"weights")
+    files.write_json(folder / "manifest.json", {"identity": "id1", "files": {weights.name: files.sha256(weights)}})
+    assert _node.models(tmp_path) == ["demo@id1"]
+    assert not _node.model_intact(folder, "id2")
+    weights.write_bytes(b"Weights")
+    assert _node.models(tmp_path) == []
+    weights.unlink()
+    assert _node.models(tmp_path) == []
+    (folder / "manifest.json").unlink()
+    assert not _node.model_intact(folder, "id1")
+
+
+@pytest.mark.parametrize("manifest", [{"identity": "id1"}, {"identity": "id1", "files": {}}])
+def test_a_model_without_listed_files_is_not_whole(tmp_path: Path, manifest: dict[str, t.Any]) -> None:
+    (tmp_path / "models/demo@id1").mkdir(parents=True)
+    files.write_json(tmp_path / "models/demo@id1/manifest.json", manifest)
+    assert _node.models(tmp_path) == []
+
+
+def test_runs_of_a_name_are_read_from_their_records(tmp_path: Path) -> None:
+    for run_id in ("a-00000001", "a-b-00000002", "a-00000003"):
+        (tmp_path / "runs" / run_id).mkdir(parents=True)
+    record = {"request": {"name": "a"}, "resolved": {"world_size": 1}, "created": 5.0}
+    files.write_json(tmp_path / "runs/a-00000001/run.json", record)
+    files.write_json(tmp_path / "runs/a-b-00000002/run.json", record)
+    assert _node.runs(tmp_path, "a") == {"a-00000001": {"id": "a-00000001", "state": "staged", **record}}
+    assert set(_node.runs(tmp_path, "")) == {"a-00000001", "a-b-00000002"}
+    assert _node.runs(tmp_path / "nowhere", "") == {}
+
+
+# --- all of it ---
+
+
+def test_facts_name_the_user_the_root_and_the_datasets_that_lie_here(tmp_path: Path) -> None:
+    data = tmp_path / "a.jsonl"
+    data.write_text('{"instruction": "Why?", "output": "So."}\n{"instruction": "Why?"}\n', encoding="utf-8")
+    here = _dataset.parse([{"path": str(data)}, {"path": str(tmp_path / "b.json")}], "train_datasets")
+    facts = _node.facts(ME, str(tmp_path / "root"), "", here)
+    assert (facts["login"], facts["user"], facts["account_exists"]) == (ME, ME, True)
+    assert facts["root"] == str(tmp_path / "root")
+    assert facts["cpus"] == len(os.sched_getaffinity(0))
+    assert facts["disk_free"] > 0
+    whole, missing = facts["sources"]
+    assert missing == {"name": "b", "missing": True}
+    assert (whole["digest"], whole["records"], whole["fields"]) == (files.sha256(data), 2, ["instruction", "output"])
+    assert [fault[0] for fault in whole["faults"]] == [2]
+    assert not (tmp_path / "root").exists(), "facts write nothing"
+
+
+def test_an_unknown_user_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FinetuneError) as refusal:
+        _node.facts("no-such-user", str(tmp_path), "", [])
+    assert refusal.value.where == "train_user"
+
+
+@pytest.mark.parametrize(
+    ("asked", "login", "user"),
+    [("", "me", "me"), ("you", "me", "you"), ("root", "root", "root"), ("", "root", "llmops")],
+)
+def test_ranks_run_as_the_user_asked_for_and_never_as_root_by_accident(asked: str, login: str, user: str) -> None:
+    assert _user.run_user(asked, login) == user
+
+
+def test_a_tilde_is_the_home_of_the_runs_user() -> None:
+    home = pwd.getpwnam(ME).pw_dir
+    assert [_user.expand(path, ME) for path in ("~", "~/x", "/srv/~/x")] == [home, f"{home}/x", "/srv/~/x"]
+    if not _user.exists(_user.DEFAULT_ACCOUNT):
+        assert _user.expand("~/x", _user.DEFAULT_ACCOUNT) == "/var/lib/llmops/x"
+
+
+def test_the_address_is_one_of_this_host() -> None:
+    assert socket.inet_aton(_node.address())

@@ -1,0 +1,397 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The plan: ranks, GPUs, batch, precision, paths, leases and variables of each node; records reused, drift told."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _plan, _request, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils._engine import base_model
+from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+
+DEFAULTS: dict[str, t.Any] = {
+    **yaml.safe_load((Path(__file__).parents[2] / "roles/train/defaults/main.yml").read_text(encoding="utf-8")),
+    "train_eval_datasets": [],
+}
+CORPUS = "c" * 64
+LOCK = {"lock": "node-main", "digest": "0123456789abcdef"}
+DATA = _plan.Source(
+    _dataset.parse({"file": "a.json"}, "v")[0], "d" * 64, ".json", ("instruction", "output"), "/controller/a.json"
+)
+HELD_OUT = _plan.Source(
+    _dataset.parse({"file": "h.jsonl"}, "v")[0], "e" * 64, ".jsonl", (), "/controller/h.jsonl", True
+)
+HUB = _plan.Source(_dataset.parse({"hub": "org/data"}, "v")[0], "")
+
+Variables = dict[str, t.Any]
+
+
+def node(gpus: int = 0, capability: float = 9.0, **facts: t.Any) -> dict[str, t.Any]:
+    return {
+        "user": "me",
+        "account_exists": True,
+        "root": "/home/me/llmops",
+        "address": "10.0.0.1",
+        "cpus": 8,
+        "gpus": [
+            {"index": i, "uuid": f"GPU-{'abcdefgh'[i]}", "name": "H200", "compute_capability": capability}
+            for i in range(gpus)
+        ],
+        "systemd": False,
+        "runs": {},
+        "datasets": [],
+        "models": [],
+        **facts,
+    }
+
+
+def make(
+    facts: dict[str, dict[str, t.Any]], sources: t.Sequence[_plan.Source] = (DATA,), lock: t.Any = None, **wish: t.Any
+) -> _plan.Plan:
+    read = _wish.read({**DEFAULTS, "train_datasets": [{"file": "a.json"}], **wish})
+    return _plan.make(read, sources, facts, corpus_digest=CORPUS, environment=lock or LOCK)
+
+
+def lines(plan: _plan.Plan, host: str = "a") -> dict[str, t.Any]:
+    """train.yaml of a host as LLaMA-Factory reads it."""
+    return {line["key"]: yaml.safe_load(line["value"]) for line in plan.nodes[host]["arguments"]}
+
+
+def origins(plan: _plan.Plan) -> dict[str, str]:
+    return {line["key"]: line["origin"] for line in plan.nodes["a"]["arguments"]}
+
+
+def recorded(plan: _plan.Plan, **facts: t.Any) -> dict[str, t.Any]:
+    """The facts of a node where this plan was applied: run.json sorts its keys."""
+    stored = json.loads(json.dumps({"request": plan.request, "resolved": plan.resolved}, sort_keys=True))
+    return node(**facts, runs={plan.id: {"id": plan.id, "state": "finished", "created": 1.0, **stored}})
+
+
+# --- one node ---
+
+
+def test_one_node_without_gpu_is_one_process_on_loopback_with_the_lease_of_its_cpus() -> None:
+    plan = make({"a": node()}, train_max_restarts=5, train_lease_dir="/leases")
+    launch = plan.nodes["a"]["launch"]
+    environment = launch.pop("environment")
+    assert launch == {
+        "python": "/home/me/llmops/envs/0123456789abcdef/bin/python",
+        "nnodes": 1,
+        "node_rank": 0,
+        "nproc_per_node": 1,
+        "master_addr": "127.0.0.1",
+        "master_port": 0,
+        "leases": ["cpu"],
+        "lease_dir": "/leases",
+        "max_restarts": 5,
+        "grace_seconds": 120,
+        "start_deadline_seconds": 3600,
+    }
+    assert environment["PATH"].startswith("/home/me/llmops/envs/0123456789abcdef/bin:")
+    assert environment["HF_HOME"] == "/home/me/llmops/cache/huggingface"
+    assert (environment["DS_ACCELERATOR"], environment["OMP_NUM_THREADS"]) == ("cpu", "8")
+    assert not environment.keys() & {"CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF"}
+    assert plan.resolved["engine"] == "single"
+
+
+def test_processes_share_the_cpus() -> None:
+    launch = make({"a": node()}, train_processes_per_node=3).nodes["a"]["launch"]
+    assert (launch["nproc_per_node"], launch["environment"]["OMP_NUM_THREADS"]) == (3, "2")
+    assert (
+        make({"a": node(cpus=1)}, train_processes_per_node=3).nodes["a"]["launch"]["environment"]["OMP_NUM_THREADS"]
+        == "1"
+    )
+
+
+def test_paths_lie_under_the_root_and_are_named_by_content() -> None:
+    plan = make({"a": node()}, (DATA, HELD_OUT), train_name="x")
+    here = plan.nodes["a"]
+    folder = f"/home/me/llmops/runs/{plan.id}"
+    assert plan.id.startswith("x-")
+    assert here["folder"] == folder
+    written = lines(plan)
+    assert (written["output_dir"], written["dataset_dir"]) == (f"{folder}/output", folder)
+    assert (written["dataset"], written["eval_dataset"], written["do_eval"]) == ("a", "h", True)
+    assert here["dataset_info"]["a"]["file_name"] == f"/home/me/llmops/datasets/{'d' * 16}/data.json"
+    assert here["dataset_info"]["a"]["columns"] == {"prompt": "instruction", "response": "output"}
+    assert [(data["name"], data["local"], data["missing"]) for data in here["datasets"]] == [
+        ("a", "/controller/a.json", True),
+        ("h", "/controller/h.jsonl", True),
+    ]
+    present = make({"a": node(datasets=["d" * 16])}, (DATA, HELD_OUT)).nodes["a"]
+    assert [data["missing"] for data in present["datasets"]] == [False, True]
+
+
+def test_the_demo_model_is_made_on_the_node_unless_it_is_there() -> None:
+    identity = base_model.identity(CORPUS)
+    path = f"/home/me/llmops/models/demo@{identity}"
+    plan = make({"a": node()})
+    assert plan.nodes["a"]["model"] == {"build": True, "path": path, "identity": identity, "missing": True}
+    assert lines(plan)["model_name_or_path"] == path
+    assert "model_revision" not in lines(plan)
+    assert not make({"a": node(models=[f"demo@{identity}"])}).nodes["a"]["model"]["missing"]
+
+
+@pytest.mark.parametrize(
+    ("model", "sources", "revision", "offline"),
+    [
+        ("demo", (DATA,), None, True),
+        ("/srv/model", (DATA,), None, True),
+        ("Qwen/Qwen3-0.6B", (DATA,), "v1", False),
+        ("/srv/model", (DATA, HUB), None, False),
+        ("demo", (HUB,), None, False),
+    ],
+)
+def test_only_what_comes_from_a_hub_asks_one(
+    model: str, sources: tuple[_plan.Source, ...], revision: str | None, offline: bool
+) -> None:
+    plan = make({"a": node()}, sources, train_model=model, train_model_revision="v1")
+    assert lines(plan).get("model_revision") == revision
+    assert ("HF_HUB_OFFLINE" in plan.nodes["a"]["launch"]["environment"]) == offline
+    told = any("template" in notice for notice in plan.notices)
+    assert told == (model != "demo")
+
+
+# --- arguments ---
+
+
+def test_each_layer_goes_over_the_one_before_and_is_named() -> None:
+    plan = make({"a": node()}, train_args={"lora_rank": 16, "seed": 7}, train_set="seed=8")
+    written, where = lines(plan), origins(plan)
+    demo = base_model.RECIPE["fine_tuning"]
+    assert (written["lora_target"], where["lora_target"]) == ("all", "recipe lora_sft")
+    assert (written["learning_rate"], where["learning_rate"]) == (demo["learning_rate"], "model demo")
+    assert (written["lora_rank"], where["lora_rank"]) == (16, "train_args")
+    assert (written["seed"], where["seed"]) == (8, "train_set")
+    assert (where["model_name_or_path"], where["dataset"], where["output_dir"]) == (
+        "train_model",
+        "train_datasets",
+        "the run's folder",
+    )
+
+
+def test_the_global_batch_is_split_over_all_ranks() -> None:
+    plan = make({"a": node(2), "b": node(2)}, train_global_batch_size=24)
+    written = lines(plan)
+    micro, accumulation = written["per_device_train_batch_size"], written["gradient_accumulation_steps"]
+    assert micro * accumulation * 4 == plan.resolved["global_batch_size"] == 24
+    assert origins(plan)["gradient_accumulation_steps"] in ("train_global_batch_size", "model demo")
+    with pytest.raises(FinetuneError, match="24 or 28"):
+        make({"a": node(2), "b": node(2)}, train_global_batch_size=26)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "arguments", "expected"),
+    [
+        ((), {}, {}),  # float32
+        ((9.0,), {}, {"bf16": True}),
+        ((8.0, 9.0), {}, {"bf16": True}),
+        ((7.5,), {}, {"fp16": True}),
+        ((9.0, 7.5), {}, {"fp16": True}),
+        ((9.0,), {"fp16": True}, {"fp16": True}),
+        ((9.0,), {"bf16": False}, {"bf16": False}),
+        ((9.0,), {"pure_bf16": True}, {"pure_bf16": True}),
+    ],
+)
+def test_precision_is_what_the_weakest_gpu_can_unless_the_author_chose(
+    capabilities: tuple[float, ...], arguments: Variables, expected: Variables
+) -> None:
+    facts = {"abc"[i]: node(1, capability) for i, capability in enumerate(capabilities)} or {"a": node()}
+    written = lines(make(facts, train_args=arguments))
+    assert {key: value for key, value in written.items() if key in ("bf16", "fp16", "pure_bf16")} == expected
+
+
+# --- GPUs ---
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chosen"),
+    [
+        ("all", "abcd"),
+        (2, "ab"),
+        ("2", "ab"),
+        ("0", ""),
+        ("0,", "a"),
+        ([2], "c"),
+        ("3,1", "db"),
+        ("GPU-c", "c"),
+        (["GPU-c", 0], "ca"),
+        (" 1 , 2 ", "bc"),
+        ("1,1,GPU-b", "b"),
+    ],
+)
+def test_gpus_are_chosen_by_count_index_or_uuid(wanted: t.Any, chosen: str) -> None:
+    launch = make({"a": node(4)}, train_gpus=wanted).nodes["a"]["launch"]
+    uuids = [f"GPU-{letter}" for letter in chosen]
+    assert launch["leases"] == (uuids or ["cpu"])
+    assert launch["environment"].get("CUDA_VISIBLE_DEVICES", "") == ",".join(uuids)
+    assert launch["nproc_per_node"] == max(1, len(uuids))
+
+
+@pytest.mark.parametrize(
+    ("present", "wanted", "what"),
+    [
+        (2, 3, "a has 2 GPUs, 3 are asked for"),
+        (2, "2,", "a has no GPU 2"),
+        (2, "GPU-z", "a has no GPU GPU-z"),
+        (2, -1, "a has no GPU -1"),
+        (0, 1, "a has no GPU, train_gpus is 1"),
+        (0, "GPU-a", "a has no GPU, train_gpus is GPU-a"),
+    ],
+)
+def test_gpus_that_are_not_there_are_refused(present: int, wanted: t.Any, what: str) -> None:
+    with pytest.raises(FinetuneError) as refusal:
+        make({"a": node(present)}, train_gpus=wanted)
+    assert what in refusal.value.what
+    assert refusal.value.where == "train_gpus"
+    assert refusal.value.change
+
+
+def test_each_rank_drives_one_gpu() -> None:
+    assert make({"a": node(2)}, train_processes_per_node=2).nodes["a"]["launch"]["nproc_per_node"] == 2
+    with pytest.raises(FinetuneError) as refusal:
+        make({"a": node(2)}, train_processes_per_node=4)
+    assert refusal.value.where == "train_processes_per_node"
+    assert "4 processes on 2 GPUs of a" in refusal.value.what
+
+
+# --- several nodes ---
+
+
+def test_rank_is_the_order_of_hosts_and_the_first_is_the_master() -> None:
+    facts = {
+        "c": node(2, address="10.0.0.3"),
+        "a": node(1, address="10.0.0.1", root="/srv/llmops"),
+        "b": node(address="10.0.0.2", cpus=4),
+    }
+    plan = make(facts, train_port=1234)
+    launches = {host: planned["launch"] for host, planned in plan.nodes.items()}
+    assert [(host, planned["node_rank"], launches[host]["node_rank"]) for host, planned in plan.nodes.items()] == [
+        ("c", 0, 0),
+        ("a", 1, 1),
+        ("b", 2, 2),
+    ]
+    assert {launch["nnodes"] for launch in launches.values()} == {3}
+    assert {(launch["master_addr"], launch["master_port"]) for launch in launches.values()} == {("10.0.0.3", 1234)}
+    assert [launch["nproc_per_node"] for launch in launches.values()] == [2, 1, 1]
+    assert [launch["leases"] for launch in launches.values()] == [["GPU-a", "GPU-b"], ["GPU-a"], ["cpu"]]
+    assert (plan.resolved["world_size"], plan.resolved["engine"]) == (4, "ddp")
+    assert lines(plan, "a")["output_dir"].startswith("/srv/llmops/runs/")
+    assert make(facts, train_address="192.0.2.9").nodes["b"]["launch"]["master_addr"] == "192.0.2.9"
+
+
+def test_no_host_is_refused() -> None:
+    with pytest.raises(FinetuneError, match="no host to train on"):
+        make({})
+
+
+def test_hosts_addresses_and_users_are_not_in_the_id() -> None:
+    one = make({"a": node()})
+    other = make(
+        {"z": node(4, address="192.0.2.1", root="/x", user="u"), "y": node(1)},
+        train_port=1,
+        train_address="z",
+        train_user="u",
+        train_root="/x",
+        train_gpus="all",
+        train_max_restarts=9,
+        train_lease_dir="/y",
+    )
+    assert other.id == one.id == _request.run_id(one.request)
+    assert make({"a": node()}, train_args={"num_train_epochs": 3.0}).id == (
+        make({"a": node()}, train_set="num_train_epochs=3").id
+    )
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"train_set": "seed=1"},
+        {"train_recipe": "full_sft", "train_name": "lora-sft"},
+        {"train_model": "org/x"},
+        {"train_engine": "ddp"},
+        {"train_global_batch_size": 8},
+        {"train_processes_per_node": 1},
+    ],
+    ids=str,
+)
+def test_each_input_of_the_author_is_in_the_id(inputs: Variables) -> None:
+    assert make({"a": node()}, **inputs).id != make({"a": node()}).id
+
+
+def test_the_text_of_the_demo_model_is_in_the_id() -> None:
+    wish = _wish.read({**DEFAULTS, "train_datasets": ["demo"]})
+    requests = [_plan.request(wish, [DATA], digest) for digest in ("c", "d")]
+    assert _request.run_id(requests[0]) != _request.run_id(requests[1])
+
+
+# --- records ---
+
+
+def test_a_recorded_plan_is_reused_line_by_line() -> None:
+    first = make({"a": node()}, train_args={"zeta": 1, "alpha": 2})
+    again = make({"a": recorded(first)}, train_args={"zeta": 1, "alpha": 2})
+    assert (first.recorded, again.recorded) == (False, True)
+    assert again.nodes["a"]["arguments"] == first.nodes["a"]["arguments"]
+    assert again.nodes["a"]["state"] == "finished"
+    assert (again.notices, again.difference) == ([], [])
+
+
+def test_a_newer_lock_is_told_and_taken_only_when_asked() -> None:
+    first = make({"a": node()})
+    newer = {"lock": "node-main", "digest": "f" * 16}
+    kept = make({"a": recorded(first)}, lock=newer)
+    assert kept.nodes["a"]["launch"]["python"] == first.nodes["a"]["launch"]["python"]
+    assert kept.environment == {**LOCK, "current": False}
+    assert len(kept.notices) == 1
+    assert kept.notices[0].startswith("Drift: the run keeps environment")
+    assert "train_resolve=refresh" in kept.notices[0]
+    taken = make({"a": recorded(first)}, lock=newer, train_resolve="refresh")
+    assert taken.id == first.id
+    assert taken.environment == {**newer, "current": True}
+    assert taken.notices == []
+
+
+def test_another_number_of_ranks_is_resolved_again() -> None:
+    first = make({"a": node(1)})
+    again = make({"a": recorded(first, gpus=2)})
+    assert again.resolved["world_size"] == 2
+    assert ["1 ranks" in notice and "2" in notice for notice in again.notices] == [True]
+
+
+@pytest.mark.parametrize("resolved", [None, {}])
+def test_a_record_without_resolution_is_resolved_again(resolved: t.Any) -> None:
+    plan = make({"a": node()})
+    facts = recorded(plan)
+    facts["runs"][plan.id]["resolved"] = resolved
+    assert not make({"a": facts}).recorded
+
+
+def test_a_new_request_is_compared_with_the_newest_run() -> None:
+    old, newer = make({"a": node()}, train_set="seed=1"), make({"a": node()}, train_set="seed=2")
+    facts = node(
+        runs={
+            plan.id: {"id": plan.id, "state": "finished", "request": plan.request, "created": created}
+            for plan, created in ((newer, 20.0), (old, 10.0))
+        }
+    )
+    plan = make({"a": facts}, train_set="seed=3")
+    assert plan.difference == [f"compared with {newer.id}:", "args.seed: 2 → 3"]
+    assert make({"a": facts}, train_set="seed=1").difference == [], "a known run is no new request"
+
+
+def test_a_person_reads_what_will_run_where() -> None:
+    facts = {"a": node(2), "b": node()}
+    plan = make(facts, train_global_batch_size=12)
+    text = "\n".join(_plan.describe(plan, [DATA], facts))
+    assert f"Run {plan.id}: absent" in text
+    assert "recipe  lora_sft, environment node-main 0123456789abcdef" in text
+    assert "12 = " in text
+    assert "a: 2 × H200, 2 process(es)" in text
+    assert "b: 8 CPUs, no GPU, 1 process(es)" in text
