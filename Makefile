@@ -75,7 +75,7 @@ e2e: setup-dev ## the playbooks through ansible-runner, with real training
 	$(RUN) python -m pytest tests/e2e --durations=10
 
 soak: setup-dev ## long fault campaigns; report in docs/soak.md
-	$(RUN) python -m tests.soak
+	$(RUN) python -m tests.e2e.soak
 
 bench: setup-dev ## ratios, side by side; report in docs/bench.md
 	$(RUN) python -m tests.bench

@@ -71,12 +71,12 @@ class Outcome:
 
     @property
     def plan(self) -> dict[str, t.Any]:
-        return next(line["result"]["plan"] for line in self.results if line["action"].endswith("train_plan"))
+        return next(dict(line["result"]["plan"]) for line in self.results if line["action"].endswith("train_plan"))
 
     @property
     def run(self) -> dict[str, t.Any]:
         """The run as the last module that told of it saw it."""
-        return [line["result"]["run"] for line in self.results if "run" in line["result"]][-1]
+        return dict([line["result"]["run"] for line in self.results if "run" in line["result"]][-1])
 
     @property
     def message(self) -> str:

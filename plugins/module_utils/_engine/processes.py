@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
 import time
 import typing as t
 
@@ -64,12 +65,19 @@ def end_all(patience: float = 10.0) -> bool:
 
 
 class Meter:
-    """CPU (percent of one core since the last reading) and memory (bytes resident) of the processes below this one."""
+    """CPU (percent of one core since the last reading) and memory (bytes resident) of the processes below this one.
 
-    def __init__(self) -> None:
+    With GPUs, by UUID, also their mean use in percent and the memory in use on all of them in bytes.
+    """
+
+    def __init__(self, gpus: t.Sequence[str] = ()) -> None:
         self._before = (time.monotonic(), 0.0)
+        self._gpus = gpus
 
     def read(self) -> dict[str, float]:
+        return {**self._processes(), **(gpu_use(self._gpus) if self._gpus else {})}
+
+    def _processes(self) -> dict[str, float]:
         below = descendants(os.getpid())
         now, used = time.monotonic(), sum(process.cpu_seconds for process in below)
         then, before = self._before
@@ -78,6 +86,25 @@ class Meter:
             "cpu": max(0.0, 100 * (used - before) / max(now - then, 1e-3)),
             "memory": sum(process.rss for process in below),
         }
+
+
+def gpu_use(uuids: t.Sequence[str]) -> dict[str, float]:
+    """What nvidia-smi says of these GPUs; nothing when it does not answer within 5 s."""
+    query = [
+        "nvidia-smi",
+        "--query-gpu=utilization.gpu,memory.used",
+        "--format=csv,noheader,nounits",
+        "-i",
+        ",".join(uuids),
+    ]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout
+        rows = [[float(field) for field in line.split(",")] for line in answer.splitlines() if line.strip()]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return {}
+    if not rows:
+        return {}
+    return {"gpu": sum(row[0] for row in rows) / len(rows), "gpu_memory": sum(row[1] for row in rows) * 2**20}
 
 
 def _read(pid: int) -> Process | None:

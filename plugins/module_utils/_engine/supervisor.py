@@ -26,7 +26,7 @@ from . import checkpoint, diagnose, files, lease, processes, rank, state
 from .state import Run
 
 POLL_SECONDS = 0.2
-USAGE_SECONDS = 2.0
+USAGE_SECONDS = 5.0
 STALL_FACTOR = 10
 STALL_FLOOR_SECONDS = 300.0
 """A step longer than 10 × the median, and than 5 minutes (evaluation, saving), counts as a stall."""
@@ -120,7 +120,8 @@ class Supervisor:
         return self._watch(child)
 
     def _watch(self, child: subprocess.Popen[bytes]) -> tuple[int, str]:
-        meter, began, measured, give_up = processes.Meter(), time.time(), 0.0, 0.0
+        gpus = [key for key in self.launch["leases"] if key != lease.CPU]
+        meter, began, measured, give_up = processes.Meter(gpus), time.time(), 0.0, 0.0
         while (code := child.poll()) is None:
             time.sleep(POLL_SECONDS)
             now = time.time()

@@ -1,0 +1,125 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`make bench`: what this collection costs over the bare tools, side by side in one run; docs/bench.md.
+
+1. A no-op apply. 2. A first apply with a warm environment beside the bare trainer with the same train.yaml.
+3. An environment from nothing beside a bare `uv pip install` of the same lock, each with an empty cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import time
+import typing as t
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+BASE = Path("/var/tmp") / f"llmops-bench-{os.getuid()}"
+ROOT = BASE / "root"
+TIMES = 3
+SHORT = 'train_set="max_steps=60 save_steps=60 logging_steps=10"'
+
+
+def seconds(
+    command: t.Sequence[str | Path], environment: t.Mapping[str, str] | None = None, cwd: Path = REPOSITORY
+) -> float:
+    began = time.monotonic()
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"{command}\n{done.stdout}\n{done.stderr}")
+    return time.monotonic() - began
+
+
+def apply(playbook: str, *more: str, root: Path = ROOT) -> float:
+    variables = {"train_root": str(root), "train_lease_dir": str(BASE / "leases"), "train_watch_interval": 2}
+    if os.getuid() == 0:  # both sides as the same user: the account is not what is measured
+        variables |= {"train_user": "root", "train_become": False}
+    play = ["ansible-playbook", playbook, "-i", "inventory", "-e", json.dumps(variables)]
+    return seconds([*play, *(word for extra in more for word in ("-e", extra))])
+
+
+def environment_from_nothing() -> list[str]:
+    """Ours, then the bare tool, each with an empty cache on the same disk."""
+    ours = apply("llmops.finetune.environment")
+    bare = BASE / "bare"
+    lock = REPOSITORY / "requirements" / "node-main.txt"
+    python = json.loads(next((ROOT / "envs").glob("*/environment.json")).read_text())["python"]
+    cache = {"UV_CACHE_DIR": str(BASE / "bare-cache"), "UV_NO_CONFIG": "1"}
+    theirs = seconds(["uv", "venv", "--quiet", "--python", python, bare], cache)
+    theirs += seconds(
+        ["uv", "pip", "install", "--quiet", "--python", bare / "bin/python", "--require-hashes", "-r", lock], **cache
+    )
+    shutil.rmtree(bare)
+    shutil.rmtree(BASE / "bare-cache")
+    return row("environment from nothing", ours, "`uv venv` and `uv pip install` of the same lock", theirs)
+
+
+def first_apply() -> list[str]:
+    """A new run each time, everything else there, beside `python -m llamafactory.launcher` with the same file."""
+    apply("train.yml", SHORT, "train_name=bench-warm")
+    ours, theirs = [], []
+    for number in range(TIMES):
+        ours.append(apply("train.yml", SHORT, f"train_name=bench-{number}"))
+        folder = next((ROOT / "runs").glob(f"bench-{number}-*"))
+        launch = json.loads((folder / "launch.json").read_text())
+        bare = BASE / "bare.yaml"
+        bare.write_text((folder / "train.yaml").read_text().replace(f"{folder}/output", str(BASE / f"bare-{number}")))
+        theirs.append(seconds([launch["python"], "-m", "llamafactory.launcher", bare], launch["environment"], BASE))
+    return row("first apply, environment warm", statistics.median(ours), "the bare trainer", statistics.median(theirs))
+
+
+def no_op() -> list[str]:
+    ours = statistics.median(apply("train.yml", SHORT, "train_name=bench-0") for _ in range(TIMES))
+    theirs = statistics.median(
+        seconds(["ansible", "localhost", "-m", "ansible.builtin.ping", "-i", "inventory"]) for _ in range(TIMES)
+    )
+    return row("apply that changes nothing", ours, "`ansible -m ping`", theirs)
+
+
+def row(what: str, ours: float, beside: str, theirs: float) -> list[str]:
+    line = [what, f"{ours:.1f} s", beside, f"{theirs:.1f} s", f"{ours / theirs:.2f}", f"{ours - theirs:+.1f} s"]
+    print(" | ".join(line), flush=True)
+    return line
+
+
+def main() -> None:
+    shutil.rmtree(BASE, ignore_errors=True)
+    (BASE / "leases").mkdir(parents=True)
+    try:
+        rows = [environment_from_nothing(), first_apply(), no_op()]
+    finally:
+        shutil.rmtree(BASE, ignore_errors=True)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    cpu = next(
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if "model name" in line
+    )
+    text = (
+        f"# Bench\n\n`make bench` on commit {commit.stdout.strip()}: {os.cpu_count()} × {cpu}, {platform.system()}, "
+        f"Python {platform.python_version()}; load {os.getloadavg()[0]:.1f} at the end. Medians of {TIMES}, except the "
+        "environment, which is built once on each side. Downloads are part of it.\n\n"
+        "| what | ours | beside | takes | ratio | difference |\n|---|---|---|---|---|---|\n"
+    )
+    text += "\n".join("| " + " | ".join(line) + " |" for line in rows) + "\n"
+    (REPOSITORY / "docs").mkdir(exist_ok=True)
+    (REPOSITORY / "docs" / "bench.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`make soak`: a death after every single file of the first and of a later checkpoint, and random kills; docs/soak.md.
+
+Takes the world of the end-to-end tests: a fresh clone, a real environment, real training. About twenty minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import BASE, REPOSITORY, Demo, World, processes, weights
+from .test_faults import killer, start, wait_for, write_plan
+
+SEED = int(os.environ.get("SOAK_SEED", "1"))
+KILLS = int(os.environ.get("SOAK_KILLS", "12"))
+REPORT: list[str] = []
+_FILES = [
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "chat_template.jinja",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "training_args.bin",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "trainer_state.json",
+]
+
+
+@pytest.fixture(scope="session")
+def quiet(world: World, demo: Demo) -> str:
+    done = world.play(variables={"train_name": "quiet"})
+    assert done.rc == 0, done.text
+    return weights(world.folder(done))
+
+
+@pytest.mark.parametrize("checkpoint", ["checkpoint-8", "checkpoint-16"], ids=["first save", "later save"])
+def test_a_death_after_every_single_file_of_a_checkpoint(world: World, quiet: str, checkpoint: str) -> None:
+    plan = BASE / f"soak-{checkpoint}.json"
+    write_plan(plan, [[checkpoint, name] for name in _FILES])
+    began = time.monotonic()
+    variables = {"train_name": f"soak-{checkpoint}", "train_max_restarts": len(_FILES) + 1}
+    done = world.play(variables=variables, environment=killer(plan))
+    assert done.rc == 0, done.text
+    deaths = Path(f"{plan}.done").read_text().count("x")
+    assert deaths == len(_FILES) == done.run["attempt"] - 1
+    assert weights(world.folder(done)) == quiet
+    REPORT.append(
+        f"| a rank dies after each single file of {checkpoint} | {deaths} | weights equal the quiet run's | "
+        f"{time.monotonic() - began:.0f} s |"
+    )
+
+
+def test_random_kills_of_trainer_and_supervisor(world: World, quiet: str) -> None:
+    """Each kill is at a random moment; every apply goes on, and the weights come out the same."""
+    dice = random.Random(SEED)
+    began = time.monotonic()
+    kills = 0
+    for _ in range(KILLS):
+        _, folder = start(world, "soak-random")
+        time.sleep(dice.uniform(1, 25))
+        alive = processes(folder.name)
+        if not alive:
+            break
+        kills += 1
+        victim = dice.choice(alive)
+        supervisor = json.loads((folder / "state.json").read_text()).get("pid")
+        os.kill(victim, signal.SIGKILL)
+        if victim == supervisor:
+            wait_for(lambda: not processes(folder.name), 15)  # noqa: B023 - called at once
+    done = world.play(variables={"train_name": "soak-random", "train_max_restarts": KILLS})
+    assert done.rc == 0, done.text
+    assert weights(world.folder(done)) == quiet and processes(world.folder(done).name) == []
+    REPORT.append(
+        f"| random kills of ranks, torchrun and supervisor (seed {SEED}) | {kills} | weights equal the quiet run's, "
+        f"no orphan | {time.monotonic() - began:.0f} s |"
+    )
+
+
+def main() -> int:
+    rc = pytest.main([__file__, "-q", "-p", "no:cacheprovider", "-o", "python_files=soak.py"])
+    if rc == 0:
+        from tests.e2e import soak  # as pytest imported it
+
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        )
+        machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
+        text = f"# Soak\n\n`make soak` on commit {commit.stdout.strip()}: {machine}.\n\n"
+        text += "| what | times | outcome | took |\n|---|---|---|---|\n" + "\n".join(soak.REPORT) + "\n"
+        (REPOSITORY / "docs").mkdir(exist_ok=True)
+        (REPOSITORY / "docs" / "soak.md").write_text(text, encoding="utf-8")
+    return int(rc)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
