@@ -25,7 +25,7 @@ from ..conftest import REPOSITORY
 FEWEST = 20
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
-# ansible-test downloads a script that brings pip into its environments. This one does the same from the wheel beside it.
+# ansible-test downloads a script that brings pip into its environments. This one does the same from a wheel beside it.
 BOOTSTRAP = """\
 import os, sys
 wheel = os.path.join(os.path.dirname(os.path.abspath(os.environ["GET_PIP"])), "{wheel}")
