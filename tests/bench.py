@@ -60,7 +60,7 @@ def environment_from_nothing() -> list[str]:
     cache = {"UV_CACHE_DIR": str(BASE / "bare-cache"), "UV_NO_CONFIG": "1"}
     theirs = seconds(["uv", "venv", "--quiet", "--python", python, bare], cache)
     theirs += seconds(
-        ["uv", "pip", "install", "--quiet", "--python", bare / "bin/python", "--require-hashes", "-r", lock], **cache
+        ["uv", "pip", "install", "--quiet", "--python", bare / "bin/python", "--require-hashes", "-r", lock], cache
     )
     shutil.rmtree(bare)
     shutil.rmtree(BASE / "bare-cache")

@@ -38,7 +38,7 @@ def test_a_person_reads_progress_and_a_summary(demo: Demo) -> None:
 
 
 def test_the_adapter_beats_base_and_unigram_on_held_out_answers(world: World, demo: Demo) -> None:
-    model = next((world.root / "models").glob("demo@*"))
+    model = demo.applied.plan["nodes"]["localhost"]["model"]["path"]
     asked = [node_python(world, demo), str(REPOSITORY / "tests/e2e/heldout.py"), "--model", str(model)]
     asked += ["--adapter", str(demo.folder / "output")]
     files = world.clone / "roles/train/files"
