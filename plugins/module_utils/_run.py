@@ -54,7 +54,9 @@ def stage(spec: dict[str, t.Any], changes: Changes, *, retry: bool) -> dict[str,
     if spec["model"]["build"]:
         _stage_model(spec, changes)
     _stage_files(run, spec, changes, starting=step == "start")
-    return {"state": now if now != "absent" else "staged", "next": step, **report(run)}
+    restored = now == "finished" and step == "start"
+    is_now = "staged" if now == "absent" else "interrupted" if restored else now  # also where check mode wrote nothing
+    return {**report(run), "state": is_now, "next": step}
 
 
 def report(run: state.Run) -> dict[str, t.Any]:
@@ -278,12 +280,13 @@ def wait_until_started(run: state.Run, token: str, pid: int = 0) -> dict[str, t.
     log = run.logs / "supervisor.log"
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
+        gone = pid and not Path(f"/proc/{pid}").exists()  # before its answer is looked for: it may be the last it did
         if files.read_json(run.state).get("token") == token:
             return report(run)
         refusal = files.read_json(run.refusal)
         if refusal.get("token") == token:
             raise _held(str(refusal["message"]), refusal.get("holder") or {})
-        if pid and not Path(f"/proc/{pid}").exists():
+        if gone:
             break
         time.sleep(0.1)
     raise FinetuneError(

@@ -13,6 +13,13 @@ import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _state
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import files, state
 
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test can see what fsync does; it costs seconds here."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 # --- decisions ---
 
 

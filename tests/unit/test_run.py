@@ -1,0 +1,332 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A run on a node: staged once, put back when tampered with, refused when failed; check mode tells the same.
+
+The node's python is a small script here: it stands for `python -m engine.base_model`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import sys
+import typing as t
+from pathlib import Path
+
+import pytest
+from ansible_collections.llmops.finetune.plugins.module_utils import _node, _run
+from ansible_collections.llmops.finetune.plugins.module_utils._engine import files, lease, state
+from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+
+Spec = dict[str, t.Any]
+DATA = b'{"instruction": "Why?", "output": "So."}\n'
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test can see what fsync does; it costs seconds here."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "root with a blank"
+    folder.mkdir()
+    return folder
+
+
+def spec(root: Path, **changes: t.Any) -> Spec:
+    digest = hashlib.sha256(DATA).hexdigest()
+    folder = root / "datasets" / digest[:16]
+    return {
+        "id": "x-00000000",
+        "folder": str(root / "runs/x-00000000"),
+        "request": {"name": "x"},
+        "resolved": {"world_size": 1},
+        "files": {"train.yaml": "stage: sft\n", "launch.json": "{}\n"},
+        "engine": {"__init__.py": "", "rank.py": "# rank\n"},
+        "datasets": [
+            {
+                "name": "a",
+                "digest": digest,
+                "folder": str(folder),
+                "file": str(folder / "data.jsonl"),
+                "stream": io.BytesIO(DATA),
+            }
+        ],
+        "model": {"build": False, "path": "org/model", "identity": ""},
+        "launch": {"python": sys.executable, "environment": {}, "leases": ["cpu"], "lease_dir": str(root / "leases")},
+        **changes,
+    }
+
+
+def stage(wanted: Spec, *, retry: bool = False) -> tuple[dict[str, t.Any], list[tuple[str, str]]]:
+    """Stage in check mode, then for real. Both must tell the same, and check mode must write nothing."""
+    root = Path(wanted["folder"]).parents[1]
+    before = tree(root)
+    dry, made = _run.Changes(dry=True), _run.Changes(dry=False)
+    predicted = _run.stage(wanted, dry, retry=retry)
+    assert tree(root) == before, "check mode wrote something"
+    answer = _run.stage(wanted, made, retry=retry)
+    assert dry.made == made.made
+    assert (answer["state"], answer["next"]) == (predicted["state"], predicted["next"])
+    return answer, [(change["action"], Path(change["path"]).name) for change in made.made]
+
+
+def tree(root: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else b"") for path in root.rglob("*")
+    }
+
+
+def run_of(wanted: Spec) -> state.Run:
+    return state.Run(Path(wanted["folder"]))
+
+
+FIRST = [
+    ("create", hashlib.sha256(DATA).hexdigest()[:16]),
+    ("create", "launch.json"),
+    ("create", "train.yaml"),
+    ("create", "engine"),
+]
+
+
+def test_a_run_is_staged_once(root: Path) -> None:
+    answer, changes = stage(spec(root))
+    assert (answer["state"], answer["next"], changes) == ("staged", "start", FIRST)
+    run = run_of(spec(root))
+    record = files.read_json(run.record)
+    assert (record["run"], record["request"], record["resolved"]) == ("x-00000000", {"name": "x"}, {"world_size": 1})
+    assert (run.path / "engine/rank.py").read_text(encoding="utf-8") == "# rank\n"
+    assert Path(spec(root)["datasets"][0]["file"]).read_bytes() == DATA
+    assert run.logs.is_dir()
+    before = tree(root)
+    assert stage(spec(root))[1] == []
+    assert tree(root) == before
+
+
+@pytest.mark.parametrize(
+    ("tamper", "told"),
+    [
+        (lambda run: run.config.write_text("stage: pt\n"), [("update", "train.yaml")]),
+        (lambda run: run.config.unlink(), [("create", "train.yaml")]),
+        (lambda run: (run.path / "engine/rank.py").write_text("evil"), [("update", "engine")]),
+        (lambda run: (run.path / "engine/rank.py").unlink(), [("update", "engine")]),
+    ],
+)
+@pytest.mark.parametrize("written", ["", "finished"])
+def test_a_staged_file_that_was_edited_is_put_back(
+    root: Path, tamper: t.Callable[[state.Run], t.Any], told: list[tuple[str, str]], written: str
+) -> None:
+    stage(spec(root))
+    run = run_of(spec(root))
+    if written:
+        finish(run)
+    tamper(run)
+    assert stage(spec(root))[1] == told
+    assert run.config.read_text(encoding="utf-8") == "stage: sft\n"
+    assert (run.path / "engine/rank.py").read_text(encoding="utf-8") == "# rank\n"
+    assert stage(spec(root))[1] == []
+
+
+def test_a_run_about_to_start_takes_what_is_wanted_now_and_a_finished_one_keeps_what_it_ran_with(root: Path) -> None:
+    stage(spec(root))
+    newer = {"files": {"train.yaml": "stage: sft\nseed: 1\n", "launch.json": "{}\n"}}
+    assert stage(spec(root, **newer))[1] == [("update", "train.yaml")]
+    created = files.read_json(run_of(spec(root)).record)["created"]
+    finish(run_of(spec(root)))
+    assert stage(spec(root))[1] == []
+    assert "seed" in run_of(spec(root)).config.read_text(encoding="utf-8")
+    assert files.read_json(run_of(spec(root)).record)["created"] == created
+
+
+# --- datasets ---
+
+
+@pytest.mark.parametrize("tamper", ["truncate", "delete"])
+def test_a_damaged_dataset_is_stored_again(root: Path, tamper: str) -> None:
+    stage(spec(root))
+    path = Path(spec(root)["datasets"][0]["file"])
+    path.unlink() if tamper == "delete" else os.truncate(path, 3)
+    assert stage(spec(root))[1] == [("update", path.parent.name)]
+    assert path.read_bytes() == DATA
+    assert stage(spec(root))[1] == []
+
+
+def test_other_bytes_than_planned_are_refused_and_not_kept(root: Path) -> None:
+    wanted = spec(root)
+    wanted["datasets"][0]["stream"] = io.BytesIO(DATA + b"more")
+    with pytest.raises(FinetuneError, match="'a' is not the file that was planned with"):
+        _run.stage(wanted, _run.Changes(dry=False), retry=False)
+    assert list(Path(wanted["datasets"][0]["folder"]).iterdir()) == []
+    assert not run_of(wanted).record.exists()
+
+
+# --- the embedded model ---
+
+BUILD = """#!{python}
+import json, hashlib, pathlib, sys
+assert sys.argv[1:3] == ["-m", "engine.base_model"], sys.argv
+corpus, output = (pathlib.Path(sys.argv[sys.argv.index(word) + 1]) for word in ("--corpus", "--output"))
+if corpus.read_text() == "bad":
+    sys.exit("no tokens in it")
+output.mkdir()
+(output / "w").write_bytes(b"w")
+digests = {{"w": hashlib.sha256(b"w").hexdigest()}}
+(output / "manifest.json").write_text(json.dumps({{"identity": "id1", "files": digests}}))
+"""
+
+
+def with_model(root: Path, corpus: str = "text") -> Spec:
+    script = root.parent / "python"
+    script.write_text(BUILD.format(python=sys.executable), encoding="utf-8")
+    script.chmod(0o755)
+    model = {"build": True, "path": str(root / "models/demo@id1"), "identity": "id1", "corpus": corpus}
+    wanted = spec(root, model=model)
+    wanted["launch"]["python"] = str(script)
+    return wanted
+
+
+def test_the_model_is_built_once_and_again_when_damaged(root: Path) -> None:
+    assert ("build", "demo@id1") in stage(with_model(root))[1]
+    assert [path.name for path in (root / "models").iterdir()] == ["demo@id1"]
+    assert stage(with_model(root))[1] == []
+    (root / "models/demo@id1/w").write_bytes(b"W")
+    assert stage(with_model(root))[1] == [("update", "demo@id1")]
+    assert _node.models(root) == ["demo@id1"]
+
+
+def test_a_build_that_fails_is_told_with_its_last_words(root: Path) -> None:
+    with pytest.raises(FinetuneError, match="could not be made") as failure:
+        _run.stage(with_model(root, "bad"), _run.Changes(dry=False), retry=False)
+    assert "no tokens in it" in failure.value.where
+    assert list((root / "models").iterdir()) == []
+
+
+# --- runs that were there before ---
+
+
+def finish(run: state.Run) -> None:
+    (run.output / "adapter_model.safetensors").write_bytes(b"weights")
+    files.write_json(run.artefacts, state.inventory(run))
+    files.write_json(run.state, {"state": "finished", "attempt": 1})
+
+
+def test_a_finished_run_is_left_alone(root: Path) -> None:
+    stage(spec(root))
+    finish(run_of(spec(root)))
+    answer, changes = stage(spec(root))
+    assert (answer["state"], answer["next"], changes) == ("finished", "nothing", [])
+    assert answer["summary"]["weights"] == [str(run_of(spec(root)).output / "adapter_model.safetensors")]
+
+
+def test_a_damaged_result_is_refused_and_restored_when_asked(root: Path) -> None:
+    stage(spec(root))
+    run = run_of(spec(root))
+    finish(run)
+    (run.output / "adapter_model.safetensors").unlink()
+    for dry in (True, False):
+        with pytest.raises(FinetuneError) as refusal:
+            _run.stage(spec(root), _run.Changes(dry=dry), retry=False)
+        assert "adapter_model.safetensors is gone" in refusal.value.where
+        assert "train_retry=true" in refusal.value.change
+    answer, changes = stage(spec(root), retry=True)
+    assert (answer["next"], changes) == ("start", [("remove", "artefacts.json")])
+    assert state.observe(run) == "interrupted"
+
+
+def test_a_failed_run_is_refused_with_its_diagnosis_and_started_again_when_asked(root: Path) -> None:
+    stage(spec(root))
+    run = run_of(spec(root))
+    told = {"what": "The disk is full.", "change": "free space"}
+    files.write_json(run.state, {"state": "failed", "attempt": 2, "diagnosis": told})
+    run.log(2).write_text("line\nlast words\n", encoding="utf-8")
+    for dry in (True, False):
+        with pytest.raises(FinetuneError) as refusal:
+            _run.stage(spec(root), _run.Changes(dry=dry), retry=False)
+        assert "attempt 2. The disk is full." in refusal.value.what
+        assert "free space" in refusal.value.change
+        assert "train_retry=true" in refusal.value.change
+        assert refusal.value.where == str(run.log(2))
+    assert stage(spec(root), retry=True)[0]["next"] == "start"
+    assert _run.report(run)["tail"] == ["line", "last words"]
+
+
+@pytest.mark.parametrize(("written", "step"), [("stopped", "nothing"), ("interrupted", "start"), ("running", "start")])
+def test_a_stopped_run_stays_so_and_an_interrupted_one_goes_on(root: Path, written: str, step: str) -> None:
+    stage(spec(root))
+    files.write_json(run_of(spec(root)).state, {"state": written, "attempt": 1})
+    assert stage(spec(root))[0]["next"] == step
+
+
+# --- start, stop, remove ---
+
+
+def test_a_start_leaves_a_token_unless_the_run_lives_or_a_lease_is_held(root: Path) -> None:
+    stage(spec(root))
+    run = run_of(spec(root))
+    dry, made = _run.Changes(dry=True), _run.Changes(dry=False)
+    assert _run.ask_start(spec(root), dry) == ""
+    assert not run.start_request.exists()
+    token = _run.ask_start(spec(root), made)
+    assert dry.made == made.made == [{"action": "start", "path": str(run.path)}]
+    assert files.read_json(run.start_request) == {"token": token}
+    held = lease.acquire(["cpu"], {"run": "theirs", "user": "ada", "pid": 42}, root / "leases")
+    for again in (_run.Changes(dry=True), _run.Changes(dry=False)):
+        with pytest.raises(FinetuneError, match="held by run theirs") as refusal:
+            _run.ask_start(spec(root), again)
+        assert refusal.value.where == "run theirs"
+        assert "train_gpus" in refusal.value.change
+        assert again.made == []
+    living = files.lock(run.lock)
+    assert living is not None
+    assert _run.ask_start(spec(root), _run.Changes(dry=False)) == "", "a living run is adopted"
+    for descriptor in (*held, living):
+        os.close(descriptor)
+
+
+def test_a_supervisor_that_never_answers_is_told_with_its_log(root: Path) -> None:
+    stage(spec(root))
+    run = run_of(spec(root))
+    (run.logs / "supervisor.log").write_text("no such module\n", encoding="utf-8")
+    with pytest.raises(FinetuneError, match="did not start") as failure:
+        _run.wait_until_started(run, "token", pid=2**22 + 1)
+    assert "no such module" in failure.value.where
+
+
+def test_nothing_is_stopped_where_nothing_runs(root: Path) -> None:
+    stage(spec(root))
+    changes = _run.Changes(dry=False)
+    assert _run.stop(run_of(spec(root)), changes, patience=1)["state"] == "staged"
+    assert changes.made == []
+
+
+def test_a_removed_run_leaves_its_dataset(root: Path) -> None:
+    stage(spec(root))
+    run = run_of(spec(root))
+    dry, made = _run.Changes(dry=True), _run.Changes(dry=False)
+    assert _run.remove(run, dry, patience=1)["state"] == "staged"
+    assert _run.remove(run, made, patience=1)["state"] == "absent"
+    assert dry.made == made.made == [{"action": "remove", "path": str(run.path)}]
+    assert not run.path.exists()
+    assert Path(spec(root)["datasets"][0]["file"]).exists()
+    again = _run.Changes(dry=False)
+    assert _run.remove(run, again, patience=1)["state"] == "absent"
+    assert again.made == []
+
+
+def test_runs_are_found_by_id_by_name_or_all(root: Path) -> None:
+    for run_id in ("a-00000001", "a-00000002", "a-b-00000003"):
+        (root / "runs" / run_id).mkdir(parents=True)
+        files.write_json(root / "runs" / run_id / "run.json", {"run": run_id})
+    (root / "runs/empty").mkdir()
+
+    def found(run_id: str, name: str) -> list[str]:
+        return [run.id for run in _run.find(root, run_id, name)]
+
+    assert found("a-00000002", "") == ["a-00000002"]
+    assert found("", "a") == ["a-00000001", "a-00000002"]
+    assert found("", "a-b") == ["a-b-00000003"]
+    assert found("", "") == ["a-00000001", "a-00000002", "a-b-00000003"]

@@ -1,0 +1,460 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The supervisor, for real: attempts, resumption, budget, stop, leases, and no process left behind.
+
+torchrun is replaced by a small script: `python` in launch.json stands for `python -m torch.distributed.run …` and does
+what fake.json says for each attempt (save a checkpoint, fail, be killed, …). Everything else is the real thing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import typing as t
+from pathlib import Path
+
+import pytest
+from ansible_collections.llmops.finetune.plugins.module_utils import _engine, _run
+from ansible_collections.llmops.finetune.plugins.module_utils._engine import (
+    checkpoint,
+    files,
+    lease,
+    state,
+    supervisor,
+)
+from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+
+ENGINE = Path(str(_engine.__file__)).parent
+
+SHELL = """#!/bin/sh
+test "$2" = torch.distributed.run && exec "{python}" "{script}" "$@"
+exec "{python}" "$@"
+"""
+
+TORCHRUN = """
+import json, os, pathlib, signal, subprocess, sys, time
+sys.path.insert(0, os.getcwd())
+from engine import checkpoint, files, rank
+from engine.state import Run
+
+run = Run(pathlib.Path.cwd())
+attempt = int(os.environ[rank.ATTEMPT])
+acts = files.read_json(pathlib.Path("fake.json"))["acts"]
+
+
+def note(**seen):
+    with open("seen.jsonl", "a") as file:
+        file.write(json.dumps(seen) + "\\n")
+
+
+def save(step, whole=True):
+    folder = run.output / f"checkpoint-{step}"
+    folder.mkdir()
+    (folder / "trainer_state.json").write_text("{}")
+    with open(run.trainer_log, "a") as log:
+        log.write(json.dumps({"current_steps": int(step), "attempt": attempt}) + "\\n")
+    if whole:
+        checkpoint.mark(folder)
+
+
+note(attempt=attempt, argv=sys.argv[1:], resume=os.environ[rank.RESUME], told=os.environ.get("TOLD"), pid=os.getpid())
+for word in acts[min(attempt, len(acts)) - 1].split():
+    name, _, value = word.partition("=")
+    if name == "save":
+        save(value)
+    elif name == "torn":
+        save(value, whole=False)
+    elif name == "beat":
+        files.write_json(run.progress, {"step": 1, "total_steps": 9, "time": time.time()})
+    elif name == "error":
+        error = {"type": value, "message": "said the rank", "rank": 0, "time": time.time()}
+        files.write_json(run.logs / "error-rank0.json", error)
+        sys.exit(1)
+    elif name == "exit":
+        sys.exit(int(value))
+    elif name == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif name == "rank":  # a child that dies with its parent, as ranks do
+        child = subprocess.Popen(["sleep", "60"], preexec_fn=rank.die_with_parent)
+        note(pid=child.pid)
+    elif name == "orphan":  # a daemon that nobody waits for
+        command = "setsid sleep 60 >/dev/null 2>&1 & echo $!"
+        note(pid=int(subprocess.run(["sh", "-c", command], capture_output=True, text=True).stdout))
+    elif name == "hang":
+        time.sleep(60)
+    elif name == "wait":  # until asked to end, then save and end
+        while not run.control.exists():
+            time.sleep(0.02)
+        save(value)
+        sys.exit(0)
+    elif name == "finish":
+        (run.output / "adapter_model.safetensors").write_bytes(b"weights")
+        files.write_json(run.trained, {"attempt": attempt})
+"""
+
+
+class Staged:
+    """A staged run, and its supervisors."""
+
+    def __init__(self, folder: Path, acts: t.Sequence[str], **launch: t.Any) -> None:
+        self.run = state.Run(folder / "runs/x-00000000")
+        self.run.logs.mkdir(parents=True)
+        shutil.copytree(ENGINE, self.run.path / "engine", ignore=shutil.ignore_patterns("__pycache__"))
+        script, python = folder / "torchrun.py", folder / "python"
+        script.write_text(TORCHRUN, encoding="utf-8")
+        python.write_text(SHELL.format(python=sys.executable, script=script), encoding="utf-8")
+        python.chmod(0o755)
+        self.launch: dict[str, t.Any] = {
+            "python": str(python),
+            "nnodes": 1,
+            "node_rank": 0,
+            "nproc_per_node": 2,
+            "master_addr": "127.0.0.1",
+            "master_port": 0,
+            "environment": {"TOLD": "yes"},
+            "leases": ["cpu"],
+            "lease_dir": str(folder / "leases"),
+            "max_restarts": 3,
+            "grace_seconds": 20,
+            "start_deadline_seconds": 60,
+            **launch,
+        }
+        self.acts(*acts)
+        files.write_json(self.run.launch, self.launch)
+        files.write_json(self.run.record, {"run": self.run.id})
+        self.started: list[subprocess.Popen[bytes]] = []
+
+    def acts(self, *acts: str) -> None:
+        files.write_json(self.run.path / "fake.json", {"acts": acts})
+
+    def start(self, token: str = "t1") -> subprocess.Popen[bytes]:
+        files.write_json(self.run.start_request, {"token": token})
+        with open(self.run.logs / "supervisor.log", "ab") as log:
+            command = [sys.executable, "-m", "engine.supervisor"]
+            self.started.append(subprocess.Popen(command, cwd=self.run.path, stdout=log, stderr=log))
+        return self.started[-1]
+
+    def work(self, token: str = "t1") -> int:
+        """Supervise to the end; the exit status."""
+        status = self.start(token).wait(30)
+        assert (self.run.logs / "supervisor.log").read_text(encoding="utf-8") == ""
+        return status
+
+    def seen(self) -> list[dict[str, t.Any]]:
+        """What the fake torchrun was started with, by attempt."""
+        return [line for line in self._notes() if "attempt" in line]
+
+    def pids(self) -> list[int]:
+        return [line["pid"] for line in self._notes()]
+
+    def _notes(self) -> list[dict[str, t.Any]]:
+        with contextlib.suppress(OSError):
+            text = (self.run.path / "seen.jsonl").read_text(encoding="utf-8")
+            return [json.loads(line) for line in text.splitlines()]
+        return []
+
+    def resumed_from(self) -> list[str]:
+        return [Path(line["resume"]).name for line in self.seen()]
+
+    def written(self) -> dict[str, t.Any]:
+        return files.read_json(self.run.state)
+
+    def held(self) -> dict[str, t.Any]:
+        return lease.holders(["cpu"], Path(self.launch["lease_dir"]))
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> t.Iterator[t.Callable[..., Staged]]:
+    made: list[Staged] = []
+
+    def make(*acts: str, **launch: t.Any) -> Staged:
+        made.append(Staged(tmp_path / "a b" / str(len(made)), acts, **launch))
+        return made[-1]
+
+    yield make
+    for staged in made:
+        for process in staged.started:
+            process.kill()
+            process.wait()
+        for pid in staged.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def until(true: t.Callable[[], object]) -> None:
+    deadline = time.monotonic() + 15
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+Stage = t.Callable[..., Staged]
+
+# --- attempts ---
+
+
+def test_a_run_that_ends_well_is_finished_with_its_results_recorded(stage: Stage) -> None:
+    staged = stage("save=5 finish")
+    assert staged.work() == 0
+    assert state.observe(staged.run) == "finished"
+    written = staged.written()
+    assert (written["attempt"], written["from_step"], written["token"], "pid" in written) == (1, 0, "t1", False)
+    assert list(files.read_json(staged.run.artefacts)) == [
+        "output/adapter_model.safetensors",
+        "output/trainer_log.jsonl",
+    ]
+    assert state.damaged(staged.run) == []
+    assert staged.held() == {}
+    (seen,) = staged.seen()
+    assert (seen["told"], seen["resume"]) == ("yes", "")
+    assert seen["argv"][:6] == [
+        "-m",
+        "torch.distributed.run",
+        "--nnodes=1",
+        "--node-rank=0",
+        "--nproc-per-node=2",
+        "--master-addr=127.0.0.1",
+    ]
+    assert seen["argv"][7:] == ["--max-restarts=0", "-m", "engine.rank"]
+
+
+def test_an_error_that_would_repeat_fails_at_once(stage: Stage) -> None:
+    staged = stage("save=5 error=ValueError", "finish")
+    assert staged.work() == 1
+    written = staged.written()
+    assert (written["state"], written["attempt"], written["diagnosis"]["kind"]) == ("failed", 1, "error")
+    assert "said the rank" in written["diagnosis"]["what"]
+    assert staged.held() == {}
+
+
+def test_attempts_without_a_new_whole_checkpoint_use_up_the_budget(stage: Stage) -> None:
+    staged = stage("exit=1", "torn=5 exit=1", "save=5 kill", "error=RuntimeError", "exit=1", "finish", max_restarts=2)
+    assert staged.work() == 0, "two fruitless attempts, a fruitful one, two fruitless ones"
+    assert staged.resumed_from() == ["", "", "", "checkpoint-5", "checkpoint-5", "checkpoint-5"]
+    assert staged.written()["attempt"] == 6
+    assert "diagnosis" not in staged.written()
+
+
+def test_a_used_up_budget_is_a_failure_with_the_last_diagnosis(stage: Stage) -> None:
+    staged = stage("save=5 exit=1", "exit=1", "kill", "finish", max_restarts=1)
+    assert staged.work() == 1
+    written = staged.written()
+    assert (written["state"], written["attempt"], written["diagnosis"]["kind"]) == ("failed", 3, "killed")
+    staged.acts("", "", "", "finish")
+    assert staged.work("t2") == 0, "asked again, the budget is new"
+    assert staged.seen()[-1]["attempt"] == 4
+
+
+def test_a_resumed_attempt_finds_no_torn_checkpoint_and_no_log_lines_past_its_start(stage: Stage) -> None:
+    staged = stage("save=5 torn=10 kill", "save=10 finish")
+    assert staged.work() == 0
+    assert staged.resumed_from() == ["", "checkpoint-5"]
+    assert staged.written()["from_step"] == 5
+    log = [json.loads(line) for line in staged.run.trainer_log.read_text(encoding="utf-8").splitlines()]
+    assert [(line["current_steps"], line["attempt"]) for line in log] == [(5, 1), (10, 2)]
+    assert checkpoint.is_complete(staged.run.output / "checkpoint-10")
+
+
+def test_an_end_without_the_trainers_word_is_not_finished(stage: Stage) -> None:
+    staged = stage("exit=0", max_restarts=0)
+    assert staged.work() == 1
+    assert staged.written()["state"] == "failed"
+
+
+def test_a_unit_started_again_after_the_end_does_nothing(stage: Stage) -> None:
+    staged = stage("finish")
+    assert (staged.work(), staged.work()) == (0, 0)
+    assert len(staged.seen()) == 1
+
+
+# --- ends that are asked for ---
+
+
+def test_a_stop_saves_and_the_run_stays_stopped(stage: Stage) -> None:
+    staged = stage("save=5 beat rank wait=7", "finish")
+    process = staged.start()
+    until(lambda: len(staged.pids()) == 2)
+    changes = _run.Changes(dry=True)
+    assert _run.stop(staged.run, changes, patience=20)["state"] == "running", "check mode stops nothing"
+    done = _run.Changes(dry=False)
+    assert _run.stop(staged.run, done, patience=20)["state"] == "stopped"
+    assert changes.made == done.made == [{"action": "stop", "path": str(staged.run.path)}]
+    assert process.wait(5) == 0
+    assert checkpoint.newest_complete(staged.run.output) == staged.run.output / "checkpoint-7"
+    assert not any(map(lives, staged.pids()))
+    assert staged.held() == {}
+
+
+def test_a_sigterm_interrupts_and_the_next_start_goes_on(stage: Stage) -> None:
+    staged = stage("beat wait=7", "finish")
+    process = staged.start()
+    until(lambda: "step" in files.read_json(staged.run.progress))
+    process.terminate()
+    assert process.wait(10) == 2
+    assert state.observe(staged.run) == "interrupted"
+    assert staged.work("t2") == 0
+    assert staged.resumed_from() == ["", "checkpoint-7"]
+
+
+def test_a_stop_of_long_ago_does_not_make_a_later_sigterm_a_stop(stage: Stage) -> None:
+    staged = stage("hang")
+    files.write_json(staged.run.stop_request, {"time": 0})
+    process = staged.start()
+    until(staged.seen)
+    process.terminate()
+    assert process.wait(10) == 2, "it has made no step: there is nothing to wait for"
+    assert state.observe(staged.run) == "interrupted"
+
+
+def test_ranks_that_do_not_answer_are_killed_after_the_grace(stage: Stage) -> None:
+    staged = stage("beat rank hang", grace_seconds=0.3)
+    process = staged.start()
+    until(lambda: len(staged.pids()) == 2)
+    process.terminate()
+    assert process.wait(10) == 2
+    assert not any(map(lives, staged.pids()))
+
+
+def test_a_killed_supervisor_leaves_no_process_and_no_lease(stage: Stage) -> None:
+    staged = stage("save=5 beat rank hang", "finish")
+    process = staged.start()
+    until(lambda: len(staged.pids()) == 2)
+    assert list(staged.held()) == ["cpu"]
+    assert all(map(lives, staged.pids()))
+    process.kill()
+    process.wait()
+    until(lambda: not any(map(lives, staged.pids())))
+    assert staged.held() == {}
+    assert state.observe(staged.run) == "interrupted"
+    assert staged.work("t2") == 0
+    assert staged.resumed_from() == ["", "checkpoint-5"]
+
+
+def test_a_process_that_slipped_away_is_ended_with_its_attempt(stage: Stage) -> None:
+    staged = stage("orphan exit=1", "finish")
+    assert staged.work() == 0
+    assert len(staged.pids()) == 3
+    assert not any(map(lives, staged.pids()))
+
+
+def test_a_rank_that_outlived_its_supervisor_does_not_train(stage: Stage) -> None:
+    staged = stage("")
+    done = subprocess.run([sys.executable, "-m", "engine.rank"], cwd=staged.run.path, check=False, capture_output=True)
+    assert (done.returncode, done.stderr, list(staged.run.logs.iterdir())) == (1, b"", [])
+
+
+# --- refusals ---
+
+
+def test_a_held_lease_refuses_the_start_and_names_the_holder(stage: Stage) -> None:
+    staged = stage("finish")
+    holder = {"run": "theirs-00000000", "user": "ada", "pid": 42}
+    held = lease.acquire(["cpu"], holder, Path(staged.launch["lease_dir"]))
+    assert staged.work() == 3
+    refusal = files.read_json(staged.run.refusal)
+    assert (refusal["kind"], refusal["holder"], refusal["token"]) == ("lease", holder, "t1")
+    with pytest.raises(FinetuneError, match=r"held by run theirs-00000000 \(user ada, process 42\)"):
+        _run.wait_until_started(staged.run, "t1")
+    assert (staged.seen(), state.observe(staged.run)) == ([], "staged")
+    os.close(*held)
+    assert staged.work("t2") == 0
+    assert not staged.run.refusal.exists()
+
+
+def test_a_second_supervisor_of_a_run_is_refused_and_the_first_goes_on(stage: Stage) -> None:
+    staged = stage("beat wait=7")
+    first = staged.start("t1")
+    until(lambda: "step" in files.read_json(staged.run.progress))
+    assert staged.work("t2") == 3
+    refusal = files.read_json(staged.run.refusal)
+    assert (refusal["kind"], refusal["token"]) == ("running", "t2")
+    assert first.poll() is None
+    assert staged.written()["token"] == "t1"
+    assert len(staged.seen()) == 1
+
+
+def test_another_run_on_the_same_device_is_refused(stage: Stage, tmp_path: Path) -> None:
+    first = stage("beat wait=7", lease_dir=str(tmp_path / "leases"))
+    second = stage("finish", lease_dir=str(tmp_path / "leases"))
+    first.start()
+    until(first.held)
+    assert second.work() == 3
+    assert files.read_json(second.run.refusal)["holder"]["pid"] == first.started[0].pid
+
+
+def test_leases_that_cannot_be_written_are_told(stage: Stage, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    staged = stage("finish", lease_dir=str(tmp_path / "file/leases"))
+    assert staged.work() == 3
+    assert "cannot be taken" in files.read_json(staged.run.refusal)["message"]
+
+
+# --- through the module's functions ---
+
+
+def test_a_start_is_answered_once_the_leases_are_held(stage: Stage) -> None:
+    staged = stage("beat wait=7")
+    spec = {"folder": str(staged.run.path), "launch": staged.launch}
+    token = _run.ask_start(spec, _run.Changes(dry=False))
+    pid = _run.spawn(spec)["pid"]
+    answer = _run.wait_until_started(staged.run, token, pid)
+    assert (answer["state"], answer["attempt"], answer["from_step"]) == ("running", 1, 0)
+    assert staged.held()["cpu"]["pid"] == pid
+    assert os.getsid(pid) == pid, "it does not die with the session that started it"
+    assert _run.ask_start(spec, _run.Changes(dry=False)) == ""
+    assert _run.stop(staged.run, _run.Changes(dry=False), patience=20)["state"] == "stopped"
+    os.waitpid(pid, 0)
+
+
+# --- stalls ---
+
+
+def test_a_run_without_a_first_step_is_ended(stage: Stage) -> None:
+    staged = stage("rank hang", start_deadline_seconds=0.1, max_restarts=0)
+    assert staged.work() == 1
+    assert staged.written()["diagnosis"]["kind"] == "stalled"
+    assert not any(map(lives, staged.pids()))
+
+
+@pytest.mark.parametrize(
+    ("beat", "began", "says"),
+    [
+        ({}, 59, ""),
+        ({}, 61, "No step was made within 60 s"),
+        ({"phase": "loading", "time": 0}, 61, "No step was made within 60 s"),
+        ({"median_step_seconds": 1.0, "time": -299}, 1000, ""),
+        ({"median_step_seconds": 1.0, "time": -301}, 1000, "No step for 301 s, 300 s allowed"),
+        ({"median_step_seconds": 60.0, "time": -599}, 1000, ""),
+        ({"median_step_seconds": 60.0, "time": -601}, 1000, "No step for 601 s, 600 s allowed"),
+    ],
+)
+def test_a_stall_is_ten_times_the_usual_step_and_five_minutes(
+    tmp_path: Path, beat: dict[str, t.Any], began: float, says: str
+) -> None:
+    run = state.Run(tmp_path)
+    files.write_json(run.launch, {"start_deadline_seconds": 60})
+    now = 10_000.0
+    if beat:
+        files.write_json(run.progress, {**beat, "time": now + beat["time"]})
+    assert supervisor.Supervisor(run)._stalled(now - began, now)[: len(says) or None] == says
+
+
+def test_the_end_of_a_log_is_read(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"a" * 100 + b"\xffend")
+    assert supervisor.tail(tmp_path / "log", 4) == "\ufffdend"
+    assert len(supervisor.tail(tmp_path / "log")) == 104
+    assert supervisor.tail(tmp_path / "missing") == ""
