@@ -54,7 +54,7 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def lock(path: Path, patience: float = 1.0) -> int | None:
+def lock(path: Path, patience: float = 0.5) -> int | None:
     """Take the kernel's lock on `path` and return its descriptor; None when another process holds it.
 
     The lock is gone when the last process that holds the descriptor is. `patience` in seconds outlasts `locked()`,
