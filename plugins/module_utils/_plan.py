@@ -377,7 +377,8 @@ def _variables(
         variables["TORCH_NCCL_AVOID_RECORD_STREAMS"] = "1"
     else:
         variables["DS_ACCELERATOR"] = "cpu"
-        variables["OMP_NUM_THREADS"] = str(max(1, node["cpus"] // ranks))
+        demo = plan.resolved["model"]["name"] == DEMO_MODEL
+        variables["OMP_NUM_THREADS"] = str(base_model.THREADS if demo else max(1, node["cpus"] // ranks))
     if _model(plan, "")["path"].startswith("/") and all(
         source.dataset.source in ("file", "path") for source in sources
     ):
