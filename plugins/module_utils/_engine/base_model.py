@@ -79,6 +79,9 @@ RECIPE: dict[str, t.Any] = {
     },
 }
 
+THREADS = 1
+"""CPU threads, for making it and for training on it: more do not help a model this small, and harm on busy cores."""
+
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -270,7 +273,7 @@ def main(arguments: t.Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="engine.base_model", description="Make the embedded base model.")
     parser.add_argument("--corpus", type=Path, required=True, help="alpaca records, one JSON object per line")
     parser.add_argument("--output", type=Path, required=True, help="folder to make; must not exist")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; more do not help a model this small")
+    parser.add_argument("--threads", type=int, default=THREADS, help="CPU threads")
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # runs the clean-up
     try:
