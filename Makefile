@@ -1,5 +1,7 @@
 # Creates .venv from the hashed locks and calls the ordinary tools. The checkout may have blanks in its path.
-PYTHON ?= $(shell sh scripts/doctor.sh --python)
+ifeq ($(origin PYTHON),undefined)
+PYTHON := $(shell sh scripts/doctor.sh --python)
+endif
 INVENTORY ?= inventory
 ARGS ?=
 GB = 1
@@ -8,8 +10,8 @@ PLAY = .venv/bin/ansible-playbook -i "$(INVENTORY)" $(ARGS)
 RUN = PATH="$(CURDIR)/.venv/bin:$$PATH"
 INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
-# A stamp is named after the lock and the place, because an environment that was moved does not run.
-digest = $(shell { pwd -P; cat requirements/controller.txt $(1); } | sha256sum | cut -c1-12)
+# A stamp is named after the lock, the Python and the place, because an environment that was moved does not run.
+digest = $(shell { pwd -P; "$(PYTHON)" -V; cat requirements/controller.txt $(1); } | sha256sum | cut -c1-12)
 CONTROLLER := .venv/controller-$(call digest)
 DEV := .venv/dev-$(call digest,requirements/dev.txt)
 

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Names everything this machine lacks, all at once, before anything is installed. PYTHON in the environment: judge that one only.
+# Names everything this machine lacks, all at once, before anything is installed. PYTHON in the environment is judged
+# alone; without it, the Python that .venv was made with comes first.
 # usage: doctor.sh [GB of free disk]   or   doctor.sh --python, which prints the Python to use
 set -u
 
@@ -11,6 +12,7 @@ candidates() { # one path a line
     if [ -n "${PYTHON:-}" ]; then
         command -v "$PYTHON"
     else
+        [ ! -f .venv/pyvenv.cfg ] || sed -n 's/^executable = //p' .venv/pyvenv.cfg
         for name in python3 python3.13 python3.12 python3.11; do command -v "$name"; done
     fi
 }

@@ -49,6 +49,10 @@ class Report:
         return set(re.findall(r'^Running sanity test "([^"]+)"', self.text, re.MULTILINE))
 
     @property
+    def errors(self) -> list[str]:
+        return re.findall(r"^(?:ERROR|FATAL): (.+)", self.text, re.MULTILINE)
+
+    @property
     def warnings(self) -> list[str]:
         return [line for line in re.findall(r"^WARNING: (.+)", self.text, re.MULTILINE) if "locale" not in line]
 
@@ -111,4 +115,4 @@ def test_ansible_test_ran(report: Report, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_no_sanity_test_failed(report: Report) -> None:
-    assert report.rc == 0, report.text
+    assert report.rc == 0 and not report.errors, "\n".join(report.errors) or report.text

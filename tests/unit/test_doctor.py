@@ -22,7 +22,7 @@ class Machine:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.mkdir()
-        for tool in ("sh", "uname", "df", "awk", "cut"):
+        for tool in ("sh", "uname", "df", "awk", "cut", "sed"):
             self.link(tool)
 
     def link(self, tool: str) -> None:
@@ -48,6 +48,7 @@ class Machine:
     def doctor(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(self.path / "sh"), str(DOCTOR), *arguments],
+            cwd=self.path,
             env={"PATH": str(self.path), **environment},
             capture_output=True,
             text=True,
@@ -137,6 +138,17 @@ def test_a_given_python_that_serves_is_taken(complete: Machine) -> None:
     given = complete.python("my python", "3.13.0")
     assert complete.doctor(PYTHON=str(given)).returncode == 0
     assert complete.doctor("--python", PYTHON=str(given)).stdout == f"{given}\n"
+
+
+def test_the_python_of_the_environment_comes_first(machine: Machine, tmp_path: Path) -> None:
+    machine.python("python3", "3.11.2")
+    (tmp_path / "elsewhere").mkdir()
+    kept = machine.python("../elsewhere/python3.12", "3.12.3")
+    (machine.path / ".venv").mkdir()
+    (machine.path / ".venv" / "pyvenv.cfg").write_text(f"home = x\nexecutable = {kept}\n", encoding="utf-8")
+    assert machine.doctor("--python").stdout == f"{kept}\n"
+    kept.unlink()
+    assert machine.doctor("--python").stdout == f"{machine.path}/python3\n"
 
 
 def test_another_platform_is_refused(complete: Machine) -> None:
