@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -103,10 +104,15 @@ def killer(plan: Path) -> dict[str, str]:
 
 def write_plan(plan: Path, deaths: list[list[str]]) -> None:
     plan.write_text(json.dumps(deaths))
-    done = Path(f"{plan}.done")
-    done.write_text("")
-    for path in (plan, done):
-        path.chmod(0o666)
+    done = deaths_of(plan)
+    shutil.rmtree(done, ignore_errors=True)
+    done.mkdir()
+    done.chmod(0o777)
+
+
+def deaths_of(plan: Path) -> Path:
+    """The folder with a file per death that was carried out."""
+    return Path(f"{plan}.done")
 
 
 def test_a_half_written_checkpoint_is_never_used(world: World, quiet: str) -> None:
@@ -121,7 +127,7 @@ def test_a_half_written_checkpoint_is_never_used(world: World, quiet: str) -> No
     write_plan(plan, deaths)
     done = world.play(variables={"train_name": "torn", "train_max_restarts": 20}, environment=killer(plan))
     assert done.rc == 0, done.text
-    assert Path(f"{plan}.done").read_text().count("x") == len(deaths)
+    assert len(list(deaths_of(plan).iterdir())) == len(deaths)
     assert done.run["attempt"] == len(deaths) + 1
     starts = [line for line in done.text.splitlines() if " from step " in line]
     assert len(starts) == len(deaths), starts

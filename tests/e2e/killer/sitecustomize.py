@@ -4,7 +4,8 @@
 """Fault injection for tests, loaded through PYTHONPATH: a rank kills itself with SIGKILL at planned moments.
 
 $KILLER_PLAN is a JSON list of [checkpoint, file]. The n-th attempt that gets there dies at the first thing it does
-after `file` lies in `checkpoint`; `$KILLER_PLAN.done` holds a line per death. When the list is used up ranks live.
+after `file` lies in `checkpoint`; the folder `$KILLER_PLAN.done` holds a file per death. When the list is used up
+ranks live.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def arm(plan_path: str) -> None:
     with open(plan_path, encoding="utf-8") as file:
         plan = json.load(file)
     done = plan_path + ".done"
-    deaths = os.path.getsize(done) // 2 if os.path.exists(done) else 0
+    deaths = len(os.listdir(done))
     if deaths >= len(plan):
         return
     checkpoint, name = plan[deaths]
@@ -34,9 +35,8 @@ def arm(plan_path: str) -> None:
         busy = True
         path = str(arguments[0]) if arguments else ""
         if not path.endswith(name) and os.path.exists(target) and os.path.getsize(target):
-            with open(done, "a", encoding="utf-8") as file:
-                file.write("x\n")
-            os.kill(os.getpid(), signal.SIGKILL)
+            with open(os.path.join(done, str(deaths)), "a", encoding="utf-8"):
+                os.kill(os.getpid(), signal.SIGKILL)
         busy = False
 
     sys.addaudithook(watch)
