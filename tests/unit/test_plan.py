@@ -95,18 +95,27 @@ def test_one_node_without_gpu_is_one_process_on_loopback_with_the_lease_of_its_c
     }
     assert environment["PATH"].startswith("/home/me/llmops/envs/0123456789abcdef/bin:")
     assert environment["HF_HOME"] == "/home/me/llmops/cache/huggingface"
-    assert (environment["DS_ACCELERATOR"], environment["OMP_NUM_THREADS"]) == ("cpu", "8")
+    assert environment["DS_ACCELERATOR"] == "cpu"
     assert not environment.keys() & {"CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF"}
     assert plan.resolved["engine"] == "single"
 
 
-def test_processes_share_the_cpus() -> None:
-    launch = make({"a": node()}, train_processes_per_node=3).nodes["a"]["launch"]
-    assert (launch["nproc_per_node"], launch["environment"]["OMP_NUM_THREADS"]) == (3, "2")
-    assert (
-        make({"a": node(cpus=1)}, train_processes_per_node=3).nodes["a"]["launch"]["environment"]["OMP_NUM_THREADS"]
-        == "1"
-    )
+@pytest.mark.parametrize(
+    ("model", "cpus", "processes", "threads"),
+    [
+        ("/srv/model", 8, 1, "8"),
+        ("/srv/model", 8, 3, "2"),
+        ("/srv/model", 1, 3, "1"),
+        ("demo", 8, 1, str(base_model.THREADS)),
+        ("demo", 8, 3, str(base_model.THREADS)),
+    ],
+)
+def test_processes_share_the_cpus_and_the_demo_takes_the_threads_it_was_made_with(
+    model: str, cpus: int, processes: int, threads: str
+) -> None:
+    plan = make({"a": node(cpus=cpus)}, train_model=model, train_processes_per_node=processes)
+    launch = plan.nodes["a"]["launch"]
+    assert (launch["nproc_per_node"], launch["environment"]["OMP_NUM_THREADS"]) == (processes, threads)
 
 
 def test_paths_lie_under_the_root_and_are_named_by_content() -> None:

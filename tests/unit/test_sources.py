@@ -1,0 +1,87 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Datasets as found: on the controller or the same on every node, digested, and refused when wrong."""
+
+from __future__ import annotations
+
+import typing as t
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible_collections.llmops.finetune.plugins.module_utils import _sources, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils._engine import files
+from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+
+DEFAULTS: dict[str, t.Any] = {
+    **yaml.safe_load((Path(__file__).parents[2] / "roles/train/defaults/main.yml").read_text(encoding="utf-8")),
+    "train_eval_datasets": [],
+}
+RECORD = '{"instruction": "Why?", "output": "So."}\n'
+
+
+def find(folders: t.Sequence[Path], facts: dict[str, t.Any] | None = None, **wish: t.Any) -> list[t.Any]:
+    return _sources.sources(_wish.read({**DEFAULTS, **wish}), folders, facts or {})
+
+
+def answer(digest: str = "00", **more: t.Any) -> dict[str, t.Any]:
+    told = {"name": "a", "missing": False, "path": "/home/me/a.jsonl", "digest": digest}
+    return {"sources": [{**told, "records": 1, "fields": ["output"], "faults": [], **more}]}
+
+
+def test_a_file_is_taken_from_the_first_folder_that_has_it(tmp_path: Path) -> None:
+    for name, text in (("one", ""), ("two", RECORD), ("three", RECORD * 2)):
+        (tmp_path / name).mkdir()
+        if text:
+            (tmp_path / name / "a.jsonl").write_text(text, encoding="utf-8")
+    folders = [tmp_path / name for name in ("one", "two", "three")]
+    (source,) = find(folders, train_datasets=[{"file": "a.jsonl"}])
+    path = tmp_path / "two/a.jsonl"
+    assert (source.local, source.digest, source.suffix) == (str(path), files.sha256(path), ".jsonl")
+    assert (source.fields, source.evaluates) == (("instruction", "output"), False)
+    (absolute,) = find([], train_datasets=[{"file": str(path)}])
+    assert absolute.local == str(path)
+
+
+def test_the_demo_is_a_file_of_this_collection() -> None:
+    train, held_out = find([], train_datasets=["demo"], train_eval_datasets=["demo_heldout"])
+    assert train.digest == _sources.corpus_digest()
+    assert Path(held_out.local).name == "demo_heldout.jsonl"
+    assert (train.evaluates, held_out.evaluates) == (False, True)
+
+
+def test_a_hub_knows_its_content_alone() -> None:
+    (source,) = find([], train_datasets=[{"hub": "org/data"}])
+    assert (source.digest, source.local) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("entry", "what", "change"),
+    [
+        ({"file": "missing.json"}, "no file missing.json", "`path`"),
+        ("alpaca_en", "no dataset 'alpaca_en'", "demo or demo_heldout"),
+        ({"file": "broken.jsonl"}, "would not train on", "answer"),
+    ],
+)
+def test_what_is_not_there_or_broken_is_refused(tmp_path: Path, entry: t.Any, what: str, change: str) -> None:
+    (tmp_path / "broken.jsonl").write_text('{"instruction": "Why?"}\n', encoding="utf-8")
+    with pytest.raises(FinetuneError) as refusal:
+        find([tmp_path], train_datasets=[entry])
+    assert what in refusal.value.what
+    assert refusal.value.where.startswith("train_datasets")
+    assert change in refusal.value.change
+
+
+def test_a_file_on_the_nodes_must_be_the_same_everywhere() -> None:
+    entry = [{"path": "~/a.jsonl"}]
+    (source,) = find([], {"x": answer(), "y": answer()}, train_datasets=entry)
+    assert (source.dataset.where, source.digest, source.local) == ("/home/me/a.jsonl", "00", "")
+    for facts, what in (
+        ({"x": answer(), "y": answer("11")}, "differs between nodes"),
+        ({"x": answer(), "y": {"sources": []}}, "on y"),
+        ({"x": answer(), "y": {"sources": [{"name": "a", "missing": True}]}}, "on y"),
+        ({"x": answer(), "y": answer(faults=[[3, "bad", "mend it"]])}, "would not train on"),
+    ):
+        with pytest.raises(FinetuneError, match=what):
+            find([], facts, train_datasets=entry)
