@@ -18,6 +18,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils._errors import Fin
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 
+
 @pytest.fixture(autouse=True)
 def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test can see what fsync does; it costs seconds here."""

@@ -32,13 +32,14 @@ from ansible_collections.llmops.finetune.plugins.module_utils._engine import (
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
 SUPERVISOR = """
-import pathlib, sys
+import os, pathlib, sys
 from engine import supervisor
 
-supervisor.POLL_SECONDS = 0.02
+os.fsync = lambda descriptor: None
+supervisor.POLL_SECONDS, supervisor.USAGE_SECONDS = 0.02, 0.1
 sys.exit(supervisor.Supervisor(supervisor.Run(pathlib.Path.cwd())).main())
 """
-"""`python -m engine.supervisor` that looks more often, to save time; one test starts it as the module does."""
+"""`python -m engine.supervisor` in less time; one test starts it as the module does."""
 
 ENGINE = Path(str(_engine.__file__)).parent
 
@@ -53,6 +54,7 @@ sys.path.insert(0, os.getcwd())
 from engine import checkpoint, files, rank
 from engine.state import Run
 
+os.fsync = lambda descriptor: None
 run = Run(pathlib.Path.cwd())
 attempt = int(os.environ[rank.ATTEMPT])
 acts = files.read_json(pathlib.Path("fake.json"))["acts"]
@@ -424,7 +426,7 @@ def test_a_start_is_answered_once_the_leases_are_held(stage: Stage) -> None:
 
 
 def test_a_run_without_a_first_step_is_ended(stage: Stage) -> None:
-    staged = stage("rank hang", start_deadline_seconds=0.1, max_restarts=0)
+    staged = stage("rank hang", start_deadline_seconds=0.5, max_restarts=0)
     assert staged.work() == 1
     assert staged.written()["diagnosis"]["kind"] == "stalled"
     assert not any(map(lives, staged.pids()))
