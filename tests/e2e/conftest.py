@@ -188,10 +188,13 @@ def world() -> t.Iterator[World]:
     BASE.mkdir(exist_ok=True)
     BASE.chmod(0o755)
     clone, root = BASE / "fresh clone", BASE / "root"
-    shutil.rmtree(BASE / "runner", ignore_errors=True)
+    for left in ("runner", "root/runs"):
+        shutil.rmtree(BASE / left, ignore_errors=True)
     for name in ("callbacks", "killer"):
         shutil.copytree(REPOSITORY / "tests" / "e2e" / name, BASE / name, dirs_exist_ok=True)
-    if not clone.exists():
+    if clone.exists():
+        subprocess.run(["git", "pull", "--quiet"], cwd=clone, check=True)
+    else:
         subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", REPOSITORY, clone], check=True)
     root.mkdir(exist_ok=True)
     if os.getuid() == 0:

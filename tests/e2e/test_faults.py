@@ -122,6 +122,7 @@ def test_a_half_written_checkpoint_is_never_used(world: World, quiet: str) -> No
         ["checkpoint-16", "optimizer.pt"],
         ["checkpoint-16", "trainer_state.json"],
         ["checkpoint-24", "rng_state.pth"],
+        ["checkpoint-24", "complete.json"],
     ]
     plan = BASE / "killer-checkpoint.json"
     write_plan(plan, deaths)

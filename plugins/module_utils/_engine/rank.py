@@ -79,6 +79,7 @@ def _train(run: Run, rank: int) -> None:
     from llamafactory.train.tuner import run_exp
 
     torch.serialization.register_package(0, lambda _: None, _restore_on_cpu)
+    _end_at_last_step()
     run_exp(arguments, callbacks=[_callback(run, rank, keep)])
     files.write_json(run.logs / f"memory-rank{rank}.json", _peak_memory(rank))
     if rank == 0:
@@ -88,6 +89,18 @@ def _train(run: Run, rank: int) -> None:
 def _restore_on_cpu(storage: t.Any, location: str) -> t.Any:
     """torch cannot load optimizer state onto `cpu:0`, the device of a distributed rank without a GPU."""
     return storage if location.startswith("cpu") else None
+
+
+def _end_at_last_step() -> None:
+    """A trainer resumed from the checkpoint of its last step would make one step more, and end with other weights."""
+    from transformers import Trainer
+
+    batches = Trainer.get_batch_samples
+
+    def get_batch_samples(self: t.Any, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        return ([], None) if self.state.global_step >= self.state.max_steps else batches(self, *args, **kwargs)
+
+    Trainer.get_batch_samples = get_batch_samples
 
 
 def _peak_memory(rank: int) -> dict[str, t.Any]:
