@@ -166,22 +166,23 @@ def test_other_bytes_than_planned_are_refused_and_not_kept(root: Path) -> None:
 
 # --- the embedded model ---
 
-BUILD = """#!{python}
-import json, hashlib, pathlib, sys
+BUILD = """import json, hashlib, pathlib, sys
 assert sys.argv[1:3] == ["-m", "engine.base_model"], sys.argv
 corpus, output = (pathlib.Path(sys.argv[sys.argv.index(word) + 1]) for word in ("--corpus", "--output"))
 if corpus.read_text() == "bad":
     sys.exit("no tokens in it")
 output.mkdir()
 (output / "w").write_bytes(b"w")
-digests = {{"w": hashlib.sha256(b"w").hexdigest()}}
-(output / "manifest.json").write_text(json.dumps({{"identity": "id1", "files": digests}}))
+digests = {"w": hashlib.sha256(b"w").hexdigest()}
+(output / "manifest.json").write_text(json.dumps({"identity": "id1", "files": digests}))
 """
 
 
 def with_model(root: Path, corpus: str = "text") -> Spec:
+    build = root.parent / "build.py"
+    build.write_text(BUILD, encoding="utf-8")
     script = root.parent / "python"
-    script.write_text(BUILD.format(python=sys.executable), encoding="utf-8")
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{build}" "$@"\n', encoding="utf-8")
     script.chmod(0o755)
     model = {"build": True, "path": str(root / "models/demo@id1"), "identity": "id1", "corpus": corpus}
     wanted = spec(root, model=model)
