@@ -36,7 +36,7 @@ SUFFIXES = (*CHECKED, ".csv", ".parquet", ".arrow", ".txt")
 
 Source = t.Literal["file", "path", "hub", "registered"]
 _SOURCES: tuple[Source, ...] = ("file", "path", "hub", "registered")
-_KEYS = {*_SOURCES, "name", "formatting", "columns", "tags", "split", "subset", "num_samples", "revision"}
+_KEYS = {*_SOURCES, "name", "formatting", "columns", "tags", "split", "subset", "num_samples"}
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 DEMO = {"demo": "demo.jsonl", "demo_heldout": "demo_heldout.jsonl"}
 """Names of the sets that come with this collection, and their files in roles/train/files."""
@@ -53,7 +53,9 @@ class Dataset:
     columns: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     options: dict[str, t.Any] = field(default_factory=dict)
-    """split, subset, num_samples, revision as written."""
+    """split, subset, num_samples as written."""
+    registration: dict[str, t.Any] = field(default_factory=dict)
+    """LLaMA-Factory's own entry of a set that it registers, kept word for word."""
 
 
 class Fault(t.NamedTuple):
@@ -134,7 +136,7 @@ def _entry(entry: t.Any, where: str) -> Dataset:
             where=f"{where}.path",
             change="give the full path on the node, or `file` for one on this controller",
         )
-    options = {key: entry[key] for key in ("split", "subset", "num_samples", "revision") if key in entry}
+    options = {key: entry[key] for key in ("split", "subset", "num_samples") if key in entry}
     if "num_samples" in options:
         number = options["num_samples"] = _config.scalar(options["num_samples"])
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
@@ -333,6 +335,8 @@ def info(dataset: Dataset, file_name: str, present: t.Container[str] = ()) -> di
     Columns are always written out: LLaMA-Factory dies on a default column that the file does not have, and forgets
     every default once one column or tag is given. `present` are the fields of the file, where they are known.
     """
+    if dataset.registration:
+        return {**dataset.registration, **dataset.options}
     entry: dict[str, t.Any] = {"formatting": dataset.formatting}
     if dataset.source == "hub":
         entry["hf_hub_url"] = dataset.where
@@ -345,8 +349,7 @@ def info(dataset: Dataset, file_name: str, present: t.Container[str] = ()) -> di
         entry["columns"] = {role: name for role, name in known.items() if name in present}
     if dataset.tags:
         entry["tags"] = {**TAGS, **dataset.tags}
-    entry.update({key: value for key, value in dataset.options.items() if key != "revision"})
-    return entry
+    return {**entry, **dataset.options}
 
 
 def identity(dataset: Dataset, digest: str) -> dict[str, t.Any]:

@@ -9,6 +9,9 @@ import typing as t
 
 from ._errors import FinetuneError
 
+LLAMAFACTORY = "0.9.5"
+"""The version that the locks pin and whose registries are in roles/train/files."""
+
 
 class Recipe(t.NamedTuple):
     purpose: str

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import typing as t
 from dataclasses import replace
 from pathlib import Path
 
-from . import _dataset
+from . import _dataset, _recipe
 from ._engine import files
 from ._errors import FinetuneError
 from ._plan import Facts, Source
@@ -50,13 +52,38 @@ def sources(wish: Wish, folders: t.Sequence[Path], facts: t.Mapping[str, Facts])
 
 
 def _registered(dataset: _dataset.Dataset, variable: str) -> _dataset.Dataset:
-    if dataset.where not in _dataset.DEMO:
+    """A set by name alone: one that comes with this collection, or one that LLaMA-Factory registers on a hub."""
+    name = dataset.where
+    if name in _dataset.DEMO:
+        return replace(dataset, source="file", where=str(FILES / _dataset.DEMO[name]))
+    known = registry()
+    if name not in known:
+        near = difflib.get_close_matches(name, [*known, *_dataset.DEMO], n=3)
         raise FinetuneError(
-            f"There is no dataset {dataset.where!r} here.",
+            f"There is no dataset {name!r} in this collection, nor one that LLaMA-Factory registers.",
             where=variable,
-            change=f"use {' or '.join(_dataset.DEMO)}, or describe yours with file, path or hub",
+            change=f"use {' or '.join(near or _dataset.DEMO)}, or describe yours with file, path or hub",
         )
-    return replace(dataset, source="file", where=str(FILES / _dataset.DEMO[dataset.where]))
+    if known[name] is None:
+        raise FinetuneError(
+            f"Dataset {name!r} is a file of LLaMA-Factory's repository, which no package brings to a node.",
+            where=variable,
+            change="get that file and name it with `file`",
+        )
+    if known[name].get("ranking"):
+        raise FinetuneError(
+            f"Dataset {name!r} holds pairs of answers, for reward models and preferences.",
+            where=variable,
+            change="use a set of single answers with recipes that end in _sft",
+        )
+    return replace(dataset, registration=known[name])
+
+
+def registry() -> dict[str, t.Any]:
+    """The datasets that the pinned LLaMA-Factory registers; None for those that are files of its repository."""
+    with open(FILES / f"llamafactory-{_recipe.LLAMAFACTORY}" / "datasets.json", encoding="utf-8") as file:
+        rows: dict[str, t.Any] = json.load(file)
+    return rows
 
 
 def _on_controller(dataset: _dataset.Dataset, variable: str, folders: t.Sequence[Path], evaluates: bool) -> Source:

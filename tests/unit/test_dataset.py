@@ -297,7 +297,7 @@ def test_a_refusal_lists_every_fault() -> None:
             },
         ),
         (
-            {"hub": "o/d", "split": "test", "subset": "en", "num_samples": 5, "revision": "v1"},
+            {"hub": "o/d", "split": "test", "subset": "en", "num_samples": 5},
             (),
             {"formatting": "alpaca", "hf_hub_url": "o/d", "split": "test", "subset": "en", "num_samples": 5},
         ),
@@ -314,11 +314,11 @@ def test_identity_is_content_where_there_is_a_file() -> None:
 
 
 def test_identity_is_the_reference_where_only_the_hub_knows() -> None:
-    dataset = _dataset.parse({"hub": "o/d", "revision": "v1", "columns": {"prompt": "q"}}, "v")[0]
+    dataset = _dataset.parse({"hub": "o/d", "split": "test", "columns": {"prompt": "q"}}, "v")[0]
     assert _dataset.identity(dataset, "") == {
         "name": "d",
         "formatting": "alpaca",
         "reference": "o/d",
         "columns": {"prompt": "q"},
-        "options": {"revision": "v1"},
+        "options": {"split": "test"},
     }

@@ -56,11 +56,28 @@ def test_a_hub_knows_its_content_alone() -> None:
     assert (source.digest, source.local) == ("", "")
 
 
+def test_a_name_that_llamafactory_registers_is_its_own_entry() -> None:
+    (source,) = find([], train_datasets=["agent_instruct"])
+    entry = _dataset.info(source.dataset, source.file_name("/root"), source.fields)
+    assert entry["hf_hub_url"] == "THUDM/AgentInstruct" and entry["formatting"] == "sharegpt"
+    assert _dataset.identity(source.dataset, "")["reference"] == "agent_instruct"
+
+
+def test_the_registry_is_that_of_the_pinned_version() -> None:
+    lock = _sources.lock_path("main").read_text(encoding="utf-8")
+    assert f"llamafactory=={_recipe.LLAMAFACTORY} " in lock
+    assert len(_sources.registry()) == 104
+
+
 @pytest.mark.parametrize(
     ("entry", "what", "change"),
     [
         ({"file": "missing.json"}, "no file missing.json", "`path`"),
-        ("alpaca_en", "no dataset 'alpaca_en'", "demo or demo_heldout"),
+        ("alpaca_enn", "no dataset 'alpaca_enn'", "use alpaca_en or"),
+        ("nothing-like-it", "no dataset", "demo or demo_heldout"),
+        ("identity", "a file of LLaMA-Factory's repository", "`file`"),
+        ("dpo_mix_en", "pairs of answers", "_sft"),
+        ({"hub": "o/d", "revision": "v1"}, "Unknown key 'revision'", "split"),
         ({"file": "broken.jsonl"}, "would not train on", "answer"),
     ],
 )
