@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible_collections.llmops.finetune.plugins.module_utils import _sources, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _recipe, _sources, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import files
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
