@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,8 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 BASE = Path("/var/tmp") / f"llmops-e2e-{os.getuid()}"
 KEEP = bool(os.environ.get("LLMOPS_E2E_KEEP"))
+ACCOUNT = "llmops"
+"""What the play makes when root logs in; removed afterwards, unless it was there before."""
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CONTROLLER_ONLY = (
     "validate_argument_spec",
@@ -180,6 +183,14 @@ def processes(run_id: str) -> list[int]:
     return found
 
 
+def has_account() -> bool:
+    try:
+        pwd.getpwnam(ACCOUNT)
+    except KeyError:
+        return False
+    return True
+
+
 @pytest.fixture(scope="session")
 def world() -> t.Iterator[World]:
     """A clone with a blank in its path. `git clone` of what is committed, then set up by the tests through make."""
@@ -200,12 +211,15 @@ def world() -> t.Iterator[World]:
     if os.getuid() == 0:
         root.chmod(0o777)  # the account is made by the play
     print(f"\nfresh clone: {clone}, Python {sys.version.split()[0]}", file=sys.stderr)
+    ours = os.getuid() == 0 and not has_account()
     leases = BASE / "leases"
     leases.mkdir(exist_ok=True)
     leases.chmod(0o1777)
     yield World(clone, root, leases)
     if not KEEP:
         shutil.rmtree(BASE, ignore_errors=True)
+        if ours and has_account():
+            subprocess.run(["userdel", "--remove", ACCOUNT], check=False, capture_output=True)
 
 
 @dataclass
