@@ -55,7 +55,7 @@ stop: setup ## end what runs
 test: lint ## lint, then all tests; the last line is pytest's
 	$(RUN) python -m pytest tests/unit tests/sanity tests/e2e --durations=10
 
-lint: setup-dev ## ruff, mypy, yamllint, ansible-lint, antsibull-changelog
+lint: setup-dev docs ## ruff, mypy, yamllint, antsibull-docs, antsibull-changelog, ansible-lint
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy -p ansible_collections.llmops.finetune.plugins

@@ -179,7 +179,7 @@ def check(path: Path, dataset: Dataset, limit: int = 20) -> Report:
     return report
 
 
-_Wrong = tuple[str, str] | None
+_Wrong = t.Optional[tuple[str, str]]
 
 
 def _records(path: Path) -> t.Iterator[tuple[int, t.Any, _Wrong]]:
@@ -215,7 +215,7 @@ def _decode(text: bytes) -> tuple[t.Any, _Wrong]:
 def _object(pairs: list[tuple[str, t.Any]]) -> dict[str, t.Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        names = [name for name, _ in pairs]
+        names = [pair[0] for pair in pairs]
         raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} occurs twice in one object")
     return value
 

@@ -11,7 +11,7 @@ module: train_plan
 short_description: Decide what a run is and where its ranks go
 version_added: 0.1.0
 description:
-  - Reads the inputs of the role M(llmops.finetune.train) from the variables of the play, and what
+  - Reads the inputs of the role C(llmops.finetune.train) from the variables of the play, and what
     M(llmops.finetune.node_info) returned on every host of the play.
   - Checks both, computes the identity of the run and everything that lands on each node. The order of hosts in the
     play is the node rank.
