@@ -24,11 +24,11 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         super().run(tmp, task_vars)
         known = task_vars or {}
-        register = str(self._task.args["facts"])
+        register = self._task.args.get("facts")
         try:
-            wish = _wish.read(
-                {name: self._templar.template(known[name]) for name in known if name.startswith("train_")}
-            )
+            wish = _wish.read({name: self._templar.template(known[name]) for name in _wish.INPUTS if name in known})
+            if not register:
+                return {"changed": False}
             facts = {host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]}
             sources = _sources.sources(wish, self._folders(known), facts)
             lock = _sources.lock_path(_recipe.find(wish.recipe).environment)

@@ -12,14 +12,14 @@ from pathlib import Path
 import jinja2
 from ansible.plugins.action import ActionBase
 
-from ..module_utils import _engine, _sources
+from ..module_utils import _engine, _sources, _unit
 
 TEMPLATES = _sources.COLLECTION / "templates"
 
 
 class ActionModule(ActionBase):
     TRANSFERS_FILES = True
-    _VALID_ARGS = frozenset(("state", "plan", "user", "root", "id", "name", "retry", "patience"))
+    _VALID_ARGS = frozenset(("state", "plan", "user", "root", "id", "name", "retry", "patience", "secrets"))
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         super().run(tmp, task_vars)
@@ -69,6 +69,7 @@ def render(name: str, **values: t.Any) -> str:
         keep_trailing_newline=True,
         autoescape=False,
     )
+    environment.filters.update(escaped=_unit.escaped, quoted=_unit.quoted)
     return environment.get_template(name).render(**values)
 
 

@@ -75,7 +75,9 @@ class Report:
 
 def parse(entries: t.Any, variable: str) -> list[Dataset]:
     """The entries of `variable`; a FinetuneError names the entry that is wrong."""
-    if isinstance(entries, (str, t.Mapping)):
+    if isinstance(entries, str):
+        entries = [name.strip() for name in entries.split(",")]
+    if isinstance(entries, t.Mapping):
         entries = [entries]
     if not isinstance(entries, (list, tuple)):
         raise FinetuneError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -40,7 +41,9 @@ class Changes:
         return not self.dry
 
 
-def stage(spec: dict[str, t.Any], changes: Changes, *, retry: bool) -> dict[str, t.Any]:
+def stage(
+    spec: dict[str, t.Any], changes: Changes, *, retry: bool, secrets: dict[str, str] | None = None
+) -> dict[str, t.Any]:
     """Bring everything the run needs onto the node, and say what it is and what comes next."""
     run = state.Run(Path(spec["folder"]))
     now = state.observe(run)
@@ -54,6 +57,7 @@ def stage(spec: dict[str, t.Any], changes: Changes, *, retry: bool) -> dict[str,
     if spec["model"]["build"]:
         _stage_model(spec, changes)
     _stage_files(run, spec, changes, starting=step == "start")
+    _stage_secrets(run, secrets or {}, changes)
     restored = now == "finished" and step == "start"
     is_now = "staged" if now == "absent" else "interrupted" if restored else now  # also where check mode wrote nothing
     return {**report(run), "state": is_now, "next": step}
@@ -200,6 +204,26 @@ def _stage_files(run: state.Run, spec: dict[str, t.Any], changes: Changes, *, st
     )
 
 
+def _stage_secrets(run: state.Run, secrets: dict[str, str], changes: Changes) -> None:
+    """The one file a secret may be in: readable by the account alone, outside the folder of the run."""
+    wrong = next((name for name in secrets if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)), None)
+    if wrong is not None:
+        raise FinetuneError(
+            f"{wrong!r} is no name of an environment variable.",
+            where="train_secrets",
+            change="use names such as HF_TOKEN",
+        )
+    secrets = {name: str(value) for name, value in secrets.items()}
+    if files.read_json(run.secrets) == secrets:
+        return
+    if not secrets:
+        if changes.add("remove", run.secrets):
+            run.secrets.unlink()
+    elif changes.add("update" if run.secrets.exists() else "create", run.secrets):
+        run.secrets.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.write_json(run.secrets, secrets, mode=0o600)
+
+
 def write_files(folder: Path, contents: t.Mapping[str, str]) -> None:
     for name, text in contents.items():
         path = folder / name
@@ -327,5 +351,6 @@ def remove(run: state.Run, changes: Changes, *, patience: float) -> dict[str, t.
         return report(run)
     stop(run, changes, patience=patience)
     if changes.add("remove", run.path):
+        run.secrets.unlink(missing_ok=True)
         shutil.rmtree(run.path)
     return report(run)

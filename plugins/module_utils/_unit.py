@@ -1,10 +1,11 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A run as a systemd unit: there while the run is live, so that a reboot goes on with it."""
+"""A run as a systemd unit: there while the run is live, so that a reboot goes on with it. Changes are root's to make."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -17,28 +18,69 @@ def name(run_id: str) -> str:
     return f"llmops-{run_id}.service"
 
 
-def start(run_id: str, text: str) -> None:
-    """Install, enable and start the unit. Root only."""
-    unit = FOLDER / name(run_id)
-    unit.write_text(text, encoding="utf-8")
-    unit.chmod(0o644)
-    _systemctl("daemon-reload")
-    _systemctl("reset-failed", name(run_id), needed=False)
-    _systemctl("enable", "--now", name(run_id))
+def path(run_id: str) -> Path:
+    return FOLDER / name(run_id)
 
 
-def remove(run_id: str) -> bool:
-    """Stop, disable and remove the unit; False when there was none."""
-    unit = FOLDER / name(run_id)
-    if not unit.exists():
+def escaped(value: object) -> str:
+    """A value that systemd takes to the end of the line: only specifiers (%h, %n, …) mean something in it."""
+    return str(value).replace("%", "%%")
+
+
+def quoted(value: object) -> str:
+    """One word of a unit file, whatever is in it."""
+    return '"' + escaped(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def installed(run_id: str, folder: str) -> bool:
+    """Whether there is a unit of the run in `folder`; the same run under another root has a unit of the same name."""
+    try:
+        text = path(run_id).read_text(encoding="utf-8")
+    except OSError:
         return False
-    _systemctl("disable", "--now", name(run_id))
-    unit.unlink(missing_ok=True)
+    return f"WorkingDirectory={escaped(folder)}\n" in text
+
+
+def start(run_id: str, text: str, folder: str) -> int:
+    """Install, enable and start the unit; returns the supervisor's process, -1 when that is gone already."""
+    unit = path(run_id)
+    if unit.exists() and not installed(run_id, folder) and _main_process(run_id) > 0:
+        raise FinetuneError(
+            f"Run {run_id} of another folder is running as {unit.name}.",
+            where="train_root",
+            change="wait for it, stop it, or give this run another train_name",
+        )
+    _systemctl("stop", unit.name, needed=False)  # the end of an earlier start may still be under way
+    temporary = unit.with_name(f".{unit.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.chmod(0o644)
+    os.replace(temporary, unit)
+    try:
+        _systemctl("daemon-reload")
+        _systemctl("reset-failed", unit.name, needed=False)
+        _systemctl("enable", "--now", unit.name)
+    except FinetuneError:
+        remove(run_id, folder)
+        raise
+    return _main_process(run_id) or -1
+
+
+def remove(run_id: str, folder: str) -> None:
+    """Stop, disable and remove the unit, where there is one. It removes itself when its run has come to an end."""
+    if not installed(run_id, folder):
+        return
+    _systemctl("stop", name(run_id), needed=False)
+    _systemctl("disable", name(run_id), needed=installed(run_id, folder))
+    path(run_id).unlink(missing_ok=True)
+    _systemctl("reset-failed", name(run_id), needed=False)
     _systemctl("daemon-reload")
-    return True
 
 
-def _systemctl(*arguments: str, needed: bool = True) -> None:
+def _main_process(run_id: str) -> int:
+    return int(_systemctl("show", "--property=MainPID", "--value", name(run_id)).strip() or 0)
+
+
+def _systemctl(*arguments: str, needed: bool = True) -> str:
     done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)
     if needed and done.returncode != 0:
         raise FinetuneError(
@@ -46,3 +88,4 @@ def _systemctl(*arguments: str, needed: bool = True) -> None:
             where=done.stderr.strip(),
             change="see `journalctl -xe` on the node",
         )
+    return done.stdout

@@ -20,6 +20,32 @@ _STATES = ("finished", "staged", "stopped", "absent")
 _ENGINES = ("auto", "ddp")
 
 
+INPUTS = (
+    "train_name",
+    "train_recipe",
+    "train_args",
+    "train_set",
+    "train_model",
+    "train_model_revision",
+    "train_datasets",
+    "train_eval_datasets",
+    "train_engine",
+    "train_global_batch_size",
+    "train_gpus",
+    "train_processes_per_node",
+    "train_address",
+    "train_port",
+    "train_user",
+    "train_root",
+    "train_lease_dir",
+    "train_max_restarts",
+    "train_state",
+    "train_retry",
+    "train_resolve",
+)
+"""The role's inputs that a wish is read from."""
+
+
 @dataclass(frozen=True)
 class Wish:
     """One run as wished for. None stands for `auto`."""

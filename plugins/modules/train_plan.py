@@ -19,9 +19,10 @@ description:
 author: llmops.finetune contributors (@llmops-finetune)
 options:
   facts:
-    description: Name of the variable in which each host registered its M(llmops.finetune.node_info).
+    description:
+      - Name of the variable in which each host registered its M(llmops.finetune.node_info).
+      - Without it only the variables are checked, before any host is asked for anything.
     type: str
-    required: true
 attributes:
   check_mode:
     description: Runs the same in check mode.
@@ -35,6 +36,10 @@ attributes:
 """
 
 EXAMPLES = r"""
+- name: Read the request
+  llmops.finetune.train_plan:
+  run_once: true
+
 - name: See what the nodes are
   llmops.finetune.node_info:
   register: node

@@ -46,6 +46,10 @@ options:
     description: Without O(plan) and O(id), every run of this name is stopped or removed. Empty for all.
     type: str
     default: ""
+  secrets:
+    description: Environment variables of the ranks that are kept in a file of their own. With O(state=staged).
+    type: dict
+    default: {}
   retry:
     description: Try a failed or stopped run again, and restore damaged results.
     type: bool
@@ -121,23 +125,29 @@ def staged(spec: Answer, given: Answer, changes: _run.Changes) -> Answer:
             stream = opened.enter_context(open(dataset["source"], "rb")) if dataset.get("source") else None
             datasets.append({**dataset, "stream": stream})
         wanted = {**spec, "datasets": datasets}
-        return as_user(spec, lambda: changed(changes, _run.stage(wanted, changes, retry=given["retry"])), changes)
+        return as_user(
+            spec,
+            lambda: changed(changes, _run.stage(wanted, changes, retry=given["retry"], secrets=given["secrets"])),
+            changes,
+        )
 
 
 def started(spec: Answer, given: Answer, changes: _run.Changes) -> Answer:
     run = Run(pathlib.Path(spec["folder"]))
     asked = as_user(spec, lambda: changed(changes, {"token": _run.ask_start(spec, changes)}), changes)
-    if asked["token"]:
-        pid = 0
+    if not asked["token"]:
+        return {**as_user(spec, lambda: _run.report(run), changes), "changes": asked["changes"]}
+    if spec["systemd"]:
+        pid = _unit.start(run.id, spec["unit"], spec["folder"])
+    else:
+        pid = as_user(spec, lambda: _run.spawn(spec), changes)["pid"]
+    try:
+        now = as_user(spec, lambda: _run.wait_until_started(run, asked["token"], pid), changes)
+    except FinetuneError:
         if spec["systemd"]:
-            _unit.start(run.id, spec["unit"])
-        else:
-            pid = as_user(spec, lambda: _run.spawn(spec), changes)["pid"]
-        return {
-            **as_user(spec, lambda: _run.wait_until_started(run, asked["token"], pid), changes),
-            "changes": asked["changes"],
-        }
-    return {**as_user(spec, lambda: _run.report(run), changes), "changes": asked["changes"]}
+            _unit.remove(run.id, spec["folder"])
+        raise
+    return {**now, "changes": asked["changes"]}
 
 
 def ended(spec: Answer, given: Answer, changes: _run.Changes) -> Answer:
@@ -150,10 +160,20 @@ def ended(spec: Answer, given: Answer, changes: _run.Changes) -> Answer:
         return changed(changes, {"runs": [act(run, changes, patience=given["patience"]) for run in runs]})
 
     answer = as_user(spec, end, changes)
-    if os.geteuid() == 0 and not changes.dry:
+    if os.geteuid() == 0:
         for run in answer["runs"]:
-            _unit.remove(run["id"])
+            answer["changes"] += without_unit(run["id"], str(root / "runs" / run["id"]), answer["changes"], changes.dry)
     return answer
+
+
+def without_unit(run_id: str, folder: str, made: list[dict[str, str]], dry: bool) -> list[dict[str, str]]:
+    """No unit starts the run again. The change to tell: none where the end of the run told it already."""
+    if not _unit.installed(run_id, folder):
+        return []
+    if not dry:
+        _unit.remove(run_id, folder)
+    told = any(change["path"] == folder for change in made)
+    return [] if told else [{"action": "remove", "path": str(_unit.path(run_id))}]
 
 
 def changed(changes: _run.Changes, answer: Answer) -> Answer:
@@ -177,6 +197,7 @@ def main() -> None:
             "root": {"type": "str", "default": "~/llmops"},
             "id": {"type": "str", "default": ""},
             "name": {"type": "str", "default": ""},
+            "secrets": {"type": "dict", "default": {}, "no_log": True},
             "retry": {"type": "bool", "default": False},
             "patience": {"type": "float", "default": 180},
         },

@@ -17,7 +17,8 @@ from pathlib import Path
 def write_json(path: Path, value: t.Any, mode: int = 0o644) -> None:
     """Replace `path` by `value` so that a reader sees the old or the new file, never half of one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
+    private = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(private, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, sort_keys=True)
         file.write("\n")
         file.flush()

@@ -85,6 +85,11 @@ class Run:
         return self.path / "stop.json"
 
     @property
+    def secrets(self) -> Path:
+        """Environment variables for the ranks alone, outside the folders of runs (staging)."""
+        return self.path.parents[1] / "secrets" / f"{self.id}.json"
+
+    @property
     def lock(self) -> Path:
         """Held by the living supervisor."""
         return self.path / "supervisor.lock"

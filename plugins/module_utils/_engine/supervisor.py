@@ -6,7 +6,8 @@
 Takes the leases, starts torchrun, starts it again from the newest whole checkpoint when it fails, and writes down
 what became of the run. systemd's ExecStart where there is systemd, else a detached process. Stdlib only.
 
-Exit status: 0 the run finished or was stopped, 1 it failed, 2 it was interrupted, 3 the start was refused.
+Exit status: 0 the run finished or was stopped, 1 it failed, 2 it was interrupted or the supervisor itself broke, 3 the
+start was refused. The unit goes with 0, 1 and 3.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 import types
 import typing as t
 from pathlib import Path
@@ -101,6 +103,7 @@ class Supervisor:
         environment = {
             **os.environ,
             **self.launch["environment"],
+            **{name: str(value) for name, value in files.read_json(self.run.secrets).items()},
             rank.RESUME: str(start or ""),
             rank.ATTEMPT: str(attempt),
             "LLMOPS_RUN": self.run.id,
@@ -200,5 +203,17 @@ def tail(path: Path, amount: int = 20_000) -> str:
         return ""
 
 
+def main() -> int:
+    run = Run(Path.cwd())
+    try:
+        with open(run.logs / "supervisor.log", "ab") as log:
+            os.dup2(log.fileno(), sys.stdout.fileno())
+            os.dup2(log.fileno(), sys.stderr.fileno())
+        return Supervisor(run).main()
+    except Exception:
+        traceback.print_exc()
+        return 2
+
+
 if __name__ == "__main__":
-    sys.exit(Supervisor(Run(Path.cwd())).main())
+    sys.exit(main())
