@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import typing as t
 from pathlib import Path
 
 from .conftest import BASE, Demo, World
@@ -41,7 +42,7 @@ def test_a_secret_is_only_in_its_file(world: World, demo: Demo) -> None:
 
 
 def test_an_absent_run_leaves_no_folder_and_no_secret(world: World, demo: Demo) -> None:
-    short = {"max_steps": 2, "save_steps": 2}
+    short: dict[str, t.Any] = {"max_steps": 2, "save_steps": 2}
     staged = world.play(
         variables={"train_name": "brief", "train_secrets": {"A": CANARY}, "train_state": "staged"}, **short
     )
