@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A run as a systemd unit: there while the run is live, so that a reboot goes on with it. Changes are root's to make."""
+"""A run as a systemd unit: there while the run is live, so that a reboot goes on with it. Only root changes units."""
 
 from __future__ import annotations
 

@@ -204,6 +204,7 @@ def tail(path: Path, amount: int = 20_000) -> str:
 
 
 def main() -> int:
+    """A supervisor's life. What it says of itself is in the run's log, also where systemd started it."""
     run = Run(Path.cwd())
     try:
         with open(run.logs / "supervisor.log", "ab") as log:
