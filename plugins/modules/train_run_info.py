@@ -35,16 +35,8 @@ options:
     description: Seconds to wait for the run O(id) to end.
     type: float
     default: 0
-attributes:
-  check_mode:
-    description: Runs the same in check mode.
-    support: full
-  diff_mode:
-    description: Has nothing to show.
-    support: none
-  idempotent:
-    description: Changes nothing.
-    support: full
+extends_documentation_fragment:
+  - llmops.finetune.attributes
 """
 
 EXAMPLES = r"""

@@ -107,9 +107,13 @@ def computed(value: object) -> bool:
 
 
 def documentation(module: Path) -> dict[str, t.Any]:
-    for node in ast.parse(module.read_text(encoding="utf-8")).body:
+    """The DOCUMENTATION of a module, with the fragments of this collection that it names."""
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Assign) and [getattr(name, "id", "") for name in node.targets] == ["DOCUMENTATION"]:
-            return t.cast("dict[str, t.Any]", yaml.safe_load(ast.literal_eval(node.value)))
+            told: dict[str, t.Any] = yaml.safe_load(ast.literal_eval(node.value))
+            for fragment in told.get("extends_documentation_fragment", []):
+                told |= documentation(REPOSITORY / "plugins/doc_fragments" / f"{fragment.rpartition('.')[2]}.py")
+            return told
     return {}
 
 
