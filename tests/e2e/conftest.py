@@ -74,7 +74,7 @@ class Outcome:
 
     @property
     def plan(self) -> dict[str, t.Any]:
-        return next(dict(line["result"]["plan"]) for line in self.results if line["action"].endswith("train_plan"))
+        return next(dict(line["result"]["plan"]) for line in self.results if "plan" in line["result"])
 
     @property
     def run(self) -> dict[str, t.Any]:
