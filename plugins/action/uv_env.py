@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 import shutil
@@ -17,12 +16,12 @@ from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ..module_utils._env import environment_digest
+from ..module_utils import _lock, _sources
+from ..module_utils._engine import files
 from ..module_utils._errors import FinetuneError
 
 MODULE = "llmops.finetune.uv_env"
-COLLECTION = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-PRIVATE = ("uv_version", "uv_size", "uv_src", "uv_sha256")
+CONSTRAINTS = _sources.COLLECTION / "requirements" / "build.txt"
 
 display = Display()
 
@@ -35,14 +34,16 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         super().run(tmp, task_vars)
-        args = {key: value for key, value in self._task.args.items() if key not in PRIVATE}
+        args = {key: value for key, value in self._task.args.items() if key != "uv"}
         try:
-            path = self._lock_path(str(args.get("lock") or ""))
-            args["lock"] = read_lock_file(path)
-            args["lock_name"] = args.get("lock_name") or os.path.splitext(os.path.basename(path))[0]
+            lock = self._file(str(args.get("lock") or ""), "uv_env_lock")
+            constraints = str(args.get("build_constraints", CONSTRAINTS) or "")  # "" is none
+            args["lock"] = read(lock)
+            args["lock_name"] = args.get("lock_name") or lock.stem
+            args["build_constraints"] = read(self._file(constraints, "uv_env_build_constraints")) if constraints else ""
             uv = controller_uv()
             if uv:
-                args.update(uv_version=uv_version(uv), uv_size=os.stat(uv).st_size)
+                args["uv"] = {"version": uv_version(uv), "size": os.stat(uv).st_size}
             result = self._execute_module(module_name=MODULE, module_args=args, task_vars=task_vars)
             if result.get("failed") or not result.get("needs_uv"):
                 return dict(result)
@@ -53,7 +54,7 @@ class ActionModule(ActionBase):
                 f"{self._host_name(task_vars)}: making the environment {args['lock_name']} "
                 f"({len(result['packages'])} packages); a first build takes minutes"
             )
-            args.update(uv_src=self._ship(uv), uv_sha256=file_sha256(uv))
+            args["uv"].update(src=self._ship(uv), sha256=files.sha256(Path(uv)))
             return dict(self._execute_module(module_name=MODULE, module_args=args, task_vars=task_vars))
         except FinetuneError as error:
             raise AnsibleActionFail(error.message()) from None
@@ -64,23 +65,23 @@ class ActionModule(ActionBase):
     def _host_name(task_vars: dict[str, t.Any] | None) -> str:
         return str((task_vars or {}).get("inventory_hostname", "node"))
 
-    def _lock_path(self, asked: str) -> str:
-        """The lock on the controller: absolute, beside playbook or role, or in this collection's requirements."""
+    def _file(self, asked: str, variable: str) -> Path:
+        """A lock on the controller: absolute, beside playbook or role, or in this collection's requirements."""
         if not asked:
-            raise FinetuneError("No lock is named.", where="uv_env_lock", change="name a hashed requirements file")
-        here = os.path.expanduser(asked)
-        if not os.path.isabs(here):
+            raise FinetuneError("No lock is named.", where=variable, change="name a hashed requirements file")
+        path = Path(os.path.expanduser(asked))
+        if not path.is_absolute():
             try:
-                return str(self._find_needle("files", here))
+                return Path(self._find_needle("files", str(path)))
             except AnsibleError:
-                here = find_in_collection(asked)
-        if not os.path.isfile(here):
+                path = _sources.COLLECTION / "requirements" / asked
+        if not path.is_file():
             raise FinetuneError(
                 f"There is no lock {asked!r} on the controller.",
-                where="uv_env_lock",
+                where=variable,
                 change="name an absolute path, one beside the playbook, or a file of the collection's requirements",
             )
-        return here
+        return path
 
     def _ship(self, uv: str) -> str:
         """Where the node finds uv: its own path on this machine, else a copy in Ansible's temp folder."""
@@ -98,20 +99,14 @@ class ActionModule(ActionBase):
         return str(remote)
 
 
-def read_lock_file(path: str) -> str:
+def read(path: Path) -> str:
     """The text of a lock, refused here when it is none: before any host is asked."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise FinetuneError(f"The lock cannot be read: {error}.", where=path, change="see uv_env_lock") from None
-    environment_digest(text)
+        raise FinetuneError(f"The lock cannot be read: {error}.", where=str(path)) from None
+    _lock.read_lock(text, path.name)
     return text
-
-
-def find_in_collection(name: str) -> str:
-    """A file of the collection's requirements, also where its folders are links into a checkout."""
-    roots = (COLLECTION, os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__)))))
-    return next((path for root in roots if os.path.isfile(path := f"{root}/requirements/{name}")), name)
 
 
 def controller_uv() -> str:
@@ -149,11 +144,3 @@ def check_uv(uv: str) -> None:
             where=uv,
             change="run Ansible on a Linux x86-64 machine",
         )
-
-
-def file_sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import os
-import pwd
 import shutil
 import socket
 import subprocess
@@ -25,7 +24,7 @@ def facts(user: str, root: str, name: str, here: t.Sequence[_dataset.Dataset]) -
 
     name: only runs of this name are read. here: datasets that lie on the node, to digest and check.
     """
-    login = pwd.getpwuid(os.geteuid()).pw_name
+    login = _user.login()
     account = _user.run_user(user, login)
     there = _user.exists(account)
     if not there and account != _user.DEFAULT_ACCOUNT:

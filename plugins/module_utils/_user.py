@@ -27,6 +27,16 @@ def run_user(asked: str, login: str) -> str:
     return DEFAULT_ACCOUNT if login == "root" else login
 
 
+def login() -> str:
+    """The user that this process is."""
+    return pwd.getpwuid(os.geteuid()).pw_name
+
+
+def account(asked: str) -> str:
+    """`run_user` on this node."""
+    return run_user(asked, login())
+
+
 def exists(name: str) -> bool:
     try:
         pwd.getpwnam(name)
@@ -56,7 +66,7 @@ def drop_to(name: str) -> None:
         return
     if os.geteuid() != 0:
         raise FinetuneError(
-            f"{pwd.getpwuid(os.geteuid()).pw_name!r} cannot act as user {name!r}.",
+            f"{login()!r} cannot act as user {name!r}.",
             where="train_user",
             change="let the login user become root (ansible_become=true), or set train_user to the login user",
         )
@@ -81,23 +91,24 @@ def as_user(name: str, work: t.Callable[[], dict[str, t.Any]]) -> dict[str, t.An
         return work()
     reading, writing = os.pipe()
     child = os.fork()
-    if child == 0:
-        answer: dict[str, t.Any]
+    if child == 0:  # and never comes back: there must not be a second module
+        code = 1
         try:
-            drop_to(name)
-            answer = {"result": work()}
-        except FinetuneError as error:
-            answer = {"refused": [error.what, error.where, error.change]}
-        except BaseException:
-            answer = {"crash": traceback.format_exc()}
-        with os.fdopen(writing, "w", encoding="utf-8") as pipe:
-            json.dump(answer, pipe)
-        os._exit(0)
+            os.close(reading)
+            with os.fdopen(writing, "w", encoding="utf-8") as pipe:
+                pipe.write(_answer(name, work))
+            code = 0
+        finally:
+            os._exit(code)
     os.close(writing)
     with os.fdopen(reading, encoding="utf-8") as pipe:
         text = pipe.read()
-    os.waitpid(child, 0)
-    answer = json.loads(text) if text else {"crash": "the child process died"}
+    if os.waitpid(child, 0)[1] != 0:
+        raise FinetuneError(
+            f"The process that did the work as user {name!r} was killed.",
+            change="see whether the node is out of memory; apply again",
+        )
+    answer = json.loads(text)
     if "refused" in answer:
         what, where, change = answer["refused"]
         raise FinetuneError(what, where=where, change=change)
@@ -106,9 +117,22 @@ def as_user(name: str, work: t.Callable[[], dict[str, t.Any]]) -> dict[str, t.An
     return t.cast("dict[str, t.Any]", answer["result"])
 
 
+def _answer(name: str, work: t.Callable[[], dict[str, t.Any]]) -> str:
+    """JSON of what came of the work: result, refused or crash."""
+    try:
+        drop_to(name)
+        return json.dumps({"result": work()})
+    except FinetuneError as error:
+        return json.dumps({"refused": [error.what, error.where, error.change]})
+    except BaseException:
+        return json.dumps({"crash": traceback.format_exc()})
+
+
+def home(user: str) -> str:
+    """The user's home; that of the default account is known before the account is there."""
+    return DEFAULT_HOME if user == DEFAULT_ACCOUNT and not exists(user) else lookup(user).pw_dir
+
+
 def expand(path: str, user: str) -> str:
     """`~` at the start of a path on the node means the home of the run's user."""
-    if path == "~" or path.startswith("~/"):
-        home = DEFAULT_HOME if user == DEFAULT_ACCOUNT and not exists(user) else lookup(user).pw_dir
-        return home + path[1:]
-    return path
+    return home(user) + path[1:] if path == "~" or path.startswith("~/") else path

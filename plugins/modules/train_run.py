@@ -105,7 +105,6 @@ next:
 import contextlib  # noqa: E402
 import os  # noqa: E402
 import pathlib  # noqa: E402
-import pwd  # noqa: E402
 import typing as t  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
@@ -208,7 +207,7 @@ def main() -> None:
     changes = _run.Changes(dry=module.check_mode)
     act = {"staged": staged, "started": started, "stopped": ended, "absent": ended}[given["state"]]
     spec = given["spec"] or {
-        "user": _user.run_user(given["user"], pwd.getpwuid(os.geteuid()).pw_name),
+        "user": _user.account(given["user"]),
         **{key: given[key] for key in ("root", "id", "name")},
     }
     try:

@@ -72,9 +72,7 @@ runs:
       type: dict
 """
 
-import os  # noqa: E402
 import pathlib  # noqa: E402
-import pwd  # noqa: E402
 import time  # noqa: E402
 import typing as t  # noqa: E402
 
@@ -107,7 +105,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
-    account = _user.run_user(given["user"], pwd.getpwuid(os.geteuid()).pw_name)
+    account = _user.account(given["user"])
     try:
         root = pathlib.Path(_user.expand(given["root"], account))
         answer = (

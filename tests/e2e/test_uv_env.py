@@ -8,13 +8,16 @@ from __future__ import annotations
 import base64
 import concurrent.futures
 import hashlib
+import io
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import typing as t
@@ -26,10 +29,9 @@ import ansible_collections.llmops.finetune
 import ansible_runner
 import pytest
 from ansible_collections.llmops.finetune.plugins.action import uv_env as action
-from ansible_collections.llmops.finetune.plugins.module_utils import _env
+from ansible_collections.llmops.finetune.plugins.module_utils import _env, _environment, _user
+from ansible_collections.llmops.finetune.plugins.module_utils._engine import files
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
-from ansible_collections.llmops.finetune.plugins.module_utils._user import DEFAULT_ACCOUNT
-from ansible_collections.llmops.finetune.plugins.modules import uv_env as module
 
 COLLECTIONS = Path(next(iter(ansible_collections.llmops.finetune.__path__))).parents[2]
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -143,12 +145,15 @@ class Site:
             "offline": True,
             "verify": "quick",
             "state": "present",
-            "uv_version": action.uv_version(uv),
-            "uv_size": os.stat(uv).st_size,
-            "uv_src": uv,
-            "uv_sha256": action.file_sha256(uv),
+            "build_constraints": "",
+            "uv": {
+                "version": action.uv_version(uv),
+                "size": os.stat(uv).st_size,
+                "src": uv,
+                "sha256": files.sha256(Path(uv)),
+            },
         }
-        return module.apply({**given, **params}, check)
+        return _environment.apply({**given, **params}, check)
 
 
 @dataclass
@@ -441,11 +446,73 @@ def test_before_the_default_account_exists(site: Site, monkeypatch: pytest.Monke
     """Check mode predicts where an earlier task would create the account; apply refuses."""
 
     def nobody_there(name: str) -> t.NoReturn:
-        raise FinetuneError(f"There is no user {name!r} on this node.")
+        raise KeyError(name)
 
-    monkeypatch.setattr(module, "lookup", nobody_there)
-    predicted = site.apply(check=True, user=DEFAULT_ACCOUNT, root="~/llmops")
-    assert predicted["changed"]
-    assert predicted["path"] == f"~llmops/llmops/envs/{site.path.name}"
+    monkeypatch.setattr(pwd, "getpwnam", nobody_there)
+    monkeypatch.setattr(_user, "DEFAULT_HOME", str(site.folder / "home"))
+    if os.geteuid() == 0:
+        predicted = site.apply(check=True, user=_user.DEFAULT_ACCOUNT, root="~/llmops")
+        assert [change["action"] for change in predicted["changes"]] == ["create", "build"]
+        assert predicted["path"] == f"{_user.DEFAULT_HOME}/llmops/envs/{site.path.name}"
+        assert not (site.folder / "home").exists()
+        assert predicted["packages"] == {"tiny-alpha": "1.0", "tiny-beta": "2.0"}
     with pytest.raises(FinetuneError, match="no user"):
-        site.apply(user=DEFAULT_ACCOUNT)
+        site.apply(user=_user.DEFAULT_ACCOUNT)
+
+
+BACKEND = """\
+import pathlib, zipfile
+
+FILES = {
+    "tiny_source.py": "made_with = VERSION\\n",
+    "tiny_source-1.0.dist-info/METADATA": "Metadata-Version: 2.2\\nName: tiny_source\\nVersion: 1.0\\n",
+    "tiny_source-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n",
+    "tiny_source-1.0.dist-info/RECORD": "tiny_source.py,,\\ntiny_source-1.0.dist-info/RECORD,,\\n",
+}
+
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    name = "tiny_source-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(pathlib.Path(folder) / name, "w") as wheel:
+        for path, text in FILES.items():
+            wheel.writestr(path, text)
+    return name
+"""
+
+
+def make_source(folder: Path) -> str:
+    """Write a source package that is built with any version of tiny-backend, and return its lock line."""
+    path = folder / "tiny_source-1.0.tar.gz"
+    settings = '[build-system]\nrequires = ["tiny-backend"]\nbuild-backend = "tiny_backend"\n'
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in (
+            ("PKG-INFO", "Metadata-Version: 2.2\nName: tiny_source\nVersion: 1.0\n"),
+            ("pyproject.toml", settings),
+        ):
+            member = tarfile.TarInfo(f"tiny_source-1.0/{name}")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    return f"tiny_source==1.0 --hash=sha256:{files.sha256(path)}"
+
+
+def test_source_packages_are_built_with_pinned_tools(site: Site) -> None:
+    site.lock.write_text(make_source(site.wheels) + "\n")
+    older, newer = (
+        make_wheel(site.wheels, "tiny_backend", version, {"tiny_backend.py": BACKEND.replace("VERSION", version)})
+        for version in ("1", "2")
+    )
+    constraints = site.folder / "build-tools.txt"
+
+    def made_with(text: str) -> str:
+        constraints.write_text(text)
+        shutil.rmtree(site.root, ignore_errors=True)
+        variables = {"uv_env_build_constraints": str(constraints) if text else "", "uv_env_imports": ["tiny_source"]}
+        done = site.play(**variables)
+        if done.rc != 0:
+            return str(done.result["msg"])
+        return next(Path(done.result["path"]).rglob("tiny_source.py")).read_text().strip()
+
+    assert made_with("") == "made_with = 2"
+    assert made_with(older) == "made_with = 1"
+    assert made_with(newer) == "made_with = 2"
+    assert "hash" in made_with(re.sub(r"sha256:.{4}", "sha256:0000", older))
+    assert "exact version" in made_with("tiny_backend==1")

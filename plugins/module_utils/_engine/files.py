@@ -55,6 +55,27 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def receive(stream: t.IO[bytes], path: Path, digest: str, mode: int = 0o644) -> bool:
+    """Store what comes from `stream` as `path` if its SHA-256 is `digest`; else False, and nothing is stored."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    seen = hashlib.sha256()
+    try:
+        with open(temporary, "wb") as file:
+            while chunk := stream.read(1 << 20):
+                seen.update(chunk)
+                file.write(chunk)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        if seen.hexdigest() != digest:
+            return False
+        os.replace(temporary, path)
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def lock(path: Path, patience: float = 0.5) -> int | None:
     """Take the kernel's lock on `path` and return its descriptor; None when another process holds it.
 
