@@ -238,10 +238,17 @@ class Demo:
 def demo(world: World) -> Demo:
     made = world.shell(["make", "setup"], env={**os.environ, "PATH": SYSTEM_PATH})
     assert made.returncode == 0, made.stdout + made.stderr
-    home = Path("/var/lib/llmops")
-    before = tree(world.root, world.clone / "roles", home)
+    watched = [path for path in world.clone.iterdir() if path.name not in (".venv", ".git")]
+    watched += [
+        world.root,
+        Path("/var/lib/llmops"),
+        Path("/run/lock"),
+        Path("/etc/passwd"),
+        Path("/etc/systemd/system"),
+    ]
+    before = tree(*watched)
     predicted = world.play("train.yml", "--check", variables={"train_args": {"lora_rank": 16}})
-    after = tree(world.root, world.clone / "roles", home)
+    after = tree(*watched)
     touched = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
     record = BASE / "make-train.jsonl"
     record.unlink(missing_ok=True)
