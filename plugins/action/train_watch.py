@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import typing as t
 
 from ansible.plugins.action import ActionBase
@@ -24,7 +25,10 @@ class ActionModule(ActionBase):
             return {"changed": False, "run": run}
         question = {"user": spec["user"], "root": spec["root"], "id": plan["id"]}
         attempt = run.get("attempt")
+        play = os.getppid()
         while run["state"] == "running":
+            if os.getppid() != play:
+                os._exit(1)  # the play was killed: this worker of it would wait for ever to hand over its result
             answer = self._execute_module(
                 module_name="llmops.finetune.train_run_info",
                 module_args={**question, "wait": float(self._task.args.get("interval", 10))},
