@@ -17,8 +17,8 @@ DEV := .venv/dev-$(call digest,requirements/dev.txt)
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup setup-dev train plan status stop test lint docs unit e2e sanity soak bench lock clean
-train test e2e soak bench: GB = 12
+.PHONY: help doctor setup setup-dev train plan status stop test lint docs unit e2e systemd sanity soak bench lock clean
+train test e2e systemd soak bench: GB = 12
 
 help: ## this list
 	@echo 'make train fine-tunes, make test tests. Also: make PYTHON=/path/to/python3.12 INVENTORY=… ARGS="-e train_wait=false" …'
@@ -75,6 +75,9 @@ sanity: setup-dev ## ansible-test sanity on a copy of the tree
 
 e2e: setup-dev ## the playbooks through ansible-runner, with real training
 	$(RUN) python -m pytest tests/e2e --durations=10
+
+systemd: setup-dev ## a host that boots systemd, over ssh; root and podman needed (tests/hosts/hosts.sh check)
+	$(RUN) python -m pytest tests/e2e/test_systemd.py -rs --durations=10
 
 soak: setup-dev ## long fault campaigns; report in docs/soak.md
 	$(RUN) python -m tests.e2e.soak
