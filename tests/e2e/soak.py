@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import typing as t
 
 import pytest
 
@@ -25,6 +26,8 @@ from .test_faults import deaths_of, killer, start, wait_for, write_plan
 SEED = int(os.environ.get("SOAK_SEED", "1"))
 KILLS = int(os.environ.get("SOAK_KILLS", "12"))
 REPORT: list[str] = []
+LONGER: dict[str, t.Any] = {"max_steps": 240, "save_steps": 12}
+"""Long enough for several kills."""
 _FILES = [
     "README.md",
     "adapter_config.json",
@@ -65,13 +68,16 @@ def test_a_death_after_every_single_file_of_a_checkpoint(world: World, quiet: st
     )
 
 
-def test_random_kills_of_trainer_and_supervisor(world: World, quiet: str) -> None:
+def test_random_kills_of_trainer_and_supervisor(world: World, demo: Demo) -> None:
     """Each kill is at a random moment; every apply goes on, and the weights come out the same."""
+    undisturbed = world.play(variables={"train_name": "soak-quiet"}, **LONGER)
+    assert undisturbed.rc == 0, undisturbed.text
+    quiet = weights(world.folder(undisturbed))
     dice = random.Random(SEED)
     began = time.monotonic()
     kills = 0
     for _ in range(KILLS):
-        _, folder = start(world, "soak-random")
+        _, folder = start(world, "soak-random", **LONGER)
         time.sleep(dice.uniform(1, 25))
         alive = processes(folder.name)
         if not alive:
@@ -82,7 +88,7 @@ def test_random_kills_of_trainer_and_supervisor(world: World, quiet: str) -> Non
         os.kill(victim, signal.SIGKILL)
         if victim == supervisor:
             wait_for(lambda: not processes(folder.name), 15)  # noqa: B023 - called at once
-    done = world.play(variables={"train_name": "soak-random", "train_max_restarts": KILLS})
+    done = world.play(variables={"train_name": "soak-random", "train_max_restarts": KILLS}, **LONGER)
     assert done.rc == 0, done.text
     assert weights(world.folder(done)) == quiet and processes(world.folder(done).name) == []
     REPORT.append(
