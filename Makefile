@@ -17,8 +17,8 @@ DEV := .venv/dev-$(call digest,requirements/dev.txt)
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup setup-dev train plan status stop test lint docs unit e2e systemd sanity soak bench lock clean
-train test e2e systemd soak bench: GB = 12
+.PHONY: help doctor setup setup-dev train plan status stop test lint docs unit e2e systemd molecule sanity soak bench lock clean
+train test e2e systemd molecule soak bench: GB = 12
 
 help: ## this list
 	@echo 'make train fine-tunes, make test tests. Also: make PYTHON=/path/to/python3.12 INVENTORY=… ARGS="-e train_wait=false" …'
@@ -78,6 +78,10 @@ e2e: setup-dev ## the playbooks through ansible-runner, with real training
 
 systemd: setup-dev ## a host that boots systemd, over ssh; root and podman needed (tests/hosts/hosts.sh check)
 	$(RUN) python -m pytest tests/e2e/test_systemd.py -rs --durations=10
+
+SCENARIO = local
+molecule: setup-dev ## a scenario: make molecule SCENARIO=systemd ARGS="-e uv_env_index_url=…"
+	$(RUN) molecule test -s $(SCENARIO) -- $(ARGS)
 
 soak: setup-dev ## long fault campaigns; report in docs/soak.md
 	$(RUN) python -m tests.e2e.soak
