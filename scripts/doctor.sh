@@ -4,7 +4,9 @@
 # usage: doctor.sh [GB of free disk]   or   doctor.sh --python, which prints the Python to use
 set -u
 
+# shellcheck disable=SC2317 # `first` calls them by name
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+# shellcheck disable=SC2317
 makes_venvs() { "$1" -c 'import venv, ensurepip' 2>/dev/null; }
 version_of() { "$1" -c 'import platform; print(platform.python_version())' 2>/dev/null || echo none; }
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import subprocess
 import time
 import typing as t
 from dataclasses import dataclass, replace
@@ -139,17 +138,7 @@ class Builder:
         """Prove that the asked modules import."""
         if not self.wanted.imports:
             return
-        done = subprocess.run(
-            [f"{self.path}/bin/python", "-I", "-c", IMPORT_PROBE, *self.wanted.imports],
-            env=self.uv.environ,
-            cwd=self.path,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        done = self.uv.process([f"{self.path}/bin/python", "-I", "-c", IMPORT_PROBE, *self.wanted.imports], self.path)
         if done.returncode != 0:
             tail = " | ".join(done.stderr.strip().splitlines()[-3:]) or f"exit status {done.returncode}"
             raise FinetuneError(

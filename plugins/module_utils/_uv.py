@@ -59,21 +59,10 @@ class Uv:
             raise FinetuneError("uv was damaged on its way to the node.", where=self.program, change="apply again")
 
     def run(self, arguments: t.Sequence[str], lock_name: str) -> None:
-        """Run it; its children hold our lock too, so nobody builds beside what a killed apply left running."""
+        """Run it; a FinetuneError says what its failure means."""
         for folder in ("cache/uv", "cache/tmp"):
             os.makedirs(f"{self.root}/{folder}", exist_ok=True)
-        done = subprocess.run(
-            [self.program, *arguments],
-            env=self.environ,
-            cwd=self.root,
-            pass_fds=() if self.lock is None else (self.lock,),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+        done = self.process([self.program, *arguments], self.root)
         if done.returncode < 0:
             raise FinetuneError(
                 f"uv was ended by {signal.Signals(-done.returncode).name}.",
@@ -82,6 +71,22 @@ class Uv:
             )
         if done.returncode != 0:
             raise explain(strip_credentials(done.stderr), lock_name)
+
+    def process(self, command: t.Sequence[str], folder: str) -> subprocess.CompletedProcess[str]:
+        """What became of a command in uv's environment. It and its children hold our lock too, so nobody builds beside
+        what a killed apply left running."""
+        return subprocess.run(
+            command,
+            env=self.environ,
+            cwd=folder,
+            pass_fds=() if self.lock is None else (self.lock,),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            check=False,
+        )
 
 
 _KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR", "NETRC", "UV_HTTP_TIMEOUT", "CC", "CXX")
