@@ -104,7 +104,7 @@ def inspect(
         if name not in found:
             result.damages.append(Damage("missing", name, version, ""))
     for name, entries in sorted(found.items()):
-        versions = " and ".join(version for version, _ in entries)
+        versions = " and ".join(entry[0] for entry in entries)
         if name not in lock:
             result.damages.append(Damage("extra", name, versions, ""))
             continue

@@ -139,7 +139,7 @@ def host(request: pytest.FixtureRequest) -> t.Iterator[Host]:
         cache.mkdir(parents=True)
         subprocess.run(["cp", "-al", world.root / "cache" / "uv", cache / "uv"], check=True)
         subprocess.run(["find", cache.parent, "-type", "d", "-exec", "chmod", "0777", "{}", "+"], check=True)
-    built_on = re.findall(r"version_info = (\d+\.\d+)", next(world.root.glob("envs/*/pyvenv.cfg")).read_text())
+    built_on = re.findall(r"version_info = (\d+\.\d+)", sorted(world.root.glob("envs/*/pyvenv.cfg"))[0].read_text())
     yield Host(world, offline=built_on == [HOST_PYTHON])
     if not KEEP:
         hosts("down")
