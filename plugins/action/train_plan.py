@@ -26,6 +26,7 @@ class ActionModule(ActionBase):
         known = task_vars or {}
         register = self._task.args.get("facts")
         try:
+            _wish.refuse_misspelt(known)
             wish = _wish.read({name: self._templar.template(known[name]) for name in _wish.INPUTS if name in known})
             if not register:
                 return {"changed": False}

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import typing as t
 
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
 from ..module_utils import _report
 
 
 class ActionModule(ActionBase):
-    _VALID_ARGS = frozenset(("plan", "run", "interval"))
+    _VALID_ARGS = frozenset(("plan", "run", "wait", "interval"))
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         super().run(tmp, task_vars)
@@ -23,9 +24,14 @@ class ActionModule(ActionBase):
         spec = plan["nodes"][known["inventory_hostname"]]
         if self._task.check_mode and run["state"] != "finished":
             return {"changed": False, "run": run}
+        if not boolean(self._task.args.get("wait", True)):
+            self._say(_report.left(run))
+            return {"changed": False, "run": run}
         question = {"user": spec["user"], "root": spec["root"], "id": plan["id"]}
         attempt = run.get("attempt")
         play = os.getppid()
+        if run["state"] == "running":
+            self._say([_report.following(run)])
         while run["state"] == "running":
             if os.getppid() != play:
                 os._exit(1)  # the play was killed: this worker of it would wait for ever to hand over its result
@@ -39,11 +45,15 @@ class ActionModule(ActionBase):
             run = answer["runs"][0]
             if run["attempt"] != attempt:
                 attempt = run["attempt"]
-                self._display.display(_report.restarted(run))
+                self._say([_report.restarted(run)])
             if run["state"] == "running" and run["line"]:
-                self._display.display(f"{run['id']}  {run['line']}")
-        for line in _report.ended(run):
-            self._display.display(line)
+                self._say([f"{run['id']}  {run['line']}"])
+        self._say(_report.ended(run))
         if run["state"] in ("failed", "interrupted"):
-            return {"failed": True, "msg": _report.why(run), "run": run}
+            short = {key: run[key] for key in ("id", "state", "attempt", "log")}
+            return {"failed": True, "msg": _report.why(run), "run": short}
         return {"changed": False, "run": run}
+
+    def _say(self, lines: t.Sequence[str]) -> None:
+        for line in lines:
+            self._display.display(line)

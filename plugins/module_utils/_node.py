@@ -13,17 +13,19 @@ import subprocess
 import typing as t
 from pathlib import Path
 
-from . import _dataset, _user
-from ._engine import files, state
+from . import _dataset, _records, _user
+from ._engine import files, lease, state
 
 _GPU_QUERY = ("index", "uuid", "name", "memory.total", "compute_cap", "driver_version")
 
 
-def facts(user: str, root: str, name: str, here: t.Sequence[_dataset.Dataset]) -> dict[str, t.Any]:
+def facts(user: str, root: str, name: str, here: t.Sequence[_dataset.Dataset], lease_dir: str = "") -> dict[str, t.Any]:
     """The facts the plan needs.
 
-    name: only runs of this name are read. here: datasets that lie on the node, to digest and check.
+    name: only runs of this name are read. here: datasets that lie on the node, to digest and check. lease_dir: where
+    the leases are, empty for the host's one place.
     """
+    present = gpus()
     login = _user.login()
     account = _user.run_user(user, login)
     there = _user.exists(account)
@@ -49,7 +51,8 @@ def facts(user: str, root: str, name: str, here: t.Sequence[_dataset.Dataset]) -
         "cpus": len(os.sched_getaffinity(0)),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "disk_free": _disk_free(place),
-        "gpus": gpus(),
+        "gpus": present,
+        "leases": lease.holders([lease.CPU, *(gpu["uuid"] for gpu in present)], lease.directory(lease_dir)),
         "systemd": os.path.isdir("/run/systemd/system") and os.geteuid() == 0,
         **(_user.as_user(account, read) if there else {"runs": {}, "datasets": [], "models": [], "sources": []}),
     }
@@ -75,22 +78,26 @@ def runs(root: Path, name: str) -> dict[str, dict[str, t.Any]]:
 
 
 def datasets(root: Path) -> list[str]:
-    """Names of the dataset folders whose content is as it was stored."""
-    return [folder.name for folder in sorted((root / "datasets").glob("*")) if intact(folder)]
+    """The stored files, as `<folder>/<name>`, of the dataset folders whose content is as it was stored."""
+    whole = [folder for folder in sorted((root / "datasets").glob("*")) if intact(folder)]
+    return [f"{folder.name}/{name}" for folder in whole for name in sorted(stored(folder))]
+
+
+def stored(folder: Path) -> dict[str, dict[str, t.Any]]:
+    """The files that manifest.json names, with digest, size and time; none when there is no manifest."""
+    entries = files.read_json(folder / "manifest.json").get("files")
+    return entries if isinstance(entries, dict) else {}
 
 
 def intact(folder: Path) -> bool:
     """Every file that manifest.json names has the digest it names; a file untouched since is not read again."""
-    manifest = files.read_json(folder / "manifest.json")
-    if not manifest.get("files"):
-        return False
-    for name, was in manifest["files"].items():
+    for name, was in stored(folder).items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != was["size"]:
             return False
         if path.stat().st_ctime_ns != was["ctime_ns"] and files.sha256(path) != was["sha256"]:
             return False
-    return True
+    return bool(stored(folder))
 
 
 def seal(folder: Path, names: t.Iterable[str]) -> None:
@@ -126,7 +133,7 @@ def _source(dataset: _dataset.Dataset) -> dict[str, t.Any]:
     path = Path(dataset.where).expanduser()
     if not path.is_file():
         return {"name": dataset.name, "missing": True}
-    report = _dataset.check(path, dataset)
+    report = _records.check(path, dataset)
     return {
         "name": dataset.name,
         "missing": False,
@@ -135,6 +142,7 @@ def _source(dataset: _dataset.Dataset) -> dict[str, t.Any]:
         "records": report.records,
         "fields": sorted(report.columns),
         "faults": [list(fault) for fault in report.faults],
+        "more": report.more,
     }
 
 

@@ -11,33 +11,13 @@ from __future__ import annotations
 import typing as t
 from dataclasses import asdict, dataclass, field
 
-from . import _config, _dataset, _recipe, _request
+from . import _config, _dataset, _ranks, _report, _request, _resolve, _state
+from ._dataset import Source
 from ._engine import base_model, lease
 from ._env import environment_path
 from ._errors import FinetuneError
+from ._ranks import Facts
 from ._wish import DEMO_MODEL, Wish
-
-Facts = dict[str, t.Any]
-"""What node_info returned for a host."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A dataset as found: digest of its content ("" where only its hub knows), and the fields in its records."""
-
-    dataset: _dataset.Dataset
-    digest: str
-    suffix: str = ""
-    fields: tuple[str, ...] = ()
-    local: str = ""
-    """Where it lies on the controller."""
-    evaluates: bool = False
-
-    def folder(self, root: str) -> str:
-        return f"{root}/datasets/{self.digest[:16]}"
-
-    def file_name(self, root: str) -> str:
-        return self.dataset.where if self.dataset.source == "path" else f"{self.folder(root)}/data{self.suffix}"
 
 
 @dataclass
@@ -54,6 +34,8 @@ class Plan:
     environment: dict[str, t.Any] = field(default_factory=dict)
     difference: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    held: str = ""
+    """Why an apply would be refused now: another run has what this one needs. Empty when nothing stands in the way."""
 
     def as_dict(self) -> dict[str, t.Any]:
         return asdict(self)
@@ -92,22 +74,23 @@ def make(
         )
     wanted = request(wish, sources, corpus_digest)
     run_id = _request.run_id(wanted)
-    ranks = {host: _local_ranks(wish, host, node) for host, node in facts.items()}
+    ranks = {host: _ranks.local(wish, host, node) for host, node in facts.items()}
     world_size = sum(ranks.values())
     first = next(iter(facts.values()))
     record = {} if wish.refresh else dict(first["runs"].get(run_id, {}).get("resolved") or {})
     recorded = record.get("world_size") == world_size
-    resolved, origins = _resolve(wish, sources, facts, world_size, corpus_digest, environment)
+    resolved, origins = _resolve.resolve(wish, sources, facts, world_size, corpus_digest, environment)
     if recorded:  # in the order of a new plan: the files come out the same
         arguments = record["arguments"]
         order = dict.fromkeys([*resolved["arguments"], *arguments])
         record["arguments"] = {key: arguments[key] for key in order if key in arguments}
     plan = Plan(run_id, wish.name, wanted, record if recorded else resolved, origins, recorded, {})
     plan.environment = {**plan.resolved["environment"], "current": plan.resolved["environment"] == environment}
-    plan.difference = _against_last(run_id, wanted, first)
+    plan.difference = _against_last(plan, first)
     plan.notices = _notices(wish, plan, record, resolved)
     for rank, (host, node) in enumerate(facts.items()):
         plan.nodes[host] = _node(plan, wish, sources, facts, host, node, rank, ranks)
+    plan.held = _held(plan, wish, facts)
     return plan
 
 
@@ -133,109 +116,36 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
         ranks = node["launch"]["nproc_per_node"]
         lines.append(f"  node {node['node_rank']:<2} {host}: {device}, {ranks} process(es), {node['folder']}")
     lines += [f"  {line}" for line in plan.difference]
-    return lines + [f"  note    {notice}" for notice in plan.notices]
+    lines += [f"  note    {notice}" for notice in plan.notices]
+    return lines + ([f"  busy    {plan.held.splitlines()[0]}"] if plan.held else [])
 
 
-def _local_ranks(wish: Wish, host: str, node: Facts) -> int:
-    """Processes on a node: one per GPU that is used, else as asked, else one."""
-    gpus = chosen_gpus(wish.gpus, node["gpus"], host)
-    if gpus and wish.processes_per_node not in (None, len(gpus)):
-        raise FinetuneError(
-            f"{wish.processes_per_node} processes on {len(gpus)} GPUs of {host}: each rank drives one GPU.",
-            where="train_processes_per_node",
-            change="leave it at auto, or choose as many GPUs with train_gpus",
-        )
-    return len(gpus) or wish.processes_per_node or 1
-
-
-def chosen_gpus(wanted: str, present: t.Sequence[dict[str, t.Any]], host: str) -> list[dict[str, t.Any]]:
-    """train_gpus: `all`, a number of GPUs, or indices and UUIDs separated by commas."""
-    if wanted == "all":
-        return list(present)
-    if not present and wanted != "0":
-        raise FinetuneError(
-            f"{host} has no GPU, train_gpus is {wanted}.",
-            where="train_gpus",
-            change="leave it at all to train on what there is; where there is a GPU, nvidia-smi must list it",
-        )
-    if wanted.isdigit():
-        if int(wanted) > len(present):
-            raise FinetuneError(
-                f"{host} has {len(present)} GPUs, {wanted} are asked for.",
-                where="train_gpus",
-                change=f"use at most {len(present)}",
-            )
-        return list(present[: int(wanted)])
-    names = {str(gpu["index"]): gpu for gpu in present} | {gpu["uuid"]: gpu for gpu in present}
-    chosen = []
-    for word in filter(None, (part.strip() for part in wanted.rstrip(",").split(","))):
-        if word not in names:
-            raise FinetuneError(
-                f"{host} has no GPU {word}.", where="train_gpus", change="use one of " + ", ".join(names)
-            )
-        if names[word] not in chosen:
-            chosen.append(names[word])
-    return chosen
-
-
-def _resolve(
-    wish: Wish,
-    sources: t.Sequence[Source],
-    facts: t.Mapping[str, Facts],
-    world_size: int,
-    corpus_digest: str,
-    environment: dict[str, str],
-) -> tuple[dict[str, t.Any], dict[str, str]]:
-    """LLaMA-Factory's arguments without paths, and where each came from."""
-    recipe = _recipe.find(wish.recipe)
-    layers: list[tuple[str, dict[str, t.Any]]] = [(f"recipe {wish.recipe}", recipe.arguments)]
-    if wish.model == DEMO_MODEL:
-        layers.append(("model demo", base_model.RECIPE["fine_tuning"]))
-    arguments: dict[str, t.Any] = {}
-    origins: dict[str, str] = {}
-    for origin, values in layers:
-        arguments.update(values)
-        origins.update(dict.fromkeys(values, origin))
-    arguments.update(wish.args)
-    origins.update(wish.origins)
-    for key, value in _precision(wish, facts).items():
-        arguments[key], origins[key] = value, "GPUs of the nodes"
-    if any(source.evaluates for source in sources) and "do_eval" not in arguments:
-        arguments["do_eval"], origins["do_eval"] = True, "train_eval_datasets"
-    micro, accumulation = _config.batch(arguments, wish.args, world_size, wish.global_batch_size)
-    for key, value in (("per_device_train_batch_size", micro), ("gradient_accumulation_steps", accumulation)):
-        if arguments[key] != value:
-            arguments[key], origins[key] = value, "train_global_batch_size"
-    model = {"name": wish.model, "revision": wish.model_revision}
-    if wish.model == DEMO_MODEL:
-        model = {"name": DEMO_MODEL, "revision": base_model.identity(corpus_digest)}
-    return {
-        "arguments": arguments,
-        "world_size": world_size,
-        "global_batch_size": micro * accumulation * world_size,
-        "engine": "ddp" if world_size > 1 else "single",
-        "model": model,
-        "environment": environment,
-    }, origins
-
-
-def _precision(wish: Wish, facts: t.Mapping[str, Facts]) -> dict[str, t.Any]:
-    """bf16 from compute capability 8.0 on, fp16 below, float32 without a GPU; unless the author chose."""
-    if {"bf16", "fp16", "pure_bf16"} & wish.args.keys():
-        return {}
-    gpus = [gpu for host, node in facts.items() for gpu in chosen_gpus(wish.gpus, node["gpus"], host)]
-    if not gpus:
-        return {}
-    return {"bf16": True} if all(gpu["compute_capability"] >= 8 for gpu in gpus) else {"fp16": True}
-
-
-def _against_last(run_id: str, wanted: _request.Request, node: Facts) -> list[str]:
-    """How a new request differs from the newest recorded run of the same name."""
-    others = [run for other, run in node["runs"].items() if other != run_id and run.get("request")]
-    if run_id in node["runs"] or not others:
+def _against_last(plan: Plan, node: Facts) -> list[str]:
+    """How a new run differs from the newest one of the same name that did not fail: what is asked for besides
+    arguments, then the arguments as they come out."""
+    others = [run for other, run in node["runs"].items() if other != plan.id and run.get("request")]
+    if plan.id in node["runs"] or not others:
         return []
-    last = max(others, key=lambda run: float(run.get("created") or 0))
-    return [f"compared with {last['id']}:", *_request.difference(last["request"], wanted)]
+    last = max(others, key=lambda run: (run["state"] != "failed", float(run.get("created") or 0)))
+    old, new = ({**request, "name": "", "args": {}} for request in (last["request"], plan.request))
+    lines = _request.difference(old, new)
+    lines += _request.arguments(last["resolved"]["arguments"], plan.resolved["arguments"], plan.origins)
+    if not lines:
+        written = _request.difference(last["request"]["args"], plan.request["args"])
+        lines = [f"{line}, which comes to the same" for line in written]
+    return [f"since   {last['id']} ({last['state']})", *(f"        {line}" for line in lines)]
+
+
+def _held(plan: Plan, wish: Wish, facts: t.Mapping[str, Facts]) -> str:
+    """Who has what the run needs, where it would start now."""
+    states = _state.aggregate([node["state"] for node in plan.nodes.values()])
+    if wish.state != "finished" or _state.next_step(states, retry=wish.retry) != "start":
+        return ""
+    for host, node in plan.nodes.items():
+        for key in node["launch"]["leases"]:
+            if key in facts[host]["leases"]:
+                return str(_report.held(key, facts[host]["leases"][key], node["user"], host))
+    return ""
 
 
 def _notices(wish: Wish, plan: Plan, record: dict[str, t.Any], resolved: dict[str, t.Any]) -> list[str]:
@@ -267,7 +177,7 @@ def _node(
 ) -> dict[str, t.Any]:
     root = node["root"]
     folder = f"{root}/runs/{plan.id}"
-    gpus = chosen_gpus(wish.gpus, node["gpus"], host)
+    gpus = _ranks.gpus(wish.gpus, node["gpus"], host)
     environment = environment_path(root, plan.environment["digest"])
     return {
         "node_rank": rank,
@@ -288,7 +198,7 @@ def _node(
                 "folder": source.folder(root),
                 "file": source.file_name(root),
                 "local": source.local,
-                "missing": source.digest[:16] not in node["datasets"],
+                "missing": source.file_name("").removeprefix("/datasets/") not in node["datasets"],
             }
             for source in sources
             if source.local
@@ -299,7 +209,7 @@ def _node(
             "nnodes": len(facts),
             "node_rank": rank,
             "nproc_per_node": ranks[host],
-            "master_addr": _master(wish, facts),
+            "master_addr": _ranks.master(wish, facts),
             "master_port": wish.port if len(facts) > 1 else 0,
             "environment": _variables(plan, sources, node, gpus, environment, ranks[host]),
             "leases": [gpu["uuid"] for gpu in gpus] or [lease.CPU],
@@ -310,13 +220,6 @@ def _node(
         },
         "systemd": node["systemd"],
     }
-
-
-def _master(wish: Wish, facts: t.Mapping[str, Facts]) -> str:
-    """The address of rank 0; ranks of a single node meet on loopback."""
-    if len(facts) == 1:
-        return "127.0.0.1"
-    return wish.address or str(next(iter(facts.values()))["address"])
 
 
 def _model(plan: Plan, root: str) -> dict[str, t.Any]:

@@ -7,8 +7,24 @@ from __future__ import annotations
 
 import typing as t
 
-from ._engine import progress
+from ._engine import lease, progress
 from ._errors import FinetuneError
+
+
+def following(run: dict[str, t.Any]) -> str:
+    return f"Following {run['id']}. Ctrl-C ends the following, not the run."
+
+
+def left(run: dict[str, t.Any]) -> list[str]:
+    """What is said of a run that nobody waits for."""
+    if run["state"] != "running":
+        return ended(run)
+    return [
+        f"Run {run['id']} goes on by itself.",
+        "  see it    playbook llmops.finetune.status with the same inventory",
+        "  follow    this command without train_wait=false",
+        f"  end it    playbook llmops.finetune.stop with -e train_run_id={run['id']}",
+    ]
 
 
 def restarted(run: dict[str, t.Any]) -> str:
@@ -24,7 +40,8 @@ def ended(run: dict[str, t.Any]) -> list[str]:
         return [
             f"Run {run['id']} is finished.",
             *(f"  {line}" for line in progress.summary_lines(run["summary"])),
-            f"  next      less {folder}/train.yaml, or change one value: -e 'train_set=\"learning_rate=5e-5\"'",
+            f"  next      less {folder}/train.yaml; one value changed is a new run:",
+            "            this command with -e 'train_set=\"learning_rate=5e-5\"'",
         ]
     if run["state"] == "stopped":
         return [f"Run {run['id']} is stopped and stays so. To go on with it: -e train_retry=true"]
@@ -49,6 +66,22 @@ def why(run: dict[str, t.Any]) -> str:
             change=f"{told.get('change', 'read the log')}; the same request again: -e train_retry=true",
         )
     )
+
+
+def held(key: str, holder: dict[str, t.Any], user: str, where: str) -> FinetuneError:
+    """A lease that another run has. user: the account this run would belong to."""
+    ways = ["wait for it"]
+    if holder.get("run"):
+        theirs = "" if holder.get("user") == user else f" -e train_user={holder.get('user')}"
+        ways.append(f"stop it (playbook llmops.finetune.stop, -e train_run_id={holder['run']}{theirs})")
+    if key != lease.CPU:
+        ways.append("choose other GPUs with train_gpus")
+    return FinetuneError(lease.describe(key, holder), where=where, change=", or ".join(ways))
+
+
+def others(ids: t.Sequence[str]) -> list[str]:
+    """What is said of runs that a stop did not mean."""
+    return [f"{run_id}  runs on: it has another name (-e train_run_id={run_id} ends it)" for run_id in ids]
 
 
 def status(runs: t.Sequence[dict[str, t.Any]]) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import typing as t
 
 Request = dict[str, t.Any]
@@ -32,7 +33,7 @@ def run_id(request: Request) -> str:
 
 
 def difference(old: Request, new: Request) -> list[str]:
-    """One line per input that differs: `args.learning_rate: 0.0001 → 1e-05`."""
+    """One line per input that differs: `model.revision: main → v2`. Digests are cut to 12 digits."""
     before, after = _flat(canonical(old)), _flat(canonical(new))
     lines = []
     for key in sorted(before.keys() | after.keys()):
@@ -49,12 +50,22 @@ def difference(old: Request, new: Request) -> list[str]:
     return lines
 
 
+def arguments(old: dict[str, t.Any], new: dict[str, t.Any], origins: t.Mapping[str, str]) -> list[str]:
+    """One line per LLaMA-Factory argument that differs, recipe included: `learning_rate: 0.001 → 1e-05 (train_set)`."""
+    lines = []
+    for line in difference(old, new):
+        key = line.partition(":")[0].partition(".")[0]
+        lines.append(line + (f" ({origins[key]})" if key in origins else ""))
+    return lines
+
+
 def _has_below(values: dict[str, t.Any], key: str) -> bool:
     return any(other.startswith(f"{key}.") for other in values)
 
 
 def _show(values: dict[str, t.Any], key: str) -> str:
-    return str(values[key]) if key in values else "not set"
+    text = str(values[key]) if key in values else "not set"
+    return text[:12] if re.fullmatch(r"[0-9a-f]{40,}", text) else text
 
 
 def _flat(value: t.Any, prefix: str = "") -> dict[str, t.Any]:

@@ -9,6 +9,8 @@ Every function takes `changes`; with `changes.dry` nothing is written and the sa
 from __future__ import annotations
 
 import contextlib
+import fnmatch
+import getpass
 import hashlib
 import os
 import re
@@ -21,7 +23,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import _node, _state
+from . import _node, _report, _state
 from ._engine import files, lease, progress, state, supervisor
 from ._errors import FinetuneError
 
@@ -72,7 +74,7 @@ def report(run: state.Run) -> dict[str, t.Any]:
         "id": run.id,
         "state": now,
         "progress": beat,
-        "line": progress.line(beat) if beat else "",
+        "line": progress.line(beat, live=now == "running") if beat else "",
         "attempt": written.get("attempt", 0),
         "from_step": written.get("from_step", 0),
         "diagnosis": written.get("diagnosis"),
@@ -80,7 +82,7 @@ def report(run: state.Run) -> dict[str, t.Any]:
         "summary": progress.summary(run) if now == "finished" else None,
     }
     if now == "failed":
-        answer["tail"] = supervisor.tail(run.log(int(written["attempt"])), 4000).splitlines()[-15:]
+        answer["tail"] = supervisor.last_words(run.log(int(written["attempt"])))
     return answer
 
 
@@ -113,30 +115,19 @@ def _check_results(run: state.Run, changes: Changes, *, retry: bool) -> _state.S
 
 def _stage_dataset(dataset: dict[str, t.Any], changes: Changes) -> None:
     """Store the bytes that were sent under their digest; what is there and whole is left alone."""
-    folder = Path(dataset["folder"])
-    if _node.intact(folder):
+    folder, path = Path(dataset["folder"]), Path(dataset["file"])
+    whole = _node.intact(folder)
+    if whole and path.name in _node.stored(folder):
         return
     if not changes.add("update" if folder.exists() else "create", folder):
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    path = Path(dataset["file"])
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    digest = hashlib.sha256()
-    with open(temporary, "wb") as file:
-        while chunk := dataset["stream"].read(1 << 20):
-            digest.update(chunk)
-            file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    if digest.hexdigest() != dataset["digest"]:
-        temporary.unlink()
+    if not files.receive(dataset["stream"], path, dataset["digest"]):
         raise FinetuneError(
             f"Dataset {dataset['name']!r} is not the file that was planned with.",
             where=dataset["file"],
             change="run again; if the file is being written to, wait for it",
         )
-    os.replace(temporary, path)
-    _node.seal(folder, [path.name])
+    _node.seal(folder, [path.name, *(_node.stored(folder) if whole else ())])
 
 
 def _stage_model(spec: dict[str, t.Any], changes: Changes) -> None:
@@ -245,10 +236,17 @@ def _digest_on_disk(path: Path) -> str:
 
 
 def find(root: Path, run_id: str, name: str) -> list[state.Run]:
-    """The recorded runs under a root: the one of that id, else those of that name, else all."""
-    if run_id:
+    """Runs under a root, oldest first: the one of that id, all that match it (`demo-*`), those of that name, or all."""
+    if run_id and not re.fullmatch(r"[\w.*?-]+", run_id):
+        raise FinetuneError(
+            f"{run_id!r} is no id of a run.", where="train_run_id", change="use one that status shows; * stands for any"
+        )
+    if run_id and not re.search(r"[*?]", run_id):
         return [state.Run(root / "runs" / run_id)]
-    found = [state.Run(path.parent) for path in sorted((root / "runs").glob("*/run.json"))]
+    found = [state.Run(path.parent) for path in (root / "runs").glob("*/run.json")]
+    found.sort(key=lambda run: (float(files.read_json(run.record).get("created") or 0), run.id))
+    if run_id:
+        return [run for run in found if fnmatch.fnmatchcase(run.id, run_id)]
     return [run for run in found if not name or run.id.rpartition("-")[0] == name]
 
 
@@ -257,9 +255,9 @@ def ask_start(spec: dict[str, t.Any], changes: Changes) -> str:
     run = state.Run(Path(spec["folder"]))
     if state.observe(run) == "running":
         return ""
-    _refuse_if_held(spec)
     if not changes.add("start", run.path):
         return ""
+    _refuse_if_held(spec)
     token = uuid.uuid4().hex
     files.write_json(run.start_request, {"token": token})
     return token
@@ -285,15 +283,7 @@ def _refuse_if_held(spec: dict[str, t.Any]) -> None:
     """Name the holder of a lease before anything is started."""
     held = lease.holders(spec["launch"]["leases"], lease.directory(spec["launch"]["lease_dir"]))
     for key, holder in held.items():
-        raise _held(lease.describe(key, holder), holder)
-
-
-def _held(message: str, holder: dict[str, t.Any]) -> FinetuneError:
-    return FinetuneError(
-        message,
-        where=f"run {holder.get('run', '?')}",
-        change="wait for it, stop it (playbook stop, -e train_name=…), or choose other GPUs with train_gpus",
-    )
+        raise _report.held(key, holder, spec["user"], spec["folder"])
 
 
 def wait_until_started(run: state.Run, token: str, pid: int = 0) -> dict[str, t.Any]:
@@ -309,7 +299,9 @@ def wait_until_started(run: state.Run, token: str, pid: int = 0) -> dict[str, t.
             return report(run)
         refusal = files.read_json(run.refusal)
         if refusal.get("token") == token:
-            raise _held(str(refusal["message"]), refusal.get("holder") or {})
+            if refusal.get("holder"):
+                raise _report.held(refusal["key"], refusal["holder"], getpass.getuser(), str(run.path))
+            raise FinetuneError(str(refusal["message"]), where=str(run.path), change="see the folder named in it")
         if gone:
             break
         time.sleep(0.1)

@@ -11,10 +11,11 @@ import typing as t
 from dataclasses import replace
 from pathlib import Path
 
-from . import _dataset, _recipe
+from . import _dataset, _recipe, _records
+from ._dataset import Source
 from ._engine import files
 from ._errors import FinetuneError
-from ._plan import Facts, Source
+from ._ranks import Facts
 from ._wish import Wish
 
 COLLECTION = Path(__file__).absolute().parents[2]
@@ -93,11 +94,12 @@ def _on_controller(dataset: _dataset.Dataset, variable: str, folders: t.Sequence
     if path is None:
         raise FinetuneError(
             f"Dataset {dataset.name!r}: there is no file {dataset.where} on this controller.",
-            where=f"{variable}, looked in " + ", ".join(str(candidate.parent) for candidate in candidates),
+            where=f"{variable}, looked in "
+            + ", ".join(dict.fromkeys(str(candidate.parent) for candidate in candidates)),
             change="correct `file`, or use `path` for a file on the node",
         )
-    report = _dataset.check(path, dataset)
-    _dataset.refuse(dataset, variable, str(path), report)
+    report = _records.check(path, dataset)
+    _records.refuse(dataset, variable, str(path), report)
     return Source(
         dataset, files.sha256(path), path.suffix, tuple(sorted(report.columns)), str(path.absolute()), evaluates
     )
@@ -116,8 +118,10 @@ def _on_nodes(dataset: _dataset.Dataset, variable: str, facts: t.Mapping[str, Fa
                 where=variable,
                 change="put it there, or use `file`",
             )
-        faults = [_dataset.Fault(*fault) for fault in answer["faults"]]
-        _dataset.refuse(dataset, variable, f"{host}:{dataset.where}", _dataset.Report(answer["records"], faults))
+        faults = [_records.Fault(*fault) for fault in answer["faults"]]
+        _records.refuse(
+            dataset, variable, f"{host}:{dataset.where}", _records.Report(answer["records"], faults, answer["more"])
+        )
         seen[host] = answer
     digests = {answer["digest"] for answer in seen.values()}
     if len(digests) > 1:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import typing as t
 from dataclasses import dataclass
@@ -40,10 +41,15 @@ INPUTS = (
     "train_lease_dir",
     "train_max_restarts",
     "train_state",
+    "train_wait",
+    "train_watch_interval",
     "train_retry",
     "train_resolve",
 )
-"""The role's inputs that a wish is read from."""
+"""The role's inputs that a wish is read from, or that are checked with it."""
+
+OTHERS = ("train_become", "train_secrets", "train_run_id")
+"""Inputs that a task of the role hands on as they are."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,8 @@ def read(variables: t.Mapping[str, t.Any]) -> Wish:
                 where="train_eval_datasets",
                 change="give each its own `name`",
             )
+    _switch(variables, "train_wait")
+    _seconds(variables, "train_watch_interval")
     model = str(variables.get("train_model") or "")
     if not model:
         raise FinetuneError(
@@ -135,6 +143,22 @@ def read(variables: t.Mapping[str, t.Any]) -> Wish:
     )
 
 
+def refuse_misspelt(names: t.Iterable[str]) -> None:
+    """Refuse a variable that is nearly one of the role's inputs: Ansible itself would pass over it.
+
+    Others that begin with train_ are left alone, they may be the inventory's own.
+    """
+    known = (*INPUTS, *OTHERS)
+    for name in sorted(set(names) - set(known)):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.85) if name.startswith("train_") else []
+        if near:
+            raise FinetuneError(
+                f"There is no input {name}.",
+                where=name,
+                change=f"write {near[0]}, or give a variable of your own another name",
+            )
+
+
 def _root(root: str) -> str:
     if not root.startswith(("/", "~/")):
         raise FinetuneError(
@@ -165,6 +189,13 @@ def _number(variables: t.Mapping[str, t.Any], name: str) -> int:
     value = _config.scalar(variables.get(name))
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise FinetuneError(f"{name} is {value!r}.", where=name, change="use a whole number")
+    return value
+
+
+def _seconds(variables: t.Mapping[str, t.Any], name: str) -> float:
+    value = _config.scalar(variables.get(name))
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 86400:
+        raise FinetuneError(f"{name} is {value!r}.", where=name, change="use a number of seconds")
     return value
 
 

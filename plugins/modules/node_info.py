@@ -27,6 +27,10 @@ options:
     description: Read only the runs of this name. Empty reads all.
     type: str
     default: ""
+  lease_dir:
+    description: Where the locks on GPUs are. Empty for the one place of the host.
+    type: str
+    default: ""
   datasets:
     description:
       - Entries as in the role's C(train_datasets). Those with V(path) lie on the node; they are digested and checked
@@ -69,6 +73,9 @@ node:
       description: NVIDIA GPUs with index, uuid, name, memory in bytes, compute capability, driver.
       type: list
       elements: dict
+    leases:
+      description: Who holds the lease of a GPU (by UUID) or of the CPUs (V(cpu)); free ones are left out.
+      type: dict
     runs:
       description: Recorded runs by id with state, request and resolved values.
       type: dict
@@ -94,6 +101,7 @@ def main() -> None:
             "user": {"type": "str", "default": ""},
             "root": {"type": "str", "default": "~/llmops"},
             "name": {"type": "str", "default": ""},
+            "lease_dir": {"type": "str", "default": ""},
             "datasets": {"type": "list", "elements": "raw", "default": []},
         },
         supports_check_mode=True,
@@ -101,7 +109,7 @@ def main() -> None:
     given = module.params
     try:
         here = [dataset for dataset in _dataset.parse(given["datasets"], "train_datasets") if dataset.source == "path"]
-        node = _node.facts(given["user"], given["root"], given["name"], here)
+        node = _node.facts(given["user"], given["root"], given["name"], here, given["lease_dir"])
     except FinetuneError as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, node=node)

@@ -77,6 +77,9 @@ plan:
       description: What a person should know, such as drift.
       type: list
       elements: str
+    held:
+      description: Which other run has what this one needs, where it would start now; else empty.
+      type: str
     nodes:
       description: Per host, what lands on it and how its ranks are started.
       type: dict

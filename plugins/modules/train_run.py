@@ -39,7 +39,7 @@ options:
     type: str
     default: ~/llmops
   id:
-    description: The run to stop or remove, when there is no O(plan).
+    description: The run to stop or remove, when there is no O(plan); V(*) and V(?) stand for any letters.
     type: str
     default: ""
   name:
@@ -87,6 +87,11 @@ runs:
   returned: with O(state=stopped) and O(state=absent)
   type: list
   elements: dict
+others:
+  description: Ids of the runs under the root that are running and were not meant.
+  returned: with O(state=stopped) and O(state=absent)
+  type: list
+  elements: str
 changes:
   description: What was changed, or in check mode would be, as dicts of action and path.
   returned: always
@@ -110,7 +115,7 @@ import typing as t  # noqa: E402
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
 from ..module_utils import _run, _unit, _user  # noqa: E402
-from ..module_utils._engine.state import Run  # noqa: E402
+from ..module_utils._engine.state import Run, observe  # noqa: E402
 from ..module_utils._errors import FinetuneError  # noqa: E402
 
 Answer = dict[str, t.Any]
@@ -155,8 +160,10 @@ def ended(spec: Answer, given: Answer, changes: _run.Changes) -> Answer:
     act = _run.stop if given["state"] == "stopped" else _run.remove
 
     def end() -> Answer:
-        runs = _run.find(root, spec["id"], spec["name"])
-        return changed(changes, {"runs": [act(run, changes, patience=given["patience"]) for run in runs]})
+        meant = _run.find(root, spec["id"], spec["name"])
+        runs = [act(run, changes, patience=given["patience"]) for run in meant]
+        others = [run.id for run in _run.find(root, "", "") if run not in meant and observe(run) == "running"]
+        return changed(changes, {"runs": runs, "others": others})
 
     answer = as_user(spec, end, changes)
     if os.geteuid() == 0:
@@ -216,7 +223,7 @@ def main() -> None:
         module.fail_json(msg=str(error))
     made = answer.pop("changes")
     if "runs" in answer:
-        module.exit_json(changed=bool(made), changes=made, runs=answer["runs"])
+        module.exit_json(changed=bool(made), changes=made, runs=answer["runs"], others=answer["others"])
     module.exit_json(changed=bool(made), changes=made, next=answer.pop("next", ""), run=answer)
 
 

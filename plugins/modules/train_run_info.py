@@ -12,7 +12,7 @@ short_description: What a fine-tuning run is on a node
 version_added: 0.1.0
 description:
   - Returns state, progress and results of one run, or of all runs under a root.
-  - With O(wait), answers when the run is no longer running or the time is over, whichever comes first.
+  - With O(wait), answers when none of them is no longer running or the time is over, whichever comes first.
 author: llmops.finetune contributors (@llmops-finetune)
 options:
   user:
@@ -24,7 +24,7 @@ options:
     type: str
     default: ~/llmops
   id:
-    description: Id of one run. Empty for all.
+    description: Id of one run; V(*) and V(?) stand for any letters. Empty for all.
     type: str
     default: ""
   name:
@@ -32,7 +32,7 @@ options:
     type: str
     default: ""
   wait:
-    description: Seconds to wait for the run O(id) to end.
+    description: Seconds to wait for the runs to end.
     type: float
     default: 0
 extends_documentation_fragment:
@@ -84,13 +84,11 @@ from ..module_utils._errors import FinetuneError  # noqa: E402
 
 
 def look(root: pathlib.Path, run_id: str, name: str, wait: float) -> dict[str, t.Any]:
-    if run_id:
-        run = state.Run(root / "runs" / run_id)
-        deadline = time.monotonic() + wait
-        while state.observe(run) == "running" and time.monotonic() < deadline:
-            time.sleep(0.3)
-        return {"runs": [_run.report(run)]}
-    return {"runs": [_run.report(run) for run in _run.find(root, "", name)]}
+    runs = _run.find(root, run_id, name)
+    deadline = time.monotonic() + wait
+    while any(state.observe(run) == "running" for run in runs) and time.monotonic() < deadline:
+        time.sleep(0.3)
+    return {"runs": [_run.report(run) for run in runs]}
 
 
 def main() -> None:

@@ -18,6 +18,11 @@ options:
     type: list
     elements: dict
     required: true
+  others:
+    description: Ids of runs that are running too, as M(llmops.finetune.train_run) returns them.
+    type: list
+    elements: str
+    default: []
 extends_documentation_fragment:
   - llmops.finetune.attributes
 """

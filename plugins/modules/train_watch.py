@@ -12,6 +12,7 @@ short_description: Follow a run until it ends
 version_added: 0.1.0
 description:
   - Prints one line of progress per interval, and a summary when the run is finished.
+  - With O(wait=false) says at once where the run can be seen.
   - Fails with the diagnosis when the run fails or is interrupted. Ending the play does not end the run.
   - Runs on the controller and asks rank 0 through M(llmops.finetune.train_run_info).
 author: llmops.finetune contributors (@llmops-finetune)
@@ -24,6 +25,10 @@ options:
     description: What M(llmops.finetune.train_run) returned last.
     type: dict
     required: true
+  wait:
+    description: Follow the run to its end. With V(false), only say how to see and end it.
+    type: bool
+    default: true
   interval:
     description: Seconds between two lines.
     type: float

@@ -78,7 +78,7 @@ def test_a_stored_dataset_is_whole_until_it_is_touched(tmp_path: Path) -> None:
     os.utime(folder / "data", (1, 1))
     assert _node.intact(folder), "other times, same content"
     seal(tmp_path / "datasets/bb", data="y")
-    assert _node.datasets(tmp_path) == ["aa", "bb"]
+    assert _node.datasets(tmp_path) == ["aa/data", "aa/more", "bb/data"]
 
 
 @pytest.mark.parametrize("tamper", ["delete", "flip", "truncate", "manifest", "torn manifest", "empty manifest"])

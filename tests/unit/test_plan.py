@@ -21,15 +21,16 @@ DEFAULTS: dict[str, t.Any] = {
 }
 CORPUS = "c" * 64
 LOCK = {"lock": "node-main", "digest": "0123456789abcdef"}
-DATA = _plan.Source(
+DATA = _dataset.Source(
     _dataset.parse({"file": "a.json"}, "v")[0], "d" * 64, ".json", ("instruction", "output"), "/controller/a.json"
 )
-HELD_OUT = _plan.Source(
+HELD_OUT = _dataset.Source(
     _dataset.parse({"file": "h.jsonl"}, "v")[0], "e" * 64, ".jsonl", (), "/controller/h.jsonl", True
 )
-HUB = _plan.Source(_dataset.parse({"hub": "org/data"}, "v")[0], "")
+HUB = _dataset.Source(_dataset.parse({"hub": "org/data"}, "v")[0], "")
 
 Variables = dict[str, t.Any]
+DEMO_ARGUMENTS = base_model.RECIPE["fine_tuning"]
 
 
 def node(gpus: int = 0, capability: float = 9.0, **facts: t.Any) -> dict[str, t.Any]:
@@ -47,12 +48,16 @@ def node(gpus: int = 0, capability: float = 9.0, **facts: t.Any) -> dict[str, t.
         "runs": {},
         "datasets": [],
         "models": [],
+        "leases": {},
         **facts,
     }
 
 
 def make(
-    facts: dict[str, dict[str, t.Any]], sources: t.Sequence[_plan.Source] = (DATA,), lock: t.Any = None, **wish: t.Any
+    facts: dict[str, dict[str, t.Any]],
+    sources: t.Sequence[_dataset.Source] = (DATA,),
+    lock: t.Any = None,
+    **wish: t.Any,
 ) -> _plan.Plan:
     read = _wish.read({**DEFAULTS, "train_datasets": [{"file": "a.json"}], **wish})
     return _plan.make(read, sources, facts, corpus_digest=CORPUS, environment=lock or LOCK)
@@ -133,8 +138,9 @@ def test_paths_lie_under_the_root_and_are_named_by_content() -> None:
         ("a", "/controller/a.json", True),
         ("h", "/controller/h.jsonl", True),
     ]
-    present = make({"a": node(datasets=["d" * 16])}, (DATA, HELD_OUT)).nodes["a"]
-    assert [data["missing"] for data in present["datasets"]] == [False, True]
+    stored = node(datasets=["d" * 16 + "/data.json", "e" * 16 + "/data.json"])
+    present = make({"a": stored}, (DATA, HELD_OUT)).nodes["a"]
+    assert [data["missing"] for data in present["datasets"]] == [False, True], "the second under another ending"
 
 
 def test_the_demo_model_is_made_on_the_node_unless_it_is_there() -> None:
@@ -158,7 +164,7 @@ def test_the_demo_model_is_made_on_the_node_unless_it_is_there() -> None:
     ],
 )
 def test_only_what_comes_from_a_hub_asks_one(
-    model: str, sources: tuple[_plan.Source, ...], revision: str | None, offline: bool
+    model: str, sources: tuple[_dataset.Source, ...], revision: str | None, offline: bool
 ) -> None:
     plan = make({"a": node()}, sources, train_model=model, train_model_revision="v1")
     assert lines(plan).get("model_revision") == revision
@@ -382,17 +388,91 @@ def test_a_record_without_resolution_is_resolved_again(resolved: t.Any) -> None:
     assert not make({"a": facts}).recorded
 
 
-def test_a_new_request_is_compared_with_the_newest_run() -> None:
-    old, newer = make({"a": node()}, train_set="seed=1"), make({"a": node()}, train_set="seed=2")
-    facts = node(
+def known(*runs: tuple[_plan.Plan, str, float]) -> dict[str, t.Any]:
+    """The facts of a node that records these runs."""
+    return node(
         runs={
-            plan.id: {"id": plan.id, "state": "finished", "request": plan.request, "created": created}
-            for plan, created in ((newer, 20.0), (old, 10.0))
+            plan.id: {
+                "id": plan.id,
+                "state": now,
+                "request": plan.request,
+                "resolved": plan.resolved,
+                "created": created,
+            }
+            for plan, now, created in runs
         }
     )
+
+
+def test_a_new_request_is_compared_with_the_newest_run() -> None:
+    old, newer = make({"a": node()}, train_set="seed=1"), make({"a": node()}, train_set="seed=2")
+    facts = known((newer, "finished", 20.0), (old, "finished", 10.0))
     plan = make({"a": facts}, train_set="seed=3")
-    assert plan.difference == [f"compared with {newer.id}:", "args.seed: 2 → 3"]
+    assert plan.difference == [f"since   {newer.id} (finished)", "        seed: 2 → 3 (train_set)"]
     assert make({"a": facts}, train_set="seed=1").difference == [], "a known run is no new request"
+
+
+def test_a_failed_run_is_compared_with_only_where_there_is_no_other() -> None:
+    good, bad = make({"a": node()}, train_set="seed=1"), make({"a": node()}, train_set="seed=2")
+    facts = known((good, "finished", 10.0), (bad, "failed", 20.0))
+    assert make({"a": facts}, train_set="seed=3").difference[0] == f"since   {good.id} (finished)"
+    facts = known((bad, "failed", 20.0))
+    assert make({"a": facts}, train_set="seed=3").difference[0] == f"since   {bad.id} (failed)"
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"),
+    [
+        ({"train_set": "learning_rate=2e-4"}, ["learning_rate: 0.001 → 0.0002 (train_set)"]),
+        ({"train_args": {"learning_rate": 1e-3}}, ["learning_rate: not set → 0.001, which comes to the same"]),
+        ({"train_model": "/srv/x", "train_args": DEMO_ARGUMENTS}, ["model.name: demo → /srv/x", "model.recipe: "]),
+        (
+            {"train_recipe": "full_sft", "train_name": "lora-sft"},
+            ["recipe: lora_sft → full_sft", "finetuning_type: lora"],
+        ),
+    ],
+    ids=str,
+)
+def test_a_difference_is_told_in_the_values_that_ranks_get(wish: Variables, expected: list[str]) -> None:
+    first = make({"a": node()})
+    told = [line.strip() for line in make({"a": known((first, "finished", 1.0))}, **wish).difference[1:]]
+    for line in expected:
+        assert any(one.startswith(line) for one in told), told
+
+
+@pytest.mark.parametrize(
+    ("leases", "wish", "held"),
+    [
+        ({}, {}, ""),
+        ({"cpu": {"run": "theirs", "user": "ada", "pid": 42}}, {}, "held by run theirs (user ada, process 42)"),
+        ({"cpu": {"run": "theirs", "user": "ada", "pid": 42}}, {}, "-e train_run_id=theirs -e train_user=ada"),
+        ({"cpu": {"run": "theirs", "user": "me", "pid": 42}}, {}, "-e train_run_id=theirs)"),
+        ({"cpu": {"run": "theirs"}}, {"train_state": "staged"}, ""),
+        ({"GPU-z": {"run": "theirs"}}, {}, ""),
+    ],
+    ids=str,
+)
+def test_who_holds_what_the_run_needs_is_known_before_anything_is_staged(
+    leases: Variables, wish: Variables, held: str
+) -> None:
+    plan = make({"a": node(leases=leases)}, **wish)
+    assert (held in plan.held) if held else plan.held == ""
+    assert "train_gpus" not in plan.held, "no advice about GPUs where there is none"
+    busy = [line for line in _plan.describe(plan, [DATA], {"a": node()}) if line.startswith("  busy")]
+    assert len(busy) == bool(held)
+
+
+@pytest.mark.parametrize(("state", "held"), [("running", False), ("finished", False), ("interrupted", True)])
+def test_a_run_that_does_not_start_now_is_not_held_up(state: str, held: bool) -> None:
+    plan = make({"a": node()})
+    facts = {**known((plan, state, 1.0)), "leases": {"cpu": {"run": "x", "user": "me", "pid": 1}}}
+    assert bool(make({"a": facts}).held) is held
+
+
+def test_a_held_gpu_is_told_with_the_way_round_it() -> None:
+    facts = node(2, leases={"GPU-b": {"run": "theirs", "user": "me", "pid": 1}})
+    assert "choose other GPUs with train_gpus" in make({"a": facts}).held
+    assert make({"a": facts}, train_gpus="0,").held == ""
 
 
 def test_a_person_reads_what_will_run_where() -> None:

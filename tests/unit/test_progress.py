@@ -11,7 +11,6 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _report
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import files, progress, state
 
 TRAINING: dict[str, t.Any] = {
@@ -48,6 +47,11 @@ TRAINING: dict[str, t.Any] = {
 )
 def test_the_line(beat: dict[str, t.Any], expected: str) -> None:
     assert progress.line(beat) == expected
+
+
+def test_the_line_of_a_run_that_is_over_shows_nothing_live() -> None:
+    assert progress.line(TRAINING, live=False) == "step 120/300   40%  loss 2.1134  lr 8.2e-04"
+    assert progress.line({"phase": "loading", "cpu": 99.6}, live=False) == ""
 
 
 @pytest.mark.parametrize(
@@ -125,44 +129,3 @@ def test_a_run_without_logs_has_a_summary_too(run: state.Run) -> None:
     facts = progress.summary(run)
     assert facts["first_loss"] is None
     assert progress.summary_lines(facts) == [f"weights   {run.output}"]
-
-
-# --- what a person reads ---
-
-
-def report(now: str, **more: t.Any) -> dict[str, t.Any]:
-    return {"id": "x-1", "state": now, "line": "step 1/2", "attempt": 1, "summary": None, "diagnosis": None, **more}
-
-
-@pytest.mark.parametrize(
-    ("run", "expected"),
-    [
-        (report("running"), "x-1  running  step 1/2"),
-        (report("interrupted"), "x-1  interrupted  step 1/2"),
-        (report("stopped"), "x-1  stopped  step 1/2"),
-        (report("staged"), "x-1  staged"),
-        (report("failed", diagnosis={"what": "The disk is full."}), "x-1  failed  The disk is full."),
-        (report("failed"), "x-1  failed"),
-        (report("finished", summary={"last_loss": 1.5, "output": "/o"}), "x-1  finished  loss 1.5000  /o"),
-        (report("finished", summary={"last_loss": None, "output": "/o"}), "x-1  finished"),
-    ],
-)
-def test_status_is_one_line(run: dict[str, t.Any], expected: str) -> None:
-    assert _report.status([run]) == [expected]
-
-
-def test_the_end_of_a_watch_says_what_to_type_next(run: state.Run) -> None:
-    finish(run)
-    told = _report.ended(report("finished", summary=progress.summary(run)))
-    assert told[0] == "Run x-1 is finished."
-    assert "train_set" in told[-1]
-    assert "train_retry=true" in _report.ended(report("stopped"))[0]
-    assert _report.ended(report("interrupted")) == []
-    assert "resumes it" in _report.why(report("interrupted", log="/l"))
-    why = _report.why(
-        report("failed", log="/l", tail=["last words"], diagnosis={"what": "The disk is full.", "change": "free space"})
-    )
-    assert all(word in why for word in ("The disk is full.", "/l", "last words", "free space", "train_retry=true"))
-    assert "attempt 2 from step 5. Lost." in _report.restarted(
-        report("running", attempt=2, from_step=5, diagnosis={"what": "Lost."})
-    )

@@ -42,6 +42,7 @@ def spec(root: Path, **changes: t.Any) -> Spec:
     folder = root / "datasets" / digest[:16]
     return {
         "id": "x-00000000",
+        "user": "me",
         "folder": str(root / "runs/x-00000000"),
         "request": {"name": "x"},
         "resolved": {"world_size": 1},
@@ -164,6 +165,15 @@ def test_other_bytes_than_planned_are_refused_and_not_kept(root: Path) -> None:
     assert not run_of(wanted).record.exists()
 
 
+def test_the_same_bytes_under_another_ending_are_a_file_of_their_own(root: Path) -> None:
+    stage(spec(root))
+    wanted = spec(root)
+    folder = Path(wanted["datasets"][0]["folder"])
+    wanted["datasets"][0]["file"] = str(folder / "data.json")
+    assert ("update", folder.name) in stage(wanted)[1]
+    assert _node.datasets(root) == [f"{folder.name}/data.json", f"{folder.name}/data.jsonl"]
+
+
 # --- the embedded model ---
 
 BUILD = """import json, hashlib, pathlib, sys
@@ -275,12 +285,11 @@ def test_a_start_leaves_a_token_unless_the_run_lives_or_a_lease_is_held(root: Pa
     assert dry.made == made.made == [{"action": "start", "path": str(run.path)}]
     assert files.read_json(run.start_request) == {"token": token}
     held = lease.acquire(["cpu"], {"run": "theirs", "user": "ada", "pid": 42}, root / "leases")
-    for again in (_run.Changes(dry=True), _run.Changes(dry=False)):
-        with pytest.raises(FinetuneError, match="held by run theirs") as refusal:
-            _run.ask_start(spec(root), again)
-        assert refusal.value.where == "run theirs"
-        assert "train_gpus" in refusal.value.change
-        assert again.made == []
+    with pytest.raises(FinetuneError, match="held by run theirs") as refusal:
+        _run.ask_start(spec(root), _run.Changes(dry=False))
+    assert refusal.value.where == str(run.path)
+    assert "-e train_run_id=theirs -e train_user=ada" in refusal.value.change
+    assert _run.ask_start(spec(root), _run.Changes(dry=True)) == "", "a plan is no apply"
     living = files.lock(run.lock)
     assert living is not None
     assert _run.ask_start(spec(root), _run.Changes(dry=False)) == "", "a living run is adopted"
@@ -324,10 +333,18 @@ def test_runs_are_found_by_id_by_name_or_all(root: Path) -> None:
         files.write_json(root / "runs" / run_id / "run.json", {"run": run_id})
     (root / "runs/empty").mkdir()
 
+    files.write_json(root / "runs/a-00000002/run.json", {"run": "a-00000002", "created": -1.0})
+
     def found(run_id: str, name: str) -> list[str]:
         return [run.id for run in _run.find(root, run_id, name)]
 
     assert found("a-00000002", "") == ["a-00000002"]
-    assert found("", "a") == ["a-00000001", "a-00000002"]
+    assert found("", "a") == ["a-00000002", "a-00000001"], "oldest first"
+    assert found("a-*1", "") == ["a-00000001"]
+    assert found("a-b*", "a") == ["a-b-00000003"]
+    assert found("c*", "") == []
+    for wrong in ("../a", "a/b", "[a]", "a b"):
+        with pytest.raises(FinetuneError, match="is no id of a run"):
+            _run.find(root, wrong, "")
     assert found("", "a-b") == ["a-b-00000003"]
-    assert found("", "") == ["a-00000001", "a-00000002", "a-b-00000003"]
+    assert found("", "") == ["a-00000002", "a-00000001", "a-b-00000003"]

@@ -27,7 +27,7 @@ def find(folders: t.Sequence[Path], facts: dict[str, t.Any] | None = None, **wis
 
 def answer(digest: str = "00", **more: t.Any) -> dict[str, t.Any]:
     told = {"name": "a", "missing": False, "path": "/home/me/a.jsonl", "digest": digest}
-    return {"sources": [{**told, "records": 1, "fields": ["output"], "faults": [], **more}]}
+    return {"sources": [{**told, "records": 1, "fields": ["output"], "faults": [], "more": 0, **more}]}
 
 
 def test_a_file_is_taken_from_the_first_folder_that_has_it(tmp_path: Path) -> None:

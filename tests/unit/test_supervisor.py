@@ -377,7 +377,7 @@ def test_a_held_lease_refuses_the_start_and_names_the_holder(stage: Stage) -> No
     held = lease.acquire(["cpu"], holder, Path(staged.launch["lease_dir"]))
     assert staged.work() == 3
     refusal = files.read_json(staged.run.refusal)
-    assert (refusal["kind"], refusal["holder"], refusal["token"]) == ("lease", holder, "t1")
+    assert (refusal["key"], refusal["holder"], refusal["token"]) == ("cpu", holder, "t1")
     with pytest.raises(FinetuneError, match=r"held by run theirs-00000000 \(user ada, process 42\)"):
         _run.wait_until_started(staged.run, "t1")
     assert (staged.seen(), state.observe(staged.run)) == ([], "staged")
@@ -392,7 +392,7 @@ def test_a_second_supervisor_of_a_run_is_refused_and_the_first_goes_on(stage: St
     until(lambda: "step" in files.read_json(staged.run.progress))
     assert staged.work("t2") == 3
     refusal = files.read_json(staged.run.refusal)
-    assert (refusal["kind"], refusal["token"]) == ("running", "t2")
+    assert (refusal["token"], "running already" in refusal["message"]) == ("t2", True)
     assert first.poll() is None
     assert staged.written()["token"] == "t1"
     assert len(staged.seen()) == 1
@@ -460,3 +460,13 @@ def test_the_end_of_a_log_is_read(tmp_path: Path) -> None:
     assert supervisor.tail(tmp_path / "log", 4) == "\ufffdend"
     assert len(supervisor.tail(tmp_path / "log")) == 104
     assert supervisor.tail(tmp_path / "missing") == ""
+
+
+def test_torchruns_account_of_a_failed_rank_is_left_out_of_the_last_words(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    words = "\n".join(f"line {i}" for i in range(9))
+    banner = "E1124 02:09:08.802000 3188 torch/distributed/elastic/multiprocessing/api.py:874] failed (exitcode: 1)"
+    log.write_text(f"{words}\n\n{banner}\nengine.rank FAILED\n====\n", encoding="utf-8")
+    assert supervisor.last_words(log) == ["line 3", "line 4", "line 5", "line 6", "line 7", "line 8"]
+    assert supervisor.last_words(log, 1) == ["line 8"]
+    assert supervisor.last_words(tmp_path / "missing") == []

@@ -99,6 +99,9 @@ def test_values_come_as_text_or_as_they_are(variable: str, value: t.Any, field: 
         ("train_retry", "maybe", "true or false"),
         ("train_resolve", "always", "record, refresh"),
         ("train_max_restarts", True, "whole number"),
+        ("train_wait", "maybe", "true or false"),
+        ("train_watch_interval", 0, "number of seconds"),
+        ("train_watch_interval", "often", "number of seconds"),
     ],
     ids=lambda value: json.dumps(value) if not isinstance(value, str) else None,
 )
@@ -107,6 +110,30 @@ def test_a_wrong_value_is_refused_with_its_variable_and_the_remedy(variable: str
         read(**{variable: value})
     assert refusal.value.where.startswith(variable)
     assert change in refusal.value.change
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("train_modle", "train_model"),
+        ("train_dataset", "train_datasets"),
+        ("train_global_batchsize", "global_batch_size"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_with_the_one_that_is_meant(name: str, near: str) -> None:
+    with pytest.raises(FinetuneError) as refusal:
+        _wish.refuse_misspelt(["ansible_user", name, *_wish.INPUTS])
+    assert (refusal.value.where, near in refusal.value.change) == (name, True)
+
+
+def test_the_inventorys_own_variables_are_left_alone() -> None:
+    _wish.refuse_misspelt([*_wish.INPUTS, *_wish.OTHERS, "train_bucket", "train_model_dir", "training_model", "train"])
+
+
+def test_every_input_of_the_role_is_known() -> None:
+    specs = (Path(__file__).parents[2] / "roles/train/meta/argument_specs.yml").read_text(encoding="utf-8")
+    options = yaml.safe_load(specs)["argument_specs"]["main"]["options"]
+    assert {*_wish.INPUTS, *_wish.OTHERS} == options.keys() == DEFAULTS.keys()
 
 
 def test_one_name_does_not_stand_for_two_datasets() -> None:

@@ -28,8 +28,11 @@ def read(run: Run) -> dict[str, t.Any]:
     return beat
 
 
-def line(beat: dict[str, t.Any]) -> str:
-    """`step 120/300  40%  loss 2.1134  lr 8.2e-04  3.10 steps/s  ETA 0:58  cpu 187%  mem 1.2 GB`."""
+def line(beat: dict[str, t.Any], *, live: bool = True) -> str:
+    """`step 120/300  40%  loss 2.1134  lr 8.2e-04  3.10 steps/s  ETA 0:58  cpu 187%  mem 1.2 GB`.
+
+    live: ranks are there now; else what is measured of them (speed, time left, use) is left out.
+    """
     parts = []
     if beat.get("total_steps"):
         width = len(str(beat["total_steps"]))
@@ -41,6 +44,8 @@ def line(beat: dict[str, t.Any]) -> str:
         parts.append(f"loss {beat['loss']:.4f}")
     if beat.get("learning_rate") is not None:
         parts.append(f"lr {beat['learning_rate']:.1e}")
+    if not live:
+        return "  ".join(parts) if beat.get("total_steps") else ""
     if beat.get("steps_per_second"):
         speed = beat["steps_per_second"]
         parts.append(f"{speed:.2f} steps/s" if speed >= 0.1 else f"{1 / speed:.0f} s/step")

@@ -152,7 +152,9 @@ def damaged(run: Run, *, full: bool = False) -> list[str]:
         return ["artefacts.json is gone or unreadable"]
     for name, was in sorted(recorded.items()):
         path = run.path / name
-        if not path.is_file():
+        if not isinstance(was, dict) or not {"sha256", "size"} <= was.keys():
+            faults.append(f"artefacts.json does not tell what {name} was")
+        elif not path.is_file():
             faults.append(f"{name} is gone")
         elif full or _fingerprint(path, was["sha256"]) != was:
             if path.stat().st_size != was["size"]:

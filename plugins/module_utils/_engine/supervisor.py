@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import types
@@ -45,14 +47,14 @@ class Supervisor:
         token = str(files.read_json(self.run.start_request).get("token", ""))
         held = files.lock(self.run.lock)
         if held is None:
-            return self._refuse(token, {"kind": "running", "message": f"Run {self.run.id} is running already."})
+            return self._refuse(token, {"message": f"Run {self.run.id} is running already."})
         holder = {"run": self.run.id, "user": getpass.getuser(), "pid": os.getpid(), "since": time.time()}
         try:
             lease.acquire(self.launch["leases"], holder, lease.directory(self.launch["lease_dir"]))
         except lease.Held as error:
-            return self._refuse(token, {"kind": "lease", "message": str(error), "holder": error.holder})
+            return self._refuse(token, {"message": str(error), "key": error.key, "holder": error.holder})
         except OSError as error:
-            return self._refuse(token, {"kind": "lease", "message": f"The leases cannot be taken: {error}."})
+            return self._refuse(token, {"message": f"The leases cannot be taken: {error}."})
         if self.state.get("state") in ("finished", "stopped", "failed") and self.state.get("token") == token:
             return 0  # a unit that outlived its run, started again at boot
         signal.signal(signal.SIGTERM, self._on_signal)
@@ -109,18 +111,20 @@ class Supervisor:
             "LLMOPS_RUN": self.run.id,
         }
         port = self.launch["master_port"] or free_port()
-        with open(self.run.log(attempt), "ab") as log:
-            child = subprocess.Popen(
-                command(self.launch, port),
-                cwd=self.run.path,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=rank.die_with_parent,
-            )
-        return self._watch(child)
+        # A temp folder of the ranks' own, for what torchrun and its like leave. Its path is short: sockets go there.
+        with tempfile.TemporaryDirectory(prefix="llmops-", ignore_cleanup_errors=True) as scratch:
+            with open(self.run.log(attempt), "ab") as log:
+                child = subprocess.Popen(
+                    command(self.launch, port),
+                    cwd=self.run.path,
+                    env={**environment, "TMPDIR": scratch},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    preexec_fn=rank.die_with_parent,
+                )
+            return self._watch(child)
 
     def _watch(self, child: subprocess.Popen[bytes]) -> tuple[int, str]:
         gpus = [key for key in self.launch["leases"] if key != lease.CPU]
@@ -201,6 +205,12 @@ def tail(path: Path, amount: int = 20_000) -> str:
             return file.read().decode("utf-8", "replace")
     except OSError:
         return ""
+
+
+def last_words(path: Path, lines: int = 6) -> list[str]:
+    """The last lines of a log that tell something: torchrun's own account of a failed rank is left out."""
+    told = re.split(r"^[EW]\d{4} [^\n]*torch/distributed/elastic/", tail(path), maxsplit=1, flags=re.MULTILINE)[0]
+    return [line for line in told.splitlines() if line.strip()][-lines:]
 
 
 def main() -> int:

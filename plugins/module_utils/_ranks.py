@@ -1,0 +1,63 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Ranks: which GPUs of a node are used, how many processes that makes, where they meet."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ._errors import FinetuneError
+from ._wish import Wish
+
+Facts = dict[str, t.Any]
+"""What node_info returned for a host."""
+
+
+def local(wish: Wish, host: str, node: Facts) -> int:
+    """Processes on a node: one per GPU that is used, else as asked, else one."""
+    used = gpus(wish.gpus, node["gpus"], host)
+    if used and wish.processes_per_node not in (None, len(used)):
+        raise FinetuneError(
+            f"{wish.processes_per_node} processes on {len(used)} GPUs of {host}: each rank drives one GPU.",
+            where="train_processes_per_node",
+            change="leave it at auto, or choose as many GPUs with train_gpus",
+        )
+    return len(used) or wish.processes_per_node or 1
+
+
+def gpus(wanted: str, present: t.Sequence[dict[str, t.Any]], host: str) -> list[dict[str, t.Any]]:
+    """train_gpus: `all`, a number of GPUs, or indices and UUIDs separated by commas."""
+    if wanted == "all":
+        return list(present)
+    if not present and wanted != "0":
+        raise FinetuneError(
+            f"{host} has no GPU, train_gpus is {wanted}.",
+            where="train_gpus",
+            change="leave it at all to train on what there is; where there is a GPU, nvidia-smi must list it",
+        )
+    if wanted.isdigit():
+        if int(wanted) > len(present):
+            raise FinetuneError(
+                f"{host} has {len(present)} GPUs, {wanted} are asked for.",
+                where="train_gpus",
+                change=f"use at most {len(present)}",
+            )
+        return list(present[: int(wanted)])
+    names = {str(gpu["index"]): gpu for gpu in present} | {gpu["uuid"]: gpu for gpu in present}
+    chosen = []
+    for word in filter(None, (part.strip() for part in wanted.rstrip(",").split(","))):
+        if word not in names:
+            raise FinetuneError(
+                f"{host} has no GPU {word}.", where="train_gpus", change="use one of " + ", ".join(names)
+            )
+        if names[word] not in chosen:
+            chosen.append(names[word])
+    return chosen
+
+
+def master(wish: Wish, facts: t.Mapping[str, Facts]) -> str:
+    """The address of rank 0; ranks of a single node meet on loopback."""
+    if len(facts) == 1:
+        return "127.0.0.1"
+    return wish.address or str(next(iter(facts.values()))["address"])

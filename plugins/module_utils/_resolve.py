@@ -1,0 +1,65 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From a wish to LLaMA-Factory's arguments: layer over layer, each value with its origin. No paths, no hosts."""
+
+from __future__ import annotations
+
+import typing as t
+
+from . import _config, _ranks, _recipe
+from ._dataset import Source
+from ._engine import base_model
+from ._ranks import Facts
+from ._wish import DEMO_MODEL, Wish
+
+
+def resolve(
+    wish: Wish,
+    sources: t.Sequence[Source],
+    facts: t.Mapping[str, Facts],
+    world_size: int,
+    corpus_digest: str,
+    environment: dict[str, str],
+) -> tuple[dict[str, t.Any], dict[str, str]]:
+    """LLaMA-Factory's arguments without paths, and where each came from."""
+    recipe = _recipe.find(wish.recipe)
+    layers: list[tuple[str, dict[str, t.Any]]] = [(f"recipe {wish.recipe}", recipe.arguments)]
+    if wish.model == DEMO_MODEL:
+        layers.append(("model demo", base_model.RECIPE["fine_tuning"]))
+    arguments: dict[str, t.Any] = {}
+    origins: dict[str, str] = {}
+    for origin, values in layers:
+        arguments.update(values)
+        origins.update(dict.fromkeys(values, origin))
+    arguments.update(wish.args)
+    origins.update(wish.origins)
+    for key, value in _precision(wish, facts).items():
+        arguments[key], origins[key] = value, "GPUs of the nodes"
+    if any(source.evaluates for source in sources) and "do_eval" not in arguments:
+        arguments["do_eval"], origins["do_eval"] = True, "train_eval_datasets"
+    micro, accumulation = _config.batch(arguments, wish.args, world_size, wish.global_batch_size)
+    for key, value in (("per_device_train_batch_size", micro), ("gradient_accumulation_steps", accumulation)):
+        if arguments[key] != value:
+            arguments[key], origins[key] = value, "train_global_batch_size"
+    model = {"name": wish.model, "revision": wish.model_revision}
+    if wish.model == DEMO_MODEL:
+        model = {"name": DEMO_MODEL, "revision": base_model.identity(corpus_digest)}
+    return {
+        "arguments": arguments,
+        "world_size": world_size,
+        "global_batch_size": micro * accumulation * world_size,
+        "engine": "ddp" if world_size > 1 else "single",
+        "model": model,
+        "environment": environment,
+    }, origins
+
+
+def _precision(wish: Wish, facts: t.Mapping[str, Facts]) -> dict[str, t.Any]:
+    """bf16 from compute capability 8.0 on, fp16 below, float32 without a GPU; unless the author chose."""
+    if {"bf16", "fp16", "pure_bf16"} & wish.args.keys():
+        return {}
+    gpus = [gpu for host, node in facts.items() for gpu in _ranks.gpus(wish.gpus, node["gpus"], host)]
+    if not gpus:
+        return {}
+    return {"bf16": True} if all(gpu["compute_capability"] >= 8 for gpu in gpus) else {"fp16": True}
