@@ -15,6 +15,7 @@ import time
 import typing as t
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from .conftest import BASE, SHORT, Demo, Outcome, World, processes, weights
@@ -64,6 +65,31 @@ def rank_process(folder: Path) -> int:
         if b"engine.rank" in command and b"torch.distributed.run" not in command:
             return pid
     return 0
+
+
+@pytest.mark.parametrize("pause", [0.0, 1.0, 1.9])
+def test_ctrl_c_ends_the_following_at_once_and_not_the_run(world: World, quiet: str, pause: float) -> None:
+    """In a terminal, at moments of an interval: while the node is asked, and while a line is printed."""
+    extra = json.dumps({**world.variables, "train_name": "left", "train_args": {**SHORT, **LONG}})
+    play = pexpect.spawn(
+        "ansible-playbook",
+        ["train.yml", "-i", "inventory", "-e", extra],
+        cwd=world.clone,
+        env=world.environment(BASE / "interrupted-play.jsonl"),
+        timeout=180,
+    )
+    play.expect(rb"Following (left-\w+)\. Ctrl-C ends the following, not the run\.")
+    run_id = play.match.group(1).decode()
+    play.expect(rb"step +\d+/4000")
+    time.sleep(pause)
+    play.sendintr()
+    play.expect(pexpect.EOF, timeout=20)
+    play.close()
+    assert play.exitstatus == 99, "Ansible's status for an interruption by its user"
+    assert rank_process(world.root / "runs" / run_id), "it trains on"
+    if pause == 1.9:
+        stopped = world.play("llmops.finetune.stop", variables={"train_run_id": "left-*"})
+        assert stopped.rc == 0 and not processes(run_id), stopped.text
 
 
 def plays_of(record: str) -> list[str]:
