@@ -189,7 +189,7 @@ def test_a_killed_supervisor_leaves_no_orphan_and_the_next_apply_resumes(world: 
     wait_for(lambda: (folder / "output/checkpoint-8/complete.json").exists())
     os.kill(int(read(folder / "state.json")["pid"]), signal.SIGKILL)
     wait_for(lambda: not processes(folder.name), 10)
-    status = world.play("llmops.finetune.status", variables={"train_name": "orphan"})
+    status = world.play("llmops.finetune.status", variables={"train_run_id": "orphan-*"})
     lines = next(line["result"]["lines"] for line in status.results if line["action"].endswith("train_status"))
     assert len(lines) == 1 and "interrupted" in lines[0]
     resumed = world.play(variables={"train_name": "orphan"})
@@ -217,7 +217,9 @@ def test_a_second_run_is_refused_and_stop_leaves_nothing(world: World, demo: Dem
     second = world.play(variables={"train_name": "second"})
     assert second.rc != 0
     assert started.plan["id"] in second.message and "stop" in second.message
-    assert not (world.root / "runs" / second.plan["id"] / "state.json").exists()
+    assert not (world.root / "runs" / second.plan["id"]).exists(), "refused before anything is staged"
+    checked = world.play("train.yml", "--check", variables={"train_name": "second"})
+    assert checked.rc == 0 and f"busy    The CPUs of this node are held by run {folder.name}" in checked.text
 
     stopped = world.play("llmops.finetune.stop", variables={"train_name": "first"})
     assert stopped.rc == 0 and stopped.changes == [("stop", str(folder))]
