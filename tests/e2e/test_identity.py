@@ -22,7 +22,8 @@ def test_one_value_changed_is_a_new_run_beside_the_old_one(world: World, demo: D
     new = world.play(variables={**STAGED, "train_args": {"lora_rank": 16}, "train_set": "learning_rate=1e-5"})
     assert new.rc == 0, new.text
     assert new.plan["id"] != demo.folder.name
-    assert any("args.learning_rate: not set → 1e-05" in line for line in new.plan["difference"])
+    told = [line.strip() for line in new.plan["difference"]]
+    assert told == [f"since   {demo.folder.name} (finished)", "learning_rate: 0.001 → 1e-05 (train_set)"]
     written = yaml.safe_load((world.folder(new) / "train.yaml").read_text())
     assert written["learning_rate"] == 1e-5 and written["lora_rank"] == 16
     assert (demo.folder / "output" / "adapter_model.safetensors").read_bytes() == adapter
