@@ -27,17 +27,21 @@ class ActionModule(ActionBase):
         register = self._task.args.get("facts")
         try:
             _wish.refuse_misspelt(known)
-            wish = _wish.read({name: self._templar.template(known[name]) for name in _wish.INPUTS if name in known})
+            schemas = _sources.schemas()
+            variables = {name: self._templar.template(known[name]) for name in _wish.INPUTS if name in known}
+            wish = _wish.read(variables, schemas)
             if not register:
                 return {"changed": False}
             facts = {host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]}
             sources = _sources.sources(wish, self._folders(known), facts)
-            lock = _sources.lock_path(_recipe.find(wish.recipe).environment)
+            profile = _recipe.find(wish.recipe).environment
+            lock = _sources.lock_path(profile)
             plan = _plan.make(
                 wish,
                 sources,
                 facts,
                 corpus_digest=_sources.corpus_digest(),
+                schema=schemas[profile],
                 environment={"lock": lock.stem, "digest": environment_digest(lock.read_text(encoding="utf-8"))},
             )
         except FinetuneError as error:

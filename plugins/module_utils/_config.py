@@ -55,7 +55,7 @@ def scalar(value: t.Any) -> t.Any:
 
 
 def parse_set(text: str) -> Arguments:
-    """`learning_rate=1e-5 lora_rank=16` as a dict. Quotes keep blanks; lists and dicts are written as JSON."""
+    """`learning_rate=1e-5 lora_rank=16` as a dict of texts. Quotes keep blanks; lists and dicts are written as JSON."""
     try:
         words = shlex.split(text, posix=True)
     except ValueError as error:
@@ -72,7 +72,7 @@ def parse_set(text: str) -> Arguments:
                 change='write it as train_set="learning_rate=1e-5 lora_rank=16"',
             )
         try:
-            arguments[key] = scalar(json.loads(value)) if value[:1] in ("[", "{") else scalar(value)
+            arguments[key] = json.loads(value) if value[:1] in ("[", "{") else value
         except ValueError:
             raise FinetuneError(
                 f"{value!r} is not JSON.", where=f"train_set, key {key}", change="correct the brackets and quotes"
@@ -81,7 +81,7 @@ def parse_set(text: str) -> Arguments:
 
 
 def parse_args(value: t.Any) -> Arguments:
-    """train_args as a dict with numbers as numbers."""
+    """train_args as a dict; the values are as they were written."""
     if value in (None, ""):
         return {}
     if not isinstance(value, t.Mapping):
@@ -95,7 +95,7 @@ def parse_args(value: t.Any) -> Arguments:
             raise FinetuneError(
                 f"{key!r} is no LLaMA-Factory key.", where="train_args", change="keys are lower case words with _"
             )
-    return t.cast(Arguments, scalar(value))
+    return dict(value)
 
 
 def check(arguments: Arguments, where: str) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import typing as t
 from dataclasses import asdict, dataclass, field
 
-from . import _config, _dataset, _ranks, _report, _request, _resolve, _state
+from . import _config, _dataset, _ranks, _report, _request, _resolve, _rules, _schema, _state
 from ._dataset import Source
 from ._engine import base_model, lease
 from ._env import environment_path
@@ -66,8 +66,10 @@ def make(
     *,
     corpus_digest: str,
     environment: dict[str, str],
+    schema: _schema.Schema,
 ) -> Plan:
-    """The plan for hosts in rank order. environment: name and digest of the lock that is current."""
+    """The plan for hosts in rank order. environment: name and digest of the lock that is current; schema: what it
+    takes."""
     if not facts:
         raise FinetuneError(
             "There is no host to train on.", where="inventory, group trainers", change="add a host or widen --limit"
@@ -84,6 +86,8 @@ def make(
         arguments = record["arguments"]
         order = dict.fromkeys([*resolved["arguments"], *arguments])
         record["arguments"] = {key: arguments[key] for key in order if key in arguments}
+    if first["runs"].get(run_id, {}).get("state") != "finished":
+        _refuse_what_cannot_run(wish, resolved["arguments"], origins, sources, facts, schema)
     plan = Plan(run_id, wish.name, wanted, record if recorded else resolved, origins, recorded, {})
     plan.environment = {**plan.resolved["environment"], "current": plan.resolved["environment"] == environment}
     plan.difference = _against_last(plan, first)
@@ -118,6 +122,29 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
     lines += [f"  {line}" for line in plan.difference]
     lines += [f"  note    {notice}" for notice in plan.notices]
     return lines + ([f"  busy    {plan.held.splitlines()[0]}"] if plan.held else [])
+
+
+def _refuse_what_cannot_run(
+    wish: Wish,
+    arguments: t.Mapping[str, t.Any],
+    origins: t.Mapping[str, str],
+    sources: t.Sequence[Source],
+    facts: t.Mapping[str, Facts],
+    schema: _schema.Schema,
+) -> None:
+    """Hold the arguments against what LLaMA-Factory would refuse after minutes, or take and do otherwise."""
+    gpus = [gpu for host, node in facts.items() for gpu in _ranks.gpus(wish.gpus, node["gpus"], host)]
+    registered = [source.dataset.registration for source in sources]
+    situation = _rules.Situation(
+        world_size=sum(_ranks.local(wish, host, node) for host, node in facts.items()),
+        gpus=bool(gpus),
+        bf16=bool(gpus) and all(gpu["compute_capability"] >= 8 for gpu in gpus),
+        datasets=sum(not source.evaluates for source in sources),
+        eval_datasets=sum(source.evaluates for source in sources),
+        ranked=tuple(bool(entry.get("ranking")) for entry in registered),
+        model=wish.model,
+    )
+    _schema.refuse(_rules.problems(arguments, schema, situation), origins)
 
 
 def _against_last(plan: Plan, node: Facts) -> list[str]:

@@ -9,8 +9,8 @@ import typing as t
 
 from ._errors import FinetuneError
 
-LLAMAFACTORY = "0.9.5"
-"""The version that the locks pin and whose registries are in roles/train/files."""
+LLAMAFACTORY = {"main": "0.9.5"}
+"""By environment: the version that its lock pins, whose keys, templates and datasets are in roles/train/files."""
 
 
 class Recipe(t.NamedTuple):

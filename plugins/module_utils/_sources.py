@@ -11,7 +11,7 @@ import typing as t
 from dataclasses import replace
 from pathlib import Path
 
-from . import _dataset, _recipe, _records
+from . import _dataset, _lock, _recipe, _records, _schema
 from ._dataset import Source
 from ._engine import files
 from ._errors import FinetuneError
@@ -31,6 +31,17 @@ def corpus_digest() -> str:
 def lock_path(environment: str) -> Path:
     """The lock of an environment profile."""
     return COLLECTION / "requirements" / f"node-{environment}.txt"
+
+
+def schemas() -> dict[str, _schema.Schema]:
+    """By environment: the keys, templates and packages that it takes."""
+    found = {}
+    for environment, version in _recipe.LLAMAFACTORY.items():
+        folder = FILES / f"llamafactory-{version}"
+        keys, templates = (json.loads((folder / f"{name}.json").read_text()) for name in ("keys", "templates"))
+        lock = _lock.read_lock(lock_path(environment).read_text(encoding="utf-8"))
+        found[environment] = _schema.load(keys, templates, {line.name: line.version for line in lock})
+    return found
 
 
 def sources(wish: Wish, folders: t.Sequence[Path], facts: t.Mapping[str, Facts]) -> list[Source]:
@@ -82,7 +93,7 @@ def _registered(dataset: _dataset.Dataset, variable: str) -> _dataset.Dataset:
 
 def registry() -> dict[str, t.Any]:
     """The datasets that the pinned LLaMA-Factory registers; None for those that are files of its repository."""
-    with open(FILES / f"llamafactory-{_recipe.LLAMAFACTORY}" / "datasets.json", encoding="utf-8") as file:
+    with open(FILES / f"llamafactory-{_recipe.LLAMAFACTORY['main']}" / "datasets.json", encoding="utf-8") as file:
         rows: dict[str, t.Any] = json.load(file)
     return rows
 

@@ -10,7 +10,7 @@ import re
 import typing as t
 from dataclasses import dataclass
 
-from . import _config, _dataset, _recipe
+from . import _config, _dataset, _recipe, _schema
 from ._errors import FinetuneError
 
 DEMO_MODEL = "demo"
@@ -81,14 +81,19 @@ class Wish:
     lease_dir: str
 
 
-def read(variables: t.Mapping[str, t.Any]) -> Wish:
-    """The wish in a role's variables (train_…); FinetuneError names the variable that is wrong."""
+def read(variables: t.Mapping[str, t.Any], schemas: t.Mapping[str, _schema.Schema]) -> Wish:
+    """The wish in a role's variables (train_…); FinetuneError names the variable that is wrong.
+
+    schemas: by environment, what it takes.
+    """
     recipe = str(variables.get("train_recipe") or "")
-    _recipe.find(recipe)
+    schema = schemas[_recipe.find(recipe).environment]
     written = _config.parse_args(variables.get("train_args"))
     single = _config.parse_set(str(variables.get("train_set") or ""))
     _config.check(written, "train_args")
     _config.check(single, "train_set")
+    written = _schema.typed(written, schema, "train_args")
+    single = _schema.typed(single, schema, "train_set")
     name = str(variables.get("train_name") or recipe.replace("_", "-"))
     if not _NAME.fullmatch(name):
         raise FinetuneError(

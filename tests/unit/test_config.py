@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 import typing as t
@@ -22,17 +21,10 @@ MICRO, ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_step
 # --- numbers ---
 
 
-def test_1e_5_is_the_same_float_from_yaml_json_and_command_line() -> None:
-    from_yaml = _config.parse_args(yaml.safe_load("learning_rate: 1e-5"))
-    from_dotted_yaml = _config.parse_args(yaml.safe_load("learning_rate: 1.0e-5"))
-    from_json = _config.parse_args(json.loads('{"learning_rate": 1e-5}'))
-    from_command_line = _config.parse_set("learning_rate=1e-5")
-    for arguments in (from_yaml, from_dotted_yaml, from_json, from_command_line):
-        assert arguments == {"learning_rate": 1e-5}
-        assert isinstance(arguments["learning_rate"], float)
-        text = f"learning_rate: {_config.to_yaml(arguments['learning_rate'])}"
-        assert text == "learning_rate: 1.0e-05"
-        assert yaml.safe_load(text) == {"learning_rate": 1e-5}
+def test_a_float_is_written_so_that_every_reader_takes_it_for_one() -> None:
+    text = f"learning_rate: {_config.to_yaml(1e-5)}"
+    assert text == "learning_rate: 1.0e-05"
+    assert yaml.safe_load(text) == {"learning_rate": 1e-5}
 
 
 @pytest.mark.parametrize(
@@ -74,14 +66,14 @@ def test_text_that_means_a_value_becomes_it(text: t.Any, value: t.Any) -> None:
     ("text", "arguments"),
     [
         ("", {}),
-        ("  lora_rank=16   learning_rate=1e-5 ", {"lora_rank": 16, "learning_rate": 1e-5}),
-        ("bf16=true report_to=none resize_vocab=null", {"bf16": True, "report_to": "none", "resize_vocab": None}),
+        ("  lora_rank=16   learning_rate=1e-5 ", {"lora_rank": "16", "learning_rate": "1e-5"}),
+        ("bf16=true report_to=none", {"bf16": "true", "report_to": "none"}),
         ("run_note='two words'", {"run_note": "two words"}),
         ("note=a=b", {"note": "a=b"}),
         ("note=", {"note": ""}),
-        ("""lora_target='["q_proj", "1e-5"]'""", {"lora_target": ["q_proj", 1e-5]}),
+        ("""lora_target='["q_proj", "1e-5"]'""", {"lora_target": ["q_proj", "1e-5"]}),
         ("""extra='{"a": 1}'""", {"extra": {"a": 1}}),
-        ("a=1 a=2", {"a": 2}),
+        ("a=1 a=2", {"a": "2"}),
     ],
 )
 def test_train_set_is_read(text: str, arguments: dict[str, t.Any]) -> None:

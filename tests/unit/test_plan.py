@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _plan, _request, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _plan, _request, _sources, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import base_model
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
@@ -19,6 +19,7 @@ DEFAULTS: dict[str, t.Any] = {
     **yaml.safe_load((Path(__file__).parents[2] / "roles/train/defaults/main.yml").read_text(encoding="utf-8")),
     "train_eval_datasets": [],
 }
+SCHEMAS = _sources.schemas()
 CORPUS = "c" * 64
 LOCK = {"lock": "node-main", "digest": "0123456789abcdef"}
 DATA = _dataset.Source(
@@ -59,8 +60,9 @@ def make(
     lock: t.Any = None,
     **wish: t.Any,
 ) -> _plan.Plan:
-    read = _wish.read({**DEFAULTS, "train_datasets": [{"file": "a.json"}], **wish})
-    return _plan.make(read, sources, facts, corpus_digest=CORPUS, environment=lock or LOCK)
+    read = _wish.read({**DEFAULTS, "train_datasets": [{"file": "a.json"}], **wish}, SCHEMAS)
+    main = SCHEMAS["main"]
+    return _plan.make(read, sources, facts, corpus_digest=CORPUS, environment=lock or LOCK, schema=main)
 
 
 def lines(plan: _plan.Plan, host: str = "a") -> dict[str, t.Any]:
@@ -341,7 +343,7 @@ def test_each_input_of_the_author_is_in_the_id(inputs: Variables) -> None:
 
 
 def test_the_text_of_the_demo_model_is_in_the_id() -> None:
-    wish = _wish.read({**DEFAULTS, "train_datasets": ["demo"]})
+    wish = _wish.read({**DEFAULTS, "train_datasets": ["demo"]}, SCHEMAS)
     requests = [_plan.request(wish, [DATA], digest) for digest in ("c", "d")]
     assert _request.run_id(requests[0]) != _request.run_id(requests[1])
 
@@ -350,8 +352,8 @@ def test_the_text_of_the_demo_model_is_in_the_id() -> None:
 
 
 def test_a_recorded_plan_is_reused_line_by_line() -> None:
-    first = make({"a": node()}, train_args={"zeta": 1, "alpha": 2})
-    again = make({"a": recorded(first)}, train_args={"zeta": 1, "alpha": 2})
+    first = make({"a": node()}, train_args={"seed": 1, "lora_alpha": 2})
+    again = make({"a": recorded(first)}, train_args={"seed": 1, "lora_alpha": 2})
     assert (first.recorded, again.recorded) == (False, True)
     assert again.nodes["a"]["arguments"] == first.nodes["a"]["arguments"]
     assert again.nodes["a"]["state"] == "finished"

@@ -18,11 +18,12 @@ DEFAULTS: dict[str, t.Any] = {
     **yaml.safe_load((Path(__file__).parents[2] / "roles/train/defaults/main.yml").read_text(encoding="utf-8")),
     "train_eval_datasets": [],
 }
+SCHEMAS = _sources.schemas()
 RECORD = '{"instruction": "Why?", "output": "So."}\n'
 
 
 def find(folders: t.Sequence[Path], facts: dict[str, t.Any] | None = None, **wish: t.Any) -> list[t.Any]:
-    return _sources.sources(_wish.read({**DEFAULTS, **wish}), folders, facts or {})
+    return _sources.sources(_wish.read({**DEFAULTS, **wish}, SCHEMAS), folders, facts or {})
 
 
 def answer(digest: str = "00", **more: t.Any) -> dict[str, t.Any]:
@@ -65,7 +66,7 @@ def test_a_name_that_llamafactory_registers_is_its_own_entry() -> None:
 
 def test_the_registry_is_that_of_the_pinned_version() -> None:
     lock = _sources.lock_path("main").read_text(encoding="utf-8")
-    assert f"llamafactory=={_recipe.LLAMAFACTORY} " in lock
+    assert f"llamafactory=={_recipe.LLAMAFACTORY['main']} " in lock
     assert len(_sources.registry()) == 104
 
 

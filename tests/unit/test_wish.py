@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible_collections.llmops.finetune.plugins.module_utils import _wish
+from ansible_collections.llmops.finetune.plugins.module_utils import _sources, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
 DEFAULTS: dict[str, t.Any] = {
@@ -19,9 +19,11 @@ DEFAULTS: dict[str, t.Any] = {
     "train_eval_datasets": [],  # a template in the role
 }
 
+SCHEMAS = _sources.schemas()
+
 
 def read(**variables: t.Any) -> _wish.Wish:
-    return _wish.read({**DEFAULTS, **variables})
+    return _wish.read({**DEFAULTS, **variables}, SCHEMAS)
 
 
 def test_the_defaults_of_the_role_are_a_wish() -> None:

@@ -1,0 +1,33 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What LLaMA-Factory refuses after minutes, or takes and does otherwise: as tables that a plan reads in no time.
+
+A row speaks when its condition holds. It is about `keys`, of which the author changes one. Sources are files of
+LLaMA-Factory 0.9.5 unless they name another package.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._schema import Problem, Schema
+from . import data, model, packages, stages, trainer, tuning
+from .rule import Rule, Situation, View
+
+__all__ = ["RULES", "Rule", "Situation", "View", "problems"]
+
+RULES: t.Tuple[Rule, ...] = (
+    *model.RULES,
+    *data.RULES,
+    *stages.RULES,
+    *tuning.RULES,
+    *packages.RULES,
+    *trainer.RULES,
+)
+
+
+def problems(arguments: t.Mapping[str, t.Any], schema: Schema, situation: Situation) -> list[Problem]:
+    """Every row that speaks about these arguments."""
+    view = View(arguments, schema, situation)
+    return [Problem(rule.keys[0], rule.what, rule.remedy(view)) for rule in RULES if rule.broken(view)]

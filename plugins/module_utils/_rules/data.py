@@ -1,0 +1,136 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Data: what is mixed, streamed, packed, held out; templates."""
+
+from __future__ import annotations
+
+import difflib
+import typing as t
+
+from .rule import Rule
+
+_DATA = "hparams/data_args.py"
+_PARSER = "hparams/parser.py"
+
+RULES: t.Tuple[Rule, ...] = (
+    Rule(
+        ("val_size", "train_eval_datasets"),
+        lambda c: c["val_size"] > 1e-6 and c.now.eval_datasets,
+        "held-out data is either split off or given",
+        "remove val_size, or set train_eval_datasets: []",
+        _DATA,
+    ),
+    Rule(
+        ("interleave_probs", "mix_strategy"),
+        lambda c: c["interleave_probs"] is not None and c["mix_strategy"] == "concat",
+        "interleave_probs means nothing to mix_strategy concat",
+        "set mix_strategy: interleave_under, or remove interleave_probs",
+        _DATA,
+    ),
+    Rule(
+        ("interleave_probs", "train_datasets"),
+        lambda c: (
+            c["interleave_probs"] is not None
+            and any(
+                count and len(c.words("interleave_probs")) != count for count in (c.now.datasets, c.now.eval_datasets)
+            )
+        ),
+        "interleave_probs needs one number per dataset, and as many held-out datasets or none",
+        "give a number for each of train_datasets",
+        _DATA,
+    ),
+    Rule(
+        ("streaming", "val_size"),
+        lambda c: c["streaming"] and 1e-6 < c["val_size"] < 1,
+        "a stream has no known length to take a fraction of",
+        "give val_size as a number of records",
+        _DATA,
+    ),
+    Rule(
+        ("streaming", "max_samples"),
+        lambda c: c["streaming"] and c["max_samples"] is not None,
+        "max_samples does not go with streaming",
+        "remove max_samples, set max_steps",
+        _DATA,
+    ),
+    Rule(
+        ("streaming", "max_steps"),
+        lambda c: c["streaming"] and c["max_steps"] == -1,
+        "a stream has no known end",
+        "set max_steps",
+        _PARSER,
+    ),
+    Rule(
+        ("streaming", "tokenized_path"),
+        lambda c: c["streaming"] and c["tokenized_path"],
+        "a stream cannot be stored in tokenized_path",
+        "remove streaming or tokenized_path",
+        "data/loader.py",
+    ),
+    Rule(
+        ("streaming", "dataloader_num_workers"),
+        lambda c: c["streaming"] and c["dataloader_num_workers"] == 0,
+        "a stream that no worker reads ends before its first record",
+        "set dataloader_num_workers: 1",
+        "data/loader.py, issues 8560 and 8870 of LLaMA-Factory",
+    ),
+    Rule(
+        ("mask_history", "train_on_prompt"),
+        lambda c: c["mask_history"] and c["train_on_prompt"],
+        "one masks what the other trains on",
+        "remove one of them",
+        _DATA,
+    ),
+    Rule(
+        ("template",),
+        lambda c: c["template"] and c.schema.templates and c["template"] not in c.schema.templates,
+        "LLaMA-Factory has no such template",
+        lambda c: "use " + " or ".join(difflib.get_close_matches(str(c["template"]), c.schema.templates, 3, 0.4)),
+        "data/template.py",
+    ),
+    Rule(
+        ("train_on_prompt", "template"),
+        lambda c: c["train_on_prompt"] and c.template.get("efficient_eos"),
+        "this template puts the end of text elsewhere than train_on_prompt needs it",
+        "remove train_on_prompt",
+        "data/processor/supervised.py",
+    ),
+    Rule(
+        ("template", "train_model"),
+        lambda c: (
+            c.template.get("reasoning") and "instruct" in c.now.model.lower() and c["enable_thinking"] is not None
+        ),
+        "a reasoning template puts empty thoughts into the answers of a model that does not think",
+        "use the template's _nothink twin, or set enable_thinking: null",
+        "data/template.py ReasoningTemplate",
+    ),
+    Rule(
+        ("template", "train_datasets"),
+        lambda c: c.now.media and c["template"] and c.template and not c.template.get("media"),
+        "the datasets hold images, videos or audios, and this template is for text",
+        "use the template of a model that sees or hears",
+        "data/mm_plugin.py",
+    ),
+    Rule(
+        ("neat_packing", "per_device_train_batch_size"),
+        lambda c: c["neat_packing"] and c["flash_attn"] == "fa2" and c["per_device_train_batch_size"] > 1,
+        "neat_packing with fa2 takes one packed sequence at a time",
+        "set per_device_train_batch_size: 1",
+        "data/collator.py",
+    ),
+    Rule(
+        ("stage", "train_datasets"),
+        lambda c: c["stage"] in ("rm", "dpo") and not all(c.now.ranked),
+        "this stage learns from pairs of answers, and a dataset has single ones",
+        "add `ranking: true` to it, with `chosen` and `rejected` in its columns",
+        "data/loader.py",
+    ),
+    Rule(
+        ("stage", "train_datasets"),
+        lambda c: c["stage"] not in ("rm", "dpo") and any(c.now.ranked),
+        "this stage learns from single answers, and a dataset has `ranking: true`",
+        "take recipe dpo or reward, or other data",
+        "data/loader.py",
+    ),
+)

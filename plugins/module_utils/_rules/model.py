@@ -1,0 +1,194 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Models: adapters, attention, quantization."""
+
+from __future__ import annotations
+
+import typing as t
+
+from .rule import Rule
+
+_ON_THE_FLY_BITS = {"bnb": (4, 8), "hqq": (1, 2, 3, 4, 5, 6, 8), "eetq": (8,)}
+_PARSER = "hparams/parser.py"
+_FINETUNING = "hparams/finetuning_args.py"
+
+RULES: t.Tuple[Rule, ...] = (
+    Rule(
+        ("image_max_pixels", "image_min_pixels"),
+        lambda c: (c["image_max_pixels"] or 0) < (c["image_min_pixels"] or 0),
+        "image_max_pixels is smaller than image_min_pixels",
+        "raise image_max_pixels",
+        "hparams/model_args.py",
+    ),
+    Rule(
+        ("video_max_pixels", "video_min_pixels"),
+        lambda c: (c["video_max_pixels"] or 0) < (c["video_min_pixels"] or 0),
+        "video_max_pixels is smaller than video_min_pixels",
+        "raise video_max_pixels",
+        "hparams/model_args.py",
+    ),
+    Rule(
+        ("export_quantization_bit",),
+        lambda c: c["export_quantization_bit"] is not None and c["export_quantization_dataset"] is None,
+        "quantizing an export needs a dataset to calibrate with",
+        "set export_quantization_dataset",
+        "hparams/model_args.py",
+    ),
+    Rule(
+        ("adapter_name_or_path",),
+        lambda c: isinstance(c["adapter_name_or_path"], list),
+        "LLaMA-Factory splits adapter_name_or_path at commas and dies on a list",
+        "write the adapters as one text with commas",
+        "hparams/model_args.py",
+    ),
+    Rule(
+        ("adapter_name_or_path", "finetuning_type"),
+        lambda c: c["adapter_name_or_path"] and not c.lora,
+        "an adapter goes with finetuning_type lora alone; also an OFT adapter is loaded so",
+        "set finetuning_type: lora, or remove adapter_name_or_path",
+        _PARSER,
+    ),
+    Rule(
+        ("adapter_name_or_path",),
+        lambda c: (
+            len(c.words("adapter_name_or_path")) > 1 and (c.zero3 or c["use_unsloth"] or c["use_kt"] or c.quantized)
+        ),
+        "several adapters do not go with ZeRO-3, unsloth, KTransformers or a quantized model",
+        "merge them first, and name one",
+        "model/adapter.py",
+    ),
+    Rule(
+        ("flash_attn",),
+        lambda c: c["flash_attn"] == "fa3",
+        "LLaMA-Factory takes fa3 and then raises NotImplementedError when it configures the model",
+        "use auto or fa2",
+        "model/model_utils/attention.py",
+    ),
+    Rule(
+        ("flash_attn",),
+        lambda c: c["flash_attn"] == "fa2" and "flash-attn" not in c.schema.packages,
+        "the environment has no flash-attn: LLaMA-Factory warns, and trains with another attention",
+        "use auto or sdpa",
+        "model/model_utils/attention.py",
+    ),
+    Rule(
+        ("infer_backend",),
+        lambda c: c["infer_backend"] != "huggingface",
+        "training runs on huggingface alone",
+        "remove infer_backend",
+        _PARSER,
+    ),
+    Rule(
+        ("use_kt",),
+        lambda c: c["use_kt"] and not c.lora,
+        "KTransformers trains LoRA adapters alone",
+        "set finetuning_type: lora",
+        "model/loader.py",
+    ),
+    Rule(
+        ("use_unsloth",),
+        lambda c: c["use_unsloth"] and c.zero3,
+        "unsloth does not go with ZeRO-3",
+        "choose another train_engine",
+        _PARSER,
+    ),
+    Rule(
+        ("use_kt",),
+        lambda c: c["use_kt"] and c.zero3,
+        "KTransformers does not go with ZeRO-3",
+        "choose another train_engine",
+        _PARSER,
+    ),
+    Rule(
+        ("quantization_bit", "finetuning_type"),
+        lambda c: c.quantized and c["finetuning_type"] not in ("lora", "oft"),
+        "a quantized model is trained with LoRA or OFT alone",
+        "set finetuning_type: lora, or remove quantization_bit",
+        _PARSER,
+    ),
+    Rule(
+        ("quantization_bit", "quantization_method"),
+        lambda c: c.quantized and c["quantization_method"] not in _ON_THE_FLY_BITS,
+        "a model is quantized while it is loaded with bnb, hqq or eetq; another method leaves it as it is",
+        "set quantization_method: bnb",
+        "model/model_utils/quantization.py",
+    ),
+    Rule(
+        ("quantization_bit", "quantization_method"),
+        lambda c: (
+            c.quantized
+            and c["quantization_bit"] not in _ON_THE_FLY_BITS.get(c["quantization_method"], (c["quantization_bit"],))
+        ),
+        "this method has no such width: bnb has 4 and 8, hqq 1 to 6 and 8, eetq 8",
+        "change quantization_bit",
+        "model/model_utils/quantization.py",
+    ),
+    Rule(
+        ("quantization_bit", "train_engine"),
+        lambda c: (
+            c.quantized
+            and (c.zero3 or c.now.fsdp)
+            and (c["quantization_method"] != "bnb" or c["quantization_bit"] == 8)
+        ),
+        "under ZeRO-3 and FSDP only 4-bit bnb weights can be sharded",
+        "set quantization_bit: 4 and quantization_method: bnb, or choose another train_engine",
+        "model/model_utils/quantization.py",
+    ),
+    Rule(
+        ("quantization_bit", "pissa_init"),
+        lambda c: c.quantized and c["pissa_init"],
+        "PiSSA cannot start from quantized weights",
+        "remove pissa_init or quantization_bit",
+        _PARSER,
+    ),
+    Rule(
+        ("quantization_bit", "resize_vocab"),
+        lambda c: c.quantized and (c["resize_vocab"] or c["add_tokens"] or c["add_special_tokens"]),
+        "the embeddings of a quantized model cannot be resized, and added tokens resize them",
+        "remove resize_vocab, add_tokens and add_special_tokens, or quantization_bit",
+        _PARSER,
+    ),
+    Rule(
+        ("quantization_bit", "create_new_adapter"),
+        lambda c: c.quantized and c["adapter_name_or_path"] and c["create_new_adapter"],
+        "no new adapter can be made on top of another one on a quantized model",
+        "remove create_new_adapter",
+        _PARSER,
+    ),
+    Rule(
+        ("quantization_device_map",),
+        lambda c: c["do_train"] and c["quantization_device_map"] == "auto",
+        "training places the model itself",
+        "remove quantization_device_map",
+        _PARSER,
+    ),
+    Rule(
+        ("quantization_bit", "use_dora"),
+        lambda c: c.quantized and c["use_dora"] and c["quantization_method"] != "bnb",
+        "DoRA knows the quantized weights of bnb alone",
+        "set quantization_method: bnb, or remove use_dora",
+        "model/adapter.py",
+    ),
+    Rule(
+        ("fp8", "quantization_bit"),
+        lambda c: c["fp8"] and c.quantized,
+        "FP8 training does not go with a quantized model",
+        "remove fp8 or quantization_bit",
+        _PARSER,
+    ),
+    Rule(
+        ("ref_model_quantization_bit",),
+        lambda c: c["ref_model_quantization_bit"] not in (None, 4, 8),
+        "the reference model is quantized to 4 or 8 bits",
+        "use 4 or 8",
+        _FINETUNING,
+    ),
+    Rule(
+        ("reward_model_quantization_bit",),
+        lambda c: c["reward_model_quantization_bit"] not in (None, 4, 8),
+        "the reward model is quantized to 4 or 8 bits",
+        "use 4 or 8",
+        _FINETUNING,
+    ),
+)

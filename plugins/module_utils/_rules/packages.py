@@ -1,0 +1,39 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Packages that a key needs."""
+
+from __future__ import annotations
+
+import typing as t
+
+from .rule import Rule, View
+
+
+def _package(name: str, key: str, uses: t.Callable[[View], t.Any]) -> Rule:
+    """A key that needs a package which the environment's lock does not install."""
+    return Rule(
+        (key,),
+        lambda c: uses(c) and name not in c.schema.packages,
+        f"it needs the package {name}, which the environment does not have",
+        f"remove {key}",
+        "hparams/parser.py _check_extra_dependencies",
+    )
+
+
+RULES: t.Tuple[Rule, ...] = (
+    _package("kt-kernel", "use_kt", lambda c: c["use_kt"]),
+    _package("unsloth", "use_unsloth", lambda c: c["use_unsloth"]),
+    _package("liger-kernel", "enable_liger_kernel", lambda c: c["enable_liger_kernel"]),
+    _package("mixture-of-depth", "mixture_of_depths", lambda c: c["mixture_of_depths"] is not None),
+    _package("galore-torch", "use_galore", lambda c: c["use_galore"]),
+    _package("apollo-torch", "use_apollo", lambda c: c["use_apollo"]),
+    _package("badam", "use_badam", lambda c: c["use_badam"]),
+    _package("adam-mini", "use_adam_mini", lambda c: c["use_adam_mini"]),
+    _package("swanlab", "use_swanlab", lambda c: c["use_swanlab"]),
+    _package("matplotlib", "plot_loss", lambda c: c["plot_loss"]),
+    _package("rouge-chinese", "predict_with_generate", lambda c: c["predict_with_generate"]),
+    _package("bitsandbytes", "quantization_bit", lambda c: c.quantized and c["quantization_method"] == "bnb"),
+    _package("hqq", "quantization_method", lambda c: c.quantized and c["quantization_method"] == "hqq"),
+    _package("eetq", "quantization_method", lambda c: c.quantized and c["quantization_method"] == "eetq"),
+)

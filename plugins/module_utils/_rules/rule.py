@@ -1,0 +1,89 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A row of the tables, and what its condition sees."""
+
+from __future__ import annotations
+
+import typing as t
+
+from .._schema import Schema
+
+
+class Situation(t.NamedTuple):
+    """What besides arguments a rule may look at."""
+
+    world_size: int = 1
+    gpus: bool = False
+    bf16: bool = False
+    """Every GPU has compute capability 8.0 or more."""
+    zero_stage: int | None = None
+    fsdp: bool = False
+    datasets: int = 1
+    eval_datasets: int = 0
+    ranked: t.Tuple[bool, ...] = ()
+    """Per dataset: it holds pairs of answers."""
+    media: bool = False
+    """A dataset has images, videos or audios."""
+    model: str = ""
+
+
+class View:
+    """Arguments with the defaults of the version behind them."""
+
+    def __init__(self, arguments: t.Mapping[str, t.Any], schema: Schema, situation: Situation) -> None:
+        self._arguments = arguments
+        self.schema = schema
+        self.now = situation
+
+    def __getitem__(self, key: str) -> t.Any:
+        if key in self._arguments:
+            return self._arguments[key]
+        known = self.schema.keys.get(key)
+        return known.default if known else None
+
+    def __contains__(self, key: str) -> bool:
+        """The author or the recipe wrote it."""
+        return key in self._arguments
+
+    def words(self, key: str) -> list[str]:
+        """A list, or text with commas, as a list of words."""
+        value = self[key]
+        if isinstance(value, str):
+            return [word.strip() for word in value.split(",") if word.strip()]
+        return [str(item) for item in value or ()]
+
+    @property
+    def zero3(self) -> bool:
+        return self.now.zero_stage == 3
+
+    @property
+    def deepspeed(self) -> bool:
+        return self.now.zero_stage is not None
+
+    @property
+    def quantized(self) -> bool:
+        return self["quantization_bit"] is not None
+
+    @property
+    def lora(self) -> bool:
+        return bool(self["finetuning_type"] == "lora")
+
+    @property
+    def with_reference(self) -> bool:
+        return bool(self["stage"] == "dpo" and self["pref_loss"] not in ("orpo", "simpo"))
+
+    @property
+    def template(self) -> t.Mapping[str, bool]:
+        return self.schema.templates.get(str(self["template"]), {})
+
+
+class Rule(t.NamedTuple):
+    keys: t.Tuple[str, ...]
+    broken: t.Callable[[View], t.Any]
+    what: str
+    change: t.Union[str, t.Callable[[View], str]]
+    source: str
+
+    def remedy(self, view: View) -> str:
+        return self.change if isinstance(self.change, str) else self.change(view)

@@ -1,0 +1,139 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Stages: what pt, sft, rm, dpo, kto and ppo take."""
+
+from __future__ import annotations
+
+import typing as t
+
+from .rule import Rule, View
+
+_PPO_LOGGERS = ("wandb", "tensorboard", "trackio", "none")
+_PARSER = "hparams/parser.py"
+_FINETUNING = "hparams/finetuning_args.py"
+
+
+def _late_trl(c: View) -> bool:
+    version = c.schema.packages.get("trl", "0").split(".")
+    return [int(part) for part in version[:2]] >= [0, 18]
+
+
+RULES: t.Tuple[Rule, ...] = (
+    Rule(
+        ("stage",),
+        lambda c: c["stage"] == "ppo" and _late_trl(c),
+        "LLaMA-Factory's PPO trainer cannot be imported with the trl of this environment",
+        "take train_recipe: ppo, which has an environment of its own",
+        "train/ppo/trainer.py",
+    ),
+    Rule(
+        ("predict_with_generate", "stage"),
+        lambda c: c["stage"] != "sft" and c["predict_with_generate"],
+        "answers are generated in stage sft alone",
+        "remove predict_with_generate",
+        _PARSER,
+    ),
+    Rule(
+        ("neat_packing", "stage"),
+        lambda c: c["stage"] != "sft" and c["neat_packing"],
+        "neat_packing is for stage sft",
+        "remove neat_packing",
+        _PARSER,
+    ),
+    Rule(
+        ("train_on_prompt", "mask_history", "stage"),
+        lambda c: c["stage"] != "sft" and (c["train_on_prompt"] or c["mask_history"]),
+        "train_on_prompt and mask_history are for stage sft",
+        "remove them",
+        _PARSER,
+    ),
+    Rule(
+        ("do_predict", "predict_with_generate"),
+        lambda c: c["stage"] == "sft" and c["do_predict"] and not c["predict_with_generate"],
+        "predictions are generated, or there are none",
+        "set predict_with_generate: true",
+        _PARSER,
+    ),
+    Rule(
+        ("load_best_model_at_end", "stage"),
+        lambda c: c["stage"] in ("rm", "ppo") and c["load_best_model_at_end"],
+        "this stage cannot load the best model at its end",
+        "remove load_best_model_at_end",
+        _PARSER,
+    ),
+    Rule(
+        ("reward_model", "stage"),
+        lambda c: c["stage"] == "ppo" and c["reward_model"] is None,
+        "PPO needs a reward model",
+        "set reward_model",
+        _FINETUNING,
+    ),
+    Rule(
+        ("reward_model_type", "finetuning_type"),
+        lambda c: c["stage"] == "ppo" and c["reward_model_type"] == "lora" and not c.lora,
+        "a reward model that is an adapter goes with finetuning_type lora",
+        "set reward_model_type: full, or finetuning_type: lora",
+        _FINETUNING,
+    ),
+    Rule(
+        ("do_train", "stage"),
+        lambda c: c["stage"] == "ppo" and not c["do_train"],
+        "PPO only trains; stage sft evaluates",
+        "set do_train: true",
+        _PARSER,
+    ),
+    Rule(
+        ("shift_attn", "stage"),
+        lambda c: c["stage"] == "ppo" and c["shift_attn"],
+        "PPO does not go with shift_attn",
+        "remove shift_attn",
+        _PARSER,
+    ),
+    Rule(
+        ("reward_model_type", "use_kt", "use_unsloth"),
+        lambda c: c["stage"] == "ppo" and c["reward_model_type"] == "lora" and (c["use_kt"] or c["use_unsloth"]),
+        "a reward model that is an adapter does not go with KTransformers or unsloth",
+        "set reward_model_type: full",
+        _PARSER,
+    ),
+    Rule(
+        ("report_to", "stage"),
+        lambda c: c["stage"] == "ppo" and any(word not in _PPO_LOGGERS for word in c.words("report_to")),
+        "PPO reports to wandb, tensorboard or trackio alone",
+        "use one of them, or none",
+        _PARSER,
+    ),
+    Rule(
+        ("dpo_label_smoothing", "pref_loss"),
+        lambda c: c["stage"] == "dpo" and c["pref_loss"] != "sigmoid" and c["dpo_label_smoothing"] > 1e-6,
+        "labels are smoothed with pref_loss sigmoid alone",
+        "remove dpo_label_smoothing",
+        _FINETUNING,
+    ),
+    Rule(
+        ("do_eval", "train_eval_datasets"),
+        lambda c: (
+            (c["do_eval"] or c["do_predict"] or c["predict_with_generate"] or c["eval_strategy"] != "no")
+            and not c.now.eval_datasets
+            and c["val_size"] < 1e-6
+        ),
+        "there is nothing to evaluate on",
+        "set train_eval_datasets or val_size, or remove do_eval, do_predict, predict_with_generate and eval_strategy",
+        _PARSER,
+    ),
+    Rule(
+        ("predict_with_generate", "compute_accuracy"),
+        lambda c: c["predict_with_generate"] and c["compute_accuracy"],
+        "accuracy is computed without generating",
+        "remove one of them",
+        _PARSER,
+    ),
+    Rule(
+        ("predict_with_generate", "train_engine"),
+        lambda c: c["predict_with_generate"] and c.zero3,
+        "nothing can be generated under ZeRO-3",
+        "choose another train_engine",
+        _PARSER,
+    ),
+)

@@ -1,0 +1,132 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Ways to tune: adapters, and optimizers that save memory."""
+
+from __future__ import annotations
+
+import typing as t
+
+from .rule import Rule, View
+
+_OPTIMIZERS = ("use_galore", "use_apollo", "use_badam")
+_GALORE_OPTIM = ("adamw_torch", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "adafactor")
+_PARSER = "hparams/parser.py"
+_FINETUNING = "hparams/finetuning_args.py"
+
+
+def _only_lora(key: str) -> t.Callable[[View], t.Any]:
+    return lambda c: c[key] and not c.lora
+
+
+RULES: t.Tuple[Rule, ...] = (
+    Rule(
+        ("use_llama_pro", "finetuning_type"),
+        lambda c: c["use_llama_pro"] and c["finetuning_type"] == "full",
+        "LLaMA-Pro goes with freeze or lora",
+        "set finetuning_type: freeze",
+        _FINETUNING,
+    ),
+    Rule(
+        ("finetuning_type", *_OPTIMIZERS),
+        lambda c: c.lora and any(c[key] for key in _OPTIMIZERS),
+        "GaLore, APOLLO and BAdam train the weights themselves, not an adapter",
+        "set finetuning_type: full",
+        _FINETUNING,
+    ),
+    Rule(
+        _OPTIMIZERS,
+        lambda c: sum(bool(c[key]) for key in _OPTIMIZERS) > 1,
+        "GaLore, APOLLO and BAdam exclude each other",
+        "keep one of them",
+        _FINETUNING,
+    ),
+    Rule(
+        ("pissa_init", "stage"),
+        lambda c: c["pissa_init"] and (c["stage"] in ("ppo", "kto") or c.with_reference),
+        "PiSSA changes the base model, which this stage needs as it was",
+        "remove pissa_init",
+        _FINETUNING,
+    ),
+    *(
+        Rule((key, "finetuning_type"), _only_lora(key), f"{key} is for LoRA", f"remove {key}", _FINETUNING)
+        for key in ("loraplus_lr_ratio", "use_rslora", "use_dora", "pissa_init")
+    ),
+    Rule(
+        ("pissa_init", "train_engine"),
+        lambda c: c["pissa_init"] and c.zero3,
+        "PiSSA cannot start under ZeRO-3",
+        "choose another train_engine",
+        _PARSER,
+    ),
+    Rule(
+        ("oft_rank", "oft_block_size"),
+        lambda c: c["finetuning_type"] == "oft" and bool(c["oft_rank"]) == bool(c["oft_block_size"]),
+        "exactly one of oft_rank and oft_block_size is not zero; oft_block_size is 32 unless it is set",
+        "set oft_block_size: 0 beside oft_rank, or remove oft_rank",
+        "peft OFTConfig",
+    ),
+    Rule(
+        ("pure_bf16",),
+        lambda c: c["pure_bf16"] and not c.now.bf16,
+        "pure_bf16 needs GPUs of compute capability 8.0 or more",
+        "remove pure_bf16",
+        _PARSER,
+    ),
+    Rule(
+        ("pure_bf16", "train_engine"),
+        lambda c: c["pure_bf16"] and c.zero3,
+        "pure_bf16 does not go with ZeRO-3",
+        "choose another train_engine",
+        _PARSER,
+    ),
+    Rule(
+        ("galore_layerwise", "use_galore"),
+        lambda c: c["use_galore"] and c["galore_layerwise"],
+        "layer-wise GaLore is not for ranks that torchrun starts",
+        "remove galore_layerwise",
+        _PARSER,
+    ),
+    Rule(
+        ("apollo_layerwise", "use_apollo"),
+        lambda c: c["use_apollo"] and c["apollo_layerwise"],
+        "layer-wise APOLLO is not for ranks that torchrun starts",
+        "remove apollo_layerwise",
+        _PARSER,
+    ),
+    Rule(
+        ("badam_mode", "use_badam"),
+        lambda c: c["use_badam"] and c["badam_mode"] == "ratio",
+        "BAdam by ratio is not for ranks that torchrun starts",
+        "set badam_mode: layer",
+        _PARSER,
+    ),
+    Rule(
+        ("use_badam", "train_engine"),
+        lambda c: c["use_badam"] and c["badam_mode"] == "layer" and not c.zero3,
+        "layer-wise BAdam needs ZeRO-3 where torchrun starts the ranks",
+        "set train_engine: zero3",
+        _PARSER,
+    ),
+    Rule(
+        ("use_galore", "use_apollo", "train_engine"),
+        lambda c: c.deepspeed and (c["use_galore"] or c["use_apollo"]),
+        "GaLore and APOLLO do not go with DeepSpeed",
+        "choose another train_engine",
+        _PARSER,
+    ),
+    Rule(
+        ("use_galore", "optim"),
+        lambda c: c["use_galore"] and c["optim"] not in _GALORE_OPTIM,
+        "GaLore does not know this optimizer (the default is adamw_torch_fused)",
+        "set optim: adamw_torch",
+        "train/trainer_utils.py",
+    ),
+    Rule(
+        ("use_apollo", "optim"),
+        lambda c: c["use_apollo"] and c["optim"] != "adamw_torch",
+        "APOLLO does not know this optimizer (the default is adamw_torch_fused)",
+        "set optim: adamw_torch",
+        "train/trainer_utils.py",
+    ),
+)

@@ -1,0 +1,188 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""LLaMA-Factory's keys: is there such a key, and is the value one that it takes?
+
+The keys of a version are data, extracted from its own classes by scripts/schema.py.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing as t
+
+from . import _config
+from ._errors import FinetuneError
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_WRITE = {
+    "boolean": "true or false",
+    "integer": "a whole number",
+    "number": "a number",
+    "text": "text",
+    "list": "a list",
+    "dict": "a dict",
+    "null": "null",
+}
+_NOT = object()
+
+
+class Key(t.NamedTuple):
+    """One key of LLaMA-Factory."""
+
+    group: str
+    types: t.Tuple[str, ...]
+    """boolean, integer, number, text, list, dict, null."""
+    default: t.Any
+    choices: t.Tuple[t.Any, ...]
+    """The only values there are; empty where any of the type will do."""
+    help: str
+
+
+class Schema(t.NamedTuple):
+    """What an environment takes."""
+
+    version: str
+    """Of LLaMA-Factory."""
+    keys: t.Mapping[str, Key]
+    templates: t.Mapping[str, t.Mapping[str, bool]]
+    """Chat templates by name: whether one is for reasoning, for media, or ends texts in its own way."""
+    models: t.Mapping[str, str]
+    """Template by hub id."""
+    packages: t.Mapping[str, str]
+    """Version by name of what the lock installs."""
+
+
+class Problem(t.NamedTuple):
+    key: str
+    what: str
+    change: str
+
+
+def load(keys: t.Any, templates: t.Any, packages: t.Mapping[str, str]) -> Schema:
+    """From keys.json and templates.json as scripts/schema.py wrote them."""
+    known = {
+        name: Key(key["group"], tuple(key["types"]), key["default"], tuple(key["choices"]), key["help"])
+        for name, key in keys["keys"].items()
+    }
+    return Schema(keys["versions"]["llamafactory"], known, templates["templates"], templates["models"], packages)
+
+
+def typed(arguments: t.Mapping[str, t.Any], schema: Schema, where: str) -> dict[str, t.Any]:
+    """Arguments as their keys have them; all that is wrong is refused at once. where: the variable they are in."""
+    found, problems = {}, []
+    for key, given in arguments.items():
+        found[key], problem = read(key, given, schema)
+        problems += [problem] if problem else []
+    refuse(problems, dict.fromkeys(arguments, where))
+    return found
+
+
+def refuse(problems: t.Sequence[Problem], origins: t.Mapping[str, str]) -> None:
+    """Raise when there are problems. origins: the variable that each key came from."""
+    if len(problems) == 1:
+        (problem,) = problems
+        raise FinetuneError(f"{problem.what}.", where=_place(problem.key, origins), change=problem.change)
+    if problems:
+        lines = [f"{_place(key, origins)}: {what}; {change}" for key, what, change in problems]
+        raise FinetuneError(
+            f"{len(problems)} things are wrong with the arguments.",
+            where="\n          ".join(lines),
+            change="change each of them",
+        )
+
+
+def _place(key: str, origins: t.Mapping[str, str]) -> str:
+    return f"{origins[key]}, key {key}" if key in origins else key
+
+
+RENAMED: dict[str, str] = {
+    "evaluation_strategy": "eval_strategy",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "per_device_eval_batch_size",
+    "no_cuda": "use_cpu",
+    "max_length": "cutoff_len",
+    "max_seq_length": "cutoff_len",
+    "dpo_beta": "pref_beta",
+    "dpo_loss": "pref_loss",
+    "dpo_ftx": "pref_ftx",
+    "orpo_beta": "pref_beta",
+    "kto_beta": "pref_beta",
+    "kto_ftx": "pref_ftx",
+    "reserved_label_len": "cutoff_len",
+    "name_module_trainable": "freeze_trainable_modules",
+    "num_layer_trainable": "freeze_trainable_layers",
+    "lora_modules": "lora_target",
+    "use_flash_attn": "flash_attn",
+    "visual_inputs": "freeze_vision_tower",
+    "image_resolution": "image_max_pixels",
+    "video_resolution": "video_max_pixels",
+    "vllm_gpu_utilization": "vllm_gpu_util",
+    "batch_size": "per_device_train_batch_size",
+    "epochs": "num_train_epochs",
+    "lr": "learning_rate",
+}
+"""Words of earlier versions and of other trainers, and the key that means it now."""
+
+
+def read(key: str, value: t.Any, schema: Schema) -> tuple[t.Any, Problem | None]:
+    """The value as the key's type has it (`1e-5` is text to YAML 1.1), or what is wrong with it."""
+    known = schema.keys.get(key)
+    if known is None:
+        return value, Problem(key, f"LLaMA-Factory {schema.version} has no key {key}", _nearest_key(key, schema))
+    if value is None or (isinstance(value, str) and value.strip() == "null"):
+        if "null" in known.types or known.default is None:
+            return None, None
+        return None, Problem(key, f"{key} is null", f"write {_kinds(known)}, or leave {key} out")
+    for kind in ("boolean", "integer", "number", "list", "dict", "text"):
+        if kind in known.types:
+            found = _as(kind, value, known)
+            if found is not _NOT:
+                return found, _among(key, found, known)
+    return value, Problem(key, f"{key} is {value!r}", f"write {_kinds(known)}")
+
+
+def _as(kind: str, value: t.Any, known: Key) -> t.Any:
+    """The value as one of a kind, or _NOT."""
+    text = value.strip() if isinstance(value, str) else None
+    if kind == "boolean":
+        words = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
+        return value if isinstance(value, bool) else words.get((text or "").lower(), _NOT)
+    if isinstance(value, bool):
+        return (
+            "no" if kind == "text" and value is False and "no" in known.choices else _NOT
+        )  # YAML 1.1 reads no as false
+    if kind in ("integer", "number"):
+        number: t.Any = value if isinstance(value, (int, float)) else _number(text)
+        if kind == "integer" and isinstance(number, float):
+            return int(number) if number.is_integer() else _NOT
+        return number
+    if kind == "list":
+        return _config.scalar(value) if isinstance(value, (list, tuple)) else _NOT
+    if kind == "dict":
+        return _config.scalar(value) if isinstance(value, t.Mapping) else _NOT
+    return str(value) if isinstance(value, (str, int, float)) else _NOT
+
+
+def _number(text: str | None) -> t.Any:
+    if text is None or not _NUMBER.fullmatch(text):
+        return _NOT
+    return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+
+
+def _among(key: str, value: t.Any, known: Key) -> Problem | None:
+    if not known.choices or value in known.choices:
+        return None
+    words = [str(choice) for choice in known.choices]
+    near = difflib.get_close_matches(str(value), words, n=3) if len(words) > 12 else words
+    return Problem(key, f"{key} is {value!r}", "use " + " or ".join(near or words))
+
+
+def _kinds(known: Key) -> str:
+    return " or ".join(_WRITE[kind] for kind in known.types if kind != "null") or "null"
+
+
+def _nearest_key(key: str, schema: Schema) -> str:
+    near = [RENAMED[key]] if RENAMED.get(key) in schema.keys else difflib.get_close_matches(key, schema.keys, n=2)
+    return f"use {' or '.join(near)}" if near else f"remove {key}"

@@ -1,0 +1,349 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every row of the rules: arguments that break it, and the least change that is taken."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible_collections.llmops.finetune.plugins.module_utils import _rules, _sources
+
+MAIN = _sources.schemas()["main"]
+BASE: dict[str, t.Any] = {"stage": "sft", "finetuning_type": "lora", "do_train": True, "report_to": "none"}
+FULL = {"finetuning_type": "full"}
+GALORE = {**FULL, "use_galore": True, "optim": "adamw_torch"}
+APOLLO = {**FULL, "use_apollo": True, "optim": "adamw_torch"}
+BADAM = {**FULL, "use_badam": True}
+BITS = {"quantization_bit": 4}
+STREAM = {"streaming": True, "max_steps": 9, "dataloader_num_workers": 1}
+PPO = {"stage": "ppo", "reward_model": "/reward"}
+DPO = {"stage": "dpo"}
+PAIRS = {"ranked": (True,)}
+HELD_OUT = {"eval_datasets": 1}
+ZERO3 = {"zero_stage": 3}
+WITH = "packages"
+"""In a situation: packages besides those of the lock."""
+
+Case = tuple[str, dict[str, t.Any], dict[str, t.Any], dict[str, t.Any], dict[str, t.Any]]
+"""What the row says, breaking arguments and situation, repaired arguments and situation."""
+
+CASES: list[Case] = [
+    ("image_max_pixels is smaller", {"image_max_pixels": 9}, {}, {"image_max_pixels": 2000}, {}),
+    ("video_max_pixels is smaller", {"video_max_pixels": 9}, {}, {"video_max_pixels": 2000}, {}),
+    (
+        "quantizing an export",
+        {"export_quantization_bit": 4},
+        {},
+        {"export_quantization_bit": 4, "export_quantization_dataset": "d"},
+        {},
+    ),
+    ("dies on a list", {"adapter_name_or_path": ["/a"]}, {}, {"adapter_name_or_path": "/a"}, {}),
+    ("an adapter goes with", {**FULL, "adapter_name_or_path": "/a"}, {}, {"adapter_name_or_path": "/a"}, {}),
+    ("several adapters", {**BITS, "adapter_name_or_path": "/a,/b"}, {}, {**BITS, "adapter_name_or_path": "/a"}, {}),
+    ("several adapters", {"adapter_name_or_path": "/a,/b"}, ZERO3, {"adapter_name_or_path": "/a,/b"}, {}),
+    ("fa3", {"flash_attn": "fa3"}, {}, {"flash_attn": "sdpa"}, {}),
+    ("no flash-attn", {"flash_attn": "fa2"}, {}, {"flash_attn": "fa2"}, {WITH: ["flash-attn"]}),
+    ("huggingface alone", {"infer_backend": "vllm"}, {}, {"infer_backend": "huggingface"}, {}),
+    ("KTransformers trains", {**FULL, "use_kt": True}, {WITH: ["kt-kernel"]}, {"use_kt": True}, {WITH: ["kt-kernel"]}),
+    (
+        "unsloth does not",
+        {"use_unsloth": True},
+        {**ZERO3, WITH: ["unsloth"]},
+        {"use_unsloth": True},
+        {WITH: ["unsloth"]},
+    ),
+    (
+        "KTransformers does not",
+        {"use_kt": True},
+        {**ZERO3, WITH: ["kt-kernel"]},
+        {"use_kt": True},
+        {WITH: ["kt-kernel"]},
+    ),
+    ("trained with LoRA or OFT", {**BITS, **FULL}, {}, BITS, {}),
+    ("bnb, hqq or eetq", {**BITS, "quantization_method": "gptq"}, {}, BITS, {}),
+    ("no such width", {"quantization_bit": 3}, {}, BITS, {}),
+    ("only 4-bit bnb", {"quantization_bit": 8}, ZERO3, BITS, ZERO3),
+    ("only 4-bit bnb", {"quantization_bit": 8}, {"fsdp": True}, BITS, {"fsdp": True}),
+    ("PiSSA cannot start from", {**BITS, "pissa_init": True}, {}, {"pissa_init": True}, {}),
+    ("cannot be resized", {**BITS, "add_tokens": "a"}, {}, {"add_tokens": "a"}, {}),
+    (
+        "no new adapter",
+        {**BITS, "adapter_name_or_path": "/a", "create_new_adapter": True},
+        {},
+        {**BITS, "adapter_name_or_path": "/a"},
+        {},
+    ),
+    ("places the model itself", {**BITS, "quantization_device_map": "auto"}, {}, BITS, {}),
+    (
+        "DoRA knows",
+        {**BITS, "use_dora": True, "quantization_method": "hqq"},
+        {WITH: ["hqq"]},
+        {**BITS, "use_dora": True},
+        {},
+    ),
+    ("FP8 training", {**BITS, "fp8": True}, {}, {"fp8": True}, {}),
+    ("reference model is", {"ref_model_quantization_bit": 3}, {}, {"ref_model_quantization_bit": 8}, {}),
+    ("reward model is quantized", {"reward_model_quantization_bit": 3}, {}, {"reward_model_quantization_bit": 8}, {}),
+    ("split off or given", {"val_size": 0.1}, HELD_OUT, {"val_size": 0.1}, {}),
+    (
+        "nothing to mix_strategy",
+        {"interleave_probs": "0.5,0.5"},
+        {"datasets": 2},
+        {"interleave_probs": "0.5,0.5", "mix_strategy": "interleave_under"},
+        {"datasets": 2},
+    ),
+    (
+        "one number per dataset",
+        {"interleave_probs": "0.5,0.5", "mix_strategy": "interleave_under"},
+        {"datasets": 3},
+        {"interleave_probs": "0.5,0.3,0.2", "mix_strategy": "interleave_under"},
+        {"datasets": 3},
+    ),
+    ("no known length", {**STREAM, "val_size": 0.1}, {}, {**STREAM, "val_size": 10}, {}),
+    ("max_samples does not", {**STREAM, "max_samples": 9}, {}, STREAM, {}),
+    ("no known end", {**STREAM, "max_steps": -1}, {}, STREAM, {}),
+    ("stored in tokenized_path", {**STREAM, "tokenized_path": "/t"}, {}, {"tokenized_path": "/t"}, {}),
+    ("no worker reads", {**STREAM, "dataloader_num_workers": 0}, {}, STREAM, {}),
+    ("masks what the other", {"mask_history": True, "train_on_prompt": True}, {}, {"mask_history": True}, {}),
+    ("no such template", {"template": "qwen33"}, {}, {"template": "qwen3"}, {}),
+    (
+        "end of text elsewhere",
+        {"template": "glm4", "train_on_prompt": True},
+        {},
+        {"template": "llama3", "train_on_prompt": True},
+        {},
+    ),
+    (
+        "empty thoughts",
+        {"template": "qwen3"},
+        {"model": "Qwen/Qwen3-4B-Instruct-2507"},
+        {"template": "qwen3_nothink"},
+        {"model": "Qwen/Qwen3-4B-Instruct-2507"},
+    ),
+    ("template is for text", {"template": "llama3"}, {"media": True}, {"template": "qwen2_vl"}, {"media": True}),
+    (
+        "one packed sequence",
+        {"neat_packing": True, "flash_attn": "fa2", "per_device_train_batch_size": 2},
+        {WITH: ["flash-attn"]},
+        {"neat_packing": True, "flash_attn": "fa2", "per_device_train_batch_size": 1},
+        {WITH: ["flash-attn"]},
+    ),
+    ("learns from pairs", DPO, {"ranked": (True, False)}, DPO, PAIRS),
+    ("learns from single", {}, PAIRS, {}, {"ranked": (False,)}),
+    ("trl of this environment", PPO, {}, PPO, {WITH: {"trl": "0.9.6"}}),
+    ("generated in stage sft", {**DPO, "predict_with_generate": True}, {**PAIRS, **HELD_OUT}, DPO, PAIRS),
+    ("neat_packing is for", {**DPO, "neat_packing": True}, PAIRS, DPO, PAIRS),
+    ("are for stage sft", {**DPO, "mask_history": True}, PAIRS, DPO, PAIRS),
+    (
+        "predictions are generated",
+        {"do_predict": True},
+        HELD_OUT,
+        {"do_predict": True, "predict_with_generate": True},
+        HELD_OUT,
+    ),
+    (
+        "cannot load the best",
+        {"stage": "rm", "load_best_model_at_end": True, "save_strategy": "best"},
+        PAIRS,
+        {"stage": "rm"},
+        PAIRS,
+    ),
+    ("needs a reward model", {"stage": "ppo"}, {WITH: {"trl": "0.9.6"}}, PPO, {WITH: {"trl": "0.9.6"}}),
+    (
+        "goes with finetuning_type lora",
+        {**PPO, **FULL},
+        {WITH: {"trl": "0.9.6"}},
+        {**PPO, **FULL, "reward_model_type": "full"},
+        {WITH: {"trl": "0.9.6"}},
+    ),
+    ("PPO only trains", {**PPO, "do_train": False}, {WITH: {"trl": "0.9.6"}}, PPO, {WITH: {"trl": "0.9.6"}}),
+    ("shift_attn", {**PPO, "shift_attn": True}, {WITH: {"trl": "0.9.6"}}, PPO, {WITH: {"trl": "0.9.6"}}),
+    (
+        "an adapter does not go with",
+        {**PPO, "use_unsloth": True},
+        {WITH: {"trl": "0.9.6", "unsloth": "1"}},
+        {**PPO, "use_unsloth": True, "reward_model_type": "full"},
+        {WITH: {"trl": "0.9.6", "unsloth": "1"}},
+    ),
+    ("PPO reports to", {**PPO, "report_to": "mlflow"}, {WITH: {"trl": "0.9.6"}}, PPO, {WITH: {"trl": "0.9.6"}}),
+    (
+        "pref_loss sigmoid alone",
+        {**DPO, "pref_loss": "ipo", "dpo_label_smoothing": 0.1},
+        PAIRS,
+        {**DPO, "dpo_label_smoothing": 0.1},
+        PAIRS,
+    ),
+    ("nothing to evaluate on", {"do_eval": True}, {}, {"do_eval": True}, HELD_OUT),
+    ("nothing to evaluate on", {"eval_strategy": "steps"}, {}, {"eval_strategy": "steps", "val_size": 0.1}, {}),
+    (
+        "without generating",
+        {"predict_with_generate": True, "compute_accuracy": True},
+        HELD_OUT,
+        {"compute_accuracy": True},
+        HELD_OUT,
+    ),
+    (
+        "generated under ZeRO-3",
+        {"predict_with_generate": True},
+        {**ZERO3, **HELD_OUT},
+        {"predict_with_generate": True},
+        HELD_OUT,
+    ),
+    ("LLaMA-Pro goes", {**FULL, "use_llama_pro": True}, {}, {"finetuning_type": "freeze", "use_llama_pro": True}, {}),
+    (
+        "not an adapter",
+        {**GALORE, "finetuning_type": "lora"},
+        {WITH: ["galore-torch"]},
+        GALORE,
+        {WITH: ["galore-torch"]},
+    ),
+    (
+        "exclude each other",
+        {**GALORE, "use_apollo": True},
+        {WITH: ["galore-torch", "apollo-torch"]},
+        APOLLO,
+        {WITH: ["galore-torch", "apollo-torch"]},
+    ),
+    ("PiSSA changes", {**DPO, "pissa_init": True}, PAIRS, {**DPO, "pissa_init": True, "pref_loss": "simpo"}, PAIRS),
+    ("loraplus_lr_ratio is for", {**FULL, "loraplus_lr_ratio": 16.0}, {}, {"loraplus_lr_ratio": 16.0}, {}),
+    ("use_rslora is for", {**FULL, "use_rslora": True}, {}, {"use_rslora": True}, {}),
+    ("use_dora is for", {**FULL, "use_dora": True}, {}, {"use_dora": True}, {}),
+    ("pissa_init is for", {**FULL, "pissa_init": True}, {}, {"pissa_init": True}, {}),
+    ("start under ZeRO-3", {"pissa_init": True}, ZERO3, {"pissa_init": True}, {}),
+    (
+        "exactly one of oft_rank",
+        {"finetuning_type": "oft", "oft_rank": 8},
+        {},
+        {"finetuning_type": "oft", "oft_rank": 8, "oft_block_size": 0},
+        {},
+    ),
+    ("pure_bf16 needs", {**FULL, "pure_bf16": True}, {}, {**FULL, "pure_bf16": True}, {"bf16": True}),
+    (
+        "pure_bf16 does not",
+        {**FULL, "pure_bf16": True},
+        {"bf16": True, **ZERO3},
+        {**FULL, "pure_bf16": True},
+        {"bf16": True},
+    ),
+    (
+        "layer-wise GaLore",
+        {**GALORE, "galore_layerwise": True},
+        {WITH: ["galore-torch"]},
+        GALORE,
+        {WITH: ["galore-torch"]},
+    ),
+    (
+        "layer-wise APOLLO",
+        {**APOLLO, "apollo_layerwise": True},
+        {WITH: ["apollo-torch"]},
+        APOLLO,
+        {WITH: ["apollo-torch"]},
+    ),
+    ("BAdam by ratio", {**BADAM, "badam_mode": "ratio"}, {WITH: ["badam"]}, BADAM, {**ZERO3, WITH: ["badam"]}),
+    ("BAdam needs ZeRO-3", BADAM, {WITH: ["badam"]}, BADAM, {**ZERO3, WITH: ["badam"]}),
+    ("not go with DeepSpeed", GALORE, {"zero_stage": 2, WITH: ["galore-torch"]}, GALORE, {WITH: ["galore-torch"]}),
+    ("GaLore does not know", {**GALORE, "optim": "sgd"}, {WITH: ["galore-torch"]}, GALORE, {WITH: ["galore-torch"]}),
+    ("APOLLO does not know", {**APOLLO, "optim": "sgd"}, {WITH: ["apollo-torch"]}, APOLLO, {WITH: ["apollo-torch"]}),
+    ("package kt-kernel", {"use_kt": True}, {}, {"use_kt": True}, {WITH: ["kt-kernel"]}),
+    ("package unsloth", {"use_unsloth": True}, {}, {"use_unsloth": True}, {WITH: ["unsloth"]}),
+    (
+        "package liger-kernel",
+        {"enable_liger_kernel": True},
+        {"without": ["liger-kernel"]},
+        {"enable_liger_kernel": True},
+        {},
+    ),
+    (
+        "package mixture-of-depth",
+        {"mixture_of_depths": "convert"},
+        {},
+        {"mixture_of_depths": "convert"},
+        {WITH: ["mixture-of-depth"]},
+    ),
+    ("package galore-torch", GALORE, {}, GALORE, {WITH: ["galore-torch"]}),
+    ("package apollo-torch", APOLLO, {}, APOLLO, {WITH: ["apollo-torch"]}),
+    ("package badam", BADAM, ZERO3, BADAM, {**ZERO3, WITH: ["badam"]}),
+    ("package adam-mini", {"use_adam_mini": True}, {}, {"use_adam_mini": True}, {WITH: ["adam-mini"]}),
+    ("package swanlab", {"use_swanlab": True}, {}, {"use_swanlab": True}, {WITH: ["swanlab"]}),
+    ("package matplotlib", {"plot_loss": True}, {"without": ["matplotlib"]}, {"plot_loss": True}, {}),
+    (
+        "package rouge-chinese",
+        {"predict_with_generate": True},
+        {**HELD_OUT, "without": ["rouge-chinese"]},
+        {"predict_with_generate": True},
+        HELD_OUT,
+    ),
+    ("package bitsandbytes", BITS, {"without": ["bitsandbytes"]}, BITS, {}),
+    (
+        "package hqq",
+        {**BITS, "quantization_method": "hqq"},
+        {},
+        {**BITS, "quantization_method": "hqq"},
+        {WITH: ["hqq"]},
+    ),
+    (
+        "package eetq",
+        {"quantization_bit": 8, "quantization_method": "eetq"},
+        {},
+        {"quantization_bit": 8, "quantization_method": "eetq"},
+        {WITH: ["eetq"]},
+    ),
+    ("bf16 and fp16", {"bf16": True, "fp16": True}, {"bf16": True}, {"bf16": True}, {"bf16": True}),
+    ("bf16 needs GPUs", {"bf16": True}, {}, {"bf16": True, "use_cpu": True}, {}),
+    ("part of the steps", {"warmup_ratio": 1.5}, {}, {"warmup_ratio": 0.5}, {}),
+    (
+        "evaluated when it is saved",
+        {"load_best_model_at_end": True},
+        {},
+        {"load_best_model_at_end": True, "eval_strategy": "steps"},
+        HELD_OUT,
+    ),
+    (
+        "reduce_lr_on_plateau needs",
+        {"lr_scheduler_type": "reduce_lr_on_plateau"},
+        {},
+        {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps"},
+        HELD_OUT,
+    ),
+    ("trackio needs", {"report_to": "trackio", "project": ""}, {}, {"report_to": "trackio", "project": "x"}, {}),
+]
+
+
+def told(arguments: dict[str, t.Any], situation: dict[str, t.Any]) -> list[str]:
+    """What the rules say of these arguments over BASE."""
+    situation = dict(situation)
+    more, fewer = situation.pop(WITH, []), situation.pop("without", [])
+    packages = {name: version for name, version in MAIN.packages.items() if name not in fewer}
+    packages.update(more if isinstance(more, dict) else dict.fromkeys(more, "1"))
+    schema = MAIN._replace(packages=packages)
+    found = _rules.problems({**BASE, **arguments}, schema, _rules.Situation(**situation))
+    assert all(problem.change for problem in found)
+    return [problem.what for problem in found]
+
+
+@pytest.mark.parametrize(("says", "broken", "there", "repaired", "then"), CASES)
+def test_what_breaks_a_row_is_told_and_its_repair_is_taken(
+    says: str, broken: dict[str, t.Any], there: dict[str, t.Any], repaired: dict[str, t.Any], then: dict[str, t.Any]
+) -> None:
+    assert [what for what in told(broken, there) if says in what], told(broken, there)
+    assert told(repaired, then) == []
+
+
+def test_every_row_has_a_case() -> None:
+    unbroken = [rule.what for rule in _rules.RULES if not any(case[0] in rule.what for case in CASES)]
+    assert unbroken == []
+
+
+def test_rows_are_about_keys_and_inputs_that_exist() -> None:
+    for rule in _rules.RULES:
+        for key in rule.keys:
+            assert key in MAIN.keys or key.startswith("train_"), key
+
+
+@pytest.mark.parametrize("recipe", ["lora_sft", "full_sft"])
+def test_recipes_are_taken_as_they_are(recipe: str) -> None:
+    from ansible_collections.llmops.finetune.plugins.module_utils import _recipe
+
+    assert told(_recipe.RECIPES[recipe].arguments, {}) == []

@@ -1,0 +1,127 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Keys of LLaMA-Factory: misspelt ones, values of another type, and the words that mean a value."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible_collections.llmops.finetune.plugins.module_utils import _schema, _sources
+from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+
+SCHEMAS = _sources.schemas()
+MAIN = SCHEMAS["main"]
+OF_KIND = {"boolean": True, "integer": 3, "number": 0.5, "text": "x", "list": ["x"], "dict": {"x": 1}, "null": None}
+
+NUMBERS = ({"integer"}, {"number"}, {"integer", "number"})
+
+
+def read(key: str, value: t.Any) -> t.Any:
+    found, problem = _schema.read(key, value, MAIN)
+    assert problem is None, problem
+    return found
+
+
+def problem(key: str, value: t.Any) -> _schema.Problem:
+    found = _schema.read(key, value, MAIN)[1]
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("environment", SCHEMAS)
+def test_the_schema_is_that_of_the_version_the_lock_pins(environment: str) -> None:
+    schema = SCHEMAS[environment]
+    assert schema.packages["llamafactory"] == schema.version
+    assert len(schema.keys) > 300
+    assert all(key.types and key.help for key in schema.keys.values())
+    assert {key.group for key in schema.keys.values()} == {"model", "data", "training", "finetuning", "generating"}
+    assert schema.templates[schema.models["Qwen/Qwen3-0.6B"]]["reasoning"]
+
+
+@pytest.mark.parametrize("key", MAIN.keys)
+def test_a_misspelt_key_is_refused_with_the_one_that_is_meant(key: str) -> None:
+    """One letter left out, one doubled, two swapped."""
+    middle = len(key) // 2
+    for wrong in (key[:-1], key[:middle] + key[middle:][:1] + key[middle:], key[1] + key[0] + key[2:]):
+        if wrong not in MAIN.keys:
+            told = problem(wrong, 1)
+            assert f"has no key {wrong}" in told.what
+            assert key in told.change, told
+
+
+@pytest.mark.parametrize("key", [name for name, key in MAIN.keys.items() if {*key.types} - {"null"} in NUMBERS])
+def test_a_word_for_a_number_is_refused(key: str) -> None:
+    told = problem(key, "many")
+    assert told.what == f"{key} is 'many'" and "number" in told.change
+
+
+@pytest.mark.parametrize("key", [name for name, key in MAIN.keys.items() if {*key.types} - {"null"} == {"boolean"}])
+def test_a_word_for_a_switch_is_refused(key: str) -> None:
+    assert problem(key, "maybe").change == "write true or false"
+    assert problem(key, 1).change == "write true or false"
+
+
+@pytest.mark.parametrize("key", MAIN.keys)
+def test_the_default_and_the_types_of_every_key_are_taken(key: str) -> None:
+    known = MAIN.keys[key]
+    assert read(key, known.default) == known.default
+    for choice in known.choices:
+        assert read(key, choice) == choice
+    for kind in () if known.choices else known.types:
+        assert read(key, OF_KIND[kind]) == OF_KIND[kind]
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "value"),
+    [
+        ("learning_rate", "1e-5", 1e-5),
+        ("learning_rate", 1, 1),
+        ("num_train_epochs", "3", 3),
+        ("lora_rank", "16", 16),
+        ("lora_rank", 16.0, 16),
+        ("bf16", "true", True),
+        ("bf16", "off", False),
+        ("max_samples", "null", None),
+        ("run_name", "007", "007"),
+        ("run_name", 7, "7"),
+        ("lora_target", ["q_proj", "v_proj"], ["q_proj", "v_proj"]),
+        ("lora_target", "q_proj,v_proj", "q_proj,v_proj"),
+        ("eval_strategy", False, "no"),
+        ("lr_scheduler_kwargs", {"num_cycles": "2"}, {"num_cycles": 2}),
+    ],
+)
+def test_a_value_is_what_its_key_makes_of_it(key: str, given: t.Any, value: t.Any) -> None:
+    assert read(key, given) == value
+    assert type(read(key, given)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "change"),
+    [
+        ("lora_rank", 2.5, "a whole number"),
+        ("lora_rank", True, "a whole number"),
+        ("lora_rank", None, "a whole number"),
+        ("lora_rank", [8], "a whole number"),
+        ("stage", "ppp", "pt or sft or rm or ppo or dpo or kto"),
+        ("optim", "adam_torch", "adamw_torch"),
+        ("run_name", True, "text"),
+        ("evaluation_strategy", "steps", "use eval_strategy"),
+        ("lr", 1, "use learning_rate"),
+        ("zzzz", 1, "remove zzzz"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_the_remedy(key: str, given: t.Any, change: str) -> None:
+    assert change in problem(key, given).change
+
+
+def test_everything_that_is_wrong_is_told_at_once_with_its_place() -> None:
+    assert _schema.typed({"lora_rank": "8"}, MAIN, "train_args") == {"lora_rank": 8}
+    with pytest.raises(FinetuneError) as one:
+        _schema.typed({"lora_rank": "8", "lora_rnak": 8}, MAIN, "train_set")
+    assert (one.value.where, one.value.change) == ("train_set, key lora_rnak", "use lora_rank or local_rank")
+    with pytest.raises(FinetuneError) as both:
+        _schema.typed({"lora_rnak": 8, "bf16": "maybe"}, MAIN, "train_args")
+    assert "2 things" in both.value.what
+    assert "train_args, key lora_rnak: " in both.value.where and "write true or false" in both.value.where
