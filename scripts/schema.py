@@ -7,7 +7,7 @@ usage, with the Python of a node environment:
     <root>/envs/<digest>/bin/python scripts/schema.py roles/train/files
 
 Keys are those of the classes that LLaMA-Factory's own parser fills, so what they inherit from transformers is among
-them: group, types, default, choices, what each is for.
+them: group, types, default, choices, and the first sentence of what each is for, which is upstream's (Apache-2.0).
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def keys() -> dict[str, dict[str, t.Any]]:
                 "types": sorted({*kinds(annotation), *either}),
                 "default": default(field),
                 "choices": choices(annotation),
-                "help": " ".join(str(field.metadata.get("help", "")).split()),
+                "help": re.split(r"(?<=[.?])\s", " ".join(str(field.metadata.get("help", "")).split()))[0],
             }
     return found
 

@@ -144,7 +144,7 @@ def _refuse_what_cannot_run(
         ranked=tuple(bool(entry.get("ranking")) for entry in registered),
         model=wish.model,
     )
-    _schema.refuse(_rules.problems(arguments, schema, situation), origins)
+    _schema.refuse(_rules.problems(arguments, schema, situation, wish.args), origins)
 
 
 def _against_last(plan: Plan, node: Facts) -> list[str]:

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import runpy
 import typing as t
 
 import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _schema, _sources
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+
+from ..conftest import REPOSITORY
 
 SCHEMAS = _sources.schemas()
 MAIN = SCHEMAS["main"]
@@ -38,6 +41,13 @@ def test_the_schema_is_that_of_the_version_the_lock_pins(environment: str) -> No
     assert all(key.types and key.help for key in schema.keys.values())
     assert {key.group for key in schema.keys.values()} == {"model", "data", "training", "finetuning", "generating"}
     assert schema.templates[schema.models["Qwen/Qwen3-0.6B"]]["reasoning"]
+
+
+def test_the_page_of_keys_is_written_from_the_schema() -> None:
+    pages = runpy.run_path(str(REPOSITORY / "scripts" / "keys.py"))["pages"]()
+    assert len(pages) == len(SCHEMAS)
+    for path, text in pages.items():
+        assert path.read_text(encoding="utf-8") == text, "python scripts/keys.py writes it"
 
 
 @pytest.mark.parametrize("key", MAIN.keys)

@@ -27,7 +27,13 @@ RULES: t.Tuple[Rule, ...] = (
 )
 
 
-def problems(arguments: t.Mapping[str, t.Any], schema: Schema, situation: Situation) -> list[Problem]:
-    """Every row that speaks about these arguments."""
+def problems(
+    arguments: t.Mapping[str, t.Any], schema: Schema, situation: Situation, written: t.Container[str] = ()
+) -> list[Problem]:
+    """Every row that speaks about these arguments, as a problem of the first of its keys that the author wrote."""
     view = View(arguments, schema, situation)
-    return [Problem(rule.keys[0], rule.what, rule.remedy(view)) for rule in RULES if rule.broken(view)]
+    return [
+        Problem(next((key for key in rule.keys if key in written), rule.keys[0]), rule.what, rule.remedy(view))
+        for rule in RULES
+        if rule.broken(view)
+    ]

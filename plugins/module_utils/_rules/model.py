@@ -147,7 +147,7 @@ RULES: t.Tuple[Rule, ...] = (
         lambda c: c.quantized and (c["resize_vocab"] or c["add_tokens"] or c["add_special_tokens"]),
         "the embeddings of a quantized model cannot be resized, and added tokens resize them",
         "remove resize_vocab, add_tokens and add_special_tokens, or quantization_bit",
-        _PARSER,
+        "model/model_utils/embedding.py",
     ),
     Rule(
         ("quantization_bit", "create_new_adapter"),

@@ -7,10 +7,31 @@ from __future__ import annotations
 
 import typing as t
 
-from .rule import Rule
+from .rule import Rule, View
 
 _TRANSFORMERS = "transformers training_args.py"
 _PARSER = "hparams/parser.py"
+
+
+def _fraction(kind: str) -> t.Callable[[View], t.Any]:
+    """A number of steps that is neither whole nor a part of all steps."""
+
+    def broken(c: View) -> bool:
+        steps = c[f"{kind}_steps"]
+        return bool(c[f"{kind}_strategy"] == "steps" and steps is not None and steps > 1 and steps != int(steps))
+
+    return broken
+
+
+def _saved_unevaluated(c: View) -> bool:
+    """The best of the saved models is asked for, and some are not evaluated when they are saved."""
+    if not c["load_best_model_at_end"] or c["save_strategy"] == "best":
+        return False
+    if c["eval_strategy"] != c["save_strategy"]:
+        return True
+    every = c["eval_steps"] or c["logging_steps"]
+    return bool(c["eval_strategy"] == "steps" and every >= 1 and c["save_steps"] % every)
+
 
 RULES: t.Tuple[Rule, ...] = (
     Rule(
@@ -36,11 +57,9 @@ RULES: t.Tuple[Rule, ...] = (
     ),
     Rule(
         ("load_best_model_at_end", "save_strategy", "eval_strategy"),
-        lambda c: (
-            c["load_best_model_at_end"] and c["save_strategy"] != "best" and c["eval_strategy"] != c["save_strategy"]
-        ),
+        _saved_unevaluated,
         "the best model is known only where it is evaluated when it is saved",
-        "give eval_strategy and save_strategy the same value",
+        "give eval_strategy and save_strategy the same value, and save_steps a multiple of eval_steps",
         _TRANSFORMERS,
     ),
     Rule(
@@ -56,5 +75,64 @@ RULES: t.Tuple[Rule, ...] = (
         "trackio needs a project",
         "set project",
         _PARSER,
+    ),
+    Rule(
+        ("tf32",),
+        lambda c: c["tf32"] and not c.now.bf16,
+        "tf32 needs GPUs of compute capability 8.0 or more",
+        "remove tf32",
+        _TRANSFORMERS,
+    ),
+    Rule(
+        ("dataloader_prefetch_factor", "dataloader_num_workers"),
+        lambda c: c["dataloader_prefetch_factor"] is not None and c["dataloader_num_workers"] == 0,
+        "only workers fetch ahead",
+        "set dataloader_num_workers: 1, or remove dataloader_prefetch_factor",
+        _TRANSFORMERS,
+    ),
+    Rule(
+        ("torch_empty_cache_steps",),
+        lambda c: c["torch_empty_cache_steps"] is not None and c["torch_empty_cache_steps"] < 1,
+        "torch_empty_cache_steps is a number of steps",
+        "use a whole number from 1",
+        _TRANSFORMERS,
+    ),
+    Rule(
+        ("seed",),
+        lambda c: not 0 <= c["seed"] < 2**32,
+        "seed is out of range",
+        "use a whole number from 0 to 4294967295",
+        "transformers trainer_utils.py set_seed",
+    ),
+    Rule(
+        ("warmup_steps",),
+        lambda c: c["warmup_steps"] < 0,
+        "warmup_steps is a number of steps",
+        "use a whole number from 0",
+        _TRANSFORMERS,
+    ),
+    Rule(
+        ("logging_steps", "logging_strategy"),
+        lambda c: c["logging_strategy"] == "steps" and c["logging_steps"] == 0,
+        "logging_steps is 0",
+        "use a whole number from 1, or logging_strategy: epoch",
+        _TRANSFORMERS,
+    ),
+    Rule(
+        ("eval_steps", "logging_steps"),
+        lambda c: c["eval_strategy"] == "steps" and not c["eval_steps"] and c["logging_steps"] <= 0,
+        "eval_steps is 0, and so is logging_steps, which stands in for it",
+        "set eval_steps",
+        _TRANSFORMERS,
+    ),
+    *(
+        Rule(
+            (f"{kind}_steps",),
+            _fraction(kind),
+            f"{kind}_steps is neither whole nor a part of all steps",
+            "use a whole number, or one below 1",
+            _TRANSFORMERS,
+        )
+        for kind in ("logging", "eval", "save")
     ),
 )

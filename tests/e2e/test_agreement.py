@@ -1,0 +1,142 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Our reading of arguments beside LLaMA-Factory's own parser, which runs for real in the environment of the demo."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import subprocess
+import typing as t
+from pathlib import Path
+
+import pytest
+from ansible_collections.llmops.finetune.plugins.module_utils import _config, _rules, _schema
+
+from ..unit import test_rules
+from .conftest import REPOSITORY, Demo
+
+MAIN = test_rules.MAIN
+LATE = (
+    "model/adapter.py",
+    "model/model_utils/attention.py",
+    "model/model_utils/quantization.py",
+    "model/model_utils/embedding.py",
+    "data/loader.py",
+    "data/template.py",
+    "data/processor/supervised.py",
+    "train/ppo/trainer.py",
+    "train/trainer_utils.py",
+    "peft OFTConfig",
+)
+"""Sources of the rows that refuse what the parser takes: LLaMA-Factory fails there, or does otherwise, later."""
+LATE_PACKAGES = ("hqq", "eetq")
+"""Packages that no parser asks for, only the loading of a quantized model."""
+
+Configuration = tuple[dict[str, t.Any], dict[str, t.Any]]
+"""Arguments over those of test_rules.BASE, and the situation they are in."""
+
+
+def python(demo: Demo) -> str:
+    return str(json.loads((demo.folder / "launch.json").read_text())["python"])
+
+
+def upstream(arguments: dict[str, t.Any], situation: dict[str, t.Any]) -> dict[str, t.Any]:
+    """The configuration as LLaMA-Factory would get it."""
+    names = {key: [f"{key}{i}" for i in range(situation.get(f"{key}s", count))] for key, count in COUNTS}
+    given = {**test_rules.BASE, "model_name_or_path": situation.get("model", "/m"), **arguments}
+    given |= {key: ",".join(found) for key, found in names.items() if found}
+    if "zero_stage" in situation:
+        given["deepspeed"] = {"zero_optimization": {"stage": situation["zero_stage"]}}
+    return given
+
+
+COUNTS = (("dataset", 1), ("eval_dataset", 0))
+EXPRESSIBLE = {"datasets", "eval_datasets", "model", "zero_stage", "ranked"}
+"""What of a situation can be written into a configuration; other packages and GPUs cannot."""
+
+
+def twins() -> list[Configuration]:
+    """What breaks each row of the rules, and its repair."""
+    cases = [pair for case in test_rules.CASES for pair in ((case[1], case[2]), (case[3], case[4]))]
+    return [(arguments, situation) for arguments, situation in cases if situation.keys() <= EXPRESSIBLE]
+
+
+def combinations(number: int, seed: int) -> list[Configuration]:
+    """Random ones of one to three keys with values that are not their defaults."""
+    dice, pool = random.Random(seed), list(settings())
+    found: list[Configuration] = []
+    for _ in range(number):
+        arguments = dict(dice.sample(pool, dice.choice((1, 2, 2, 3))))
+        situation: dict[str, t.Any] = {"eval_datasets": dice.choice((0, 1))}
+        if arguments.get("stage") in ("rm", "dpo"):
+            situation["ranked"] = (True,)
+        found.append((arguments, situation))
+    return found
+
+
+def settings() -> t.Iterator[tuple[str, t.Any]]:
+    ours = {*_config.OWNED, *_config.RESERVED, "local_rank"}
+    for name, key in MAIN.keys.items():
+        if name in ours or name.endswith(("_token", "_api_key")):
+            continue
+        if key.choices:
+            yield from ((name, choice) for choice in key.choices if choice != key.default)
+        elif "boolean" in key.types:
+            yield name, not key.default
+        elif "integer" in key.types:
+            yield from ((name, value) for value in (0, -1, 3))
+        elif "number" in key.types:
+            yield from ((name, value) for value in (0.25, -1.0, 2.5))
+
+
+def judged(demo: Demo, configurations: list[dict[str, t.Any]]) -> list[str | None]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    judge = REPOSITORY / "tests" / "e2e" / "upstream.py"
+    text = json.dumps(configurations)
+    done = subprocess.run([python(demo), judge, port], input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    answers: list[str | None] = json.loads(done.stdout)
+    return answers
+
+
+def late(rule: _rules.Rule) -> bool:
+    return rule.source in LATE or any(f"package {name}," in rule.what for name in LATE_PACKAGES)
+
+
+def test_what_llamafactory_refuses_is_refused_and_nothing_else_but_what_fails_later(demo: Demo) -> None:
+    configurations = [*twins(), *combinations(400, seed=20261124)]
+    assert len(configurations) > 500
+    theirs = judged(demo, [upstream(*configuration) for configuration in configurations])
+    lateness = {rule.what: late(rule) for rule in _rules.RULES}
+    wrong = []
+    for (arguments, situation), refusal in zip(configurations, theirs, strict=True):
+        ours = test_rules.told(arguments, situation)
+        if refusal and not ours:
+            wrong.append(f"only theirs: {arguments} {situation}: {refusal}")
+        if not refusal and any(not lateness[what] for what in ours):
+            wrong.append(f"only ours: {arguments} {situation}: {ours}")
+    assert wrong == []
+    assert 100 < sum(bool(refusal) for refusal in theirs) < len(theirs) - 100
+
+
+@pytest.mark.parametrize("wrong", [{"lora_rnak": 8}, {"stage": "ppp"}, {"finetuning_type": "qlora"}, {"optim": "adam"}])
+def test_a_key_or_choice_that_we_refuse_is_refused_there_or_fails_in_training(
+    demo: Demo, wrong: dict[str, str]
+) -> None:
+    (key,) = wrong
+    assert _schema.read(key, wrong[key], MAIN)[1]
+    (refusal,) = judged(demo, [upstream(wrong, {})])
+    assert refusal or key == "stage", "an unknown stage is told when training begins"
+
+
+@pytest.mark.parametrize("name", ["keys.json", "templates.json"])
+def test_the_stored_schema_is_what_the_installed_llamafactory_says(demo: Demo, name: str, tmp_path: Path) -> None:
+    subprocess.run([python(demo), REPOSITORY / "scripts/schema.py", tmp_path], check=True, capture_output=True)
+    (folder,) = tmp_path.iterdir()
+    stored = REPOSITORY / "roles/train/files" / folder.name / name
+    assert stored.read_text(encoding="utf-8") == (folder / name).read_text(encoding="utf-8")
