@@ -68,7 +68,7 @@ def combinations(number: int, seed: int) -> list[Configuration]:
     """Random ones of one to three keys with values that are not their defaults."""
     dice, pool = random.Random(seed), list(settings())
     found: list[Configuration] = []
-    for _ in range(number):
+    while len(found) < number:
         arguments = dict(dice.sample(pool, dice.choice((1, 2, 2, 3))))
         situation: dict[str, t.Any] = {"eval_datasets": dice.choice((0, 1))}
         if arguments.get("stage") in ("rm", "dpo"):
