@@ -31,7 +31,7 @@ class ActionModule(ActionBase):
             variables = {name: self._templar.template(known[name]) for name in _wish.INPUTS if name in known}
             wish = _wish.read(variables, schemas)
             if not register:
-                return {"changed": False}
+                return {"changed": False, "name": wish.name, "stage": wish.stage}
             facts = {host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]}
             sources = _sources.sources(wish, self._folders(known), facts)
             profile = _recipe.find(wish.recipe).environment

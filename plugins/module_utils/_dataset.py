@@ -24,13 +24,29 @@ TAGS = {
     "function_tag": "function_call",
     "system_tag": "system",
 }
-COLUMNS = {"alpaca": ALPACA, "sharegpt": SHAREGPT}
+OPENAI_TAGS = {
+    **TAGS,
+    "role_tag": "role",
+    "content_tag": "content",
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "observation_tag": "tool",
+}
+MEDIA = {"images": "images", "videos": "videos", "audios": "audios"}
+MORE = {"tools": "tools", "chosen": "chosen", "rejected": "rejected", "kto_tag": "kto_tag", **MEDIA}
+"""Fields of any form that a record may have; upstream knows them only where they are written out, as ours are."""
+COLUMNS = {
+    "alpaca": {**ALPACA, **MORE},
+    "sharegpt": {**SHAREGPT, **MORE},
+    "openai": {**SHAREGPT, **MORE, "messages": "messages"},
+}
+TAGS_OF = {"alpaca": TAGS, "sharegpt": TAGS, "openai": OPENAI_TAGS}
 CHECKED = (".json", ".jsonl")
 SUFFIXES = (*CHECKED, ".csv", ".parquet", ".arrow", ".txt")
 
 Origin = t.Literal["file", "path", "hub", "registered"]
 _SOURCES: tuple[Origin, ...] = ("file", "path", "hub", "registered")
-_KEYS = {*_SOURCES, "name", "formatting", "columns", "tags", "split", "subset", "num_samples"}
+_KEYS = {*_SOURCES, "name", "formatting", "ranking", "columns", "tags", "split", "subset", "num_samples"}
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 DEMO = {"demo": "demo.jsonl", "demo_heldout": "demo_heldout.jsonl"}
 """Names of the sets that come with this collection, and their files in roles/train/files."""
@@ -46,6 +62,8 @@ class Dataset:
     formatting: str = "alpaca"
     columns: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    ranking: bool = False
+    """Its records hold a chosen and a rejected answer."""
     options: dict[str, t.Any] = field(default_factory=dict)
     """split, subset, num_samples as written."""
     registration: dict[str, t.Any] = field(default_factory=dict)
@@ -63,6 +81,8 @@ class Source:
     local: str = ""
     """Where it lies on the controller."""
     evaluates: bool = False
+    doubts: tuple[str, ...] = ()
+    """What a person should know of its records, though they are trained on."""
 
     def folder(self, root: str) -> str:
         return f"{root}/datasets/{self.digest[:16]}"
@@ -116,11 +136,14 @@ def _entry(entry: t.Any, where: str) -> Dataset:
     formatting = str(entry.get("formatting", "alpaca"))
     if formatting not in COLUMNS:
         raise FinetuneError(
-            f"Unknown formatting {formatting!r}.", where=f"{where}.formatting", change="use alpaca or sharegpt"
+            f"Unknown formatting {formatting!r}.", where=f"{where}.formatting", change="use " + ", ".join(COLUMNS)
         )
     columns = _names(entry.get("columns"), COLUMNS[formatting], f"{where}.columns")
     tags = _names(entry.get("tags"), TAGS, f"{where}.tags")
-    if formatting == "sharegpt" and columns and "messages" not in columns:
+    ranking = _config.scalar(entry.get("ranking", False))
+    if not isinstance(ranking, bool):
+        raise FinetuneError(f"ranking is {ranking!r}.", where=f"{where}.ranking", change="use true or false")
+    if formatting != "alpaca" and columns and "messages" not in columns:
         raise FinetuneError(
             "columns does not say which field holds the messages: LLaMA-Factory forgets its defaults.",
             where=f"{where}.columns",
@@ -143,7 +166,7 @@ def _entry(entry: t.Any, where: str) -> Dataset:
             raise FinetuneError(
                 f"num_samples is {number!r}.", where=f"{where}.num_samples", change="use a whole number from 1"
             )
-    return Dataset(name, source, place, formatting, columns, tags, options)
+    return Dataset(name, source, place, formatting, columns, tags, ranking, options)
 
 
 def _names(given: t.Any, known: t.Iterable[str], where: str) -> dict[str, str]:
@@ -166,7 +189,7 @@ def info(dataset: Dataset, file_name: str, present: t.Container[str] = ()) -> di
     """
     if dataset.registration:
         return {**dataset.registration, **dataset.options}
-    entry: dict[str, t.Any] = {"formatting": dataset.formatting}
+    entry: dict[str, t.Any] = {"formatting": dataset.formatting, **({"ranking": True} if dataset.ranking else {})}
     if dataset.source == "hub":
         entry["hf_hub_url"] = dataset.where
     else:
@@ -176,8 +199,8 @@ def info(dataset: Dataset, file_name: str, present: t.Container[str] = ()) -> di
         entry["columns"] = dict(dataset.columns)
     elif present:
         entry["columns"] = {role: name for role, name in known.items() if name in present}
-    if dataset.tags:
-        entry["tags"] = {**TAGS, **dataset.tags}
+    if dataset.tags or dataset.formatting == "openai":
+        entry["tags"] = {**TAGS_OF[dataset.formatting], **dataset.tags}
     return {**entry, **dataset.options}
 
 
@@ -186,7 +209,12 @@ def identity(dataset: Dataset, digest: str) -> dict[str, t.Any]:
     content = {"digest": digest} if digest else {"reference": dataset.where}
     more = {
         key: value
-        for key, value in (("columns", dataset.columns), ("tags", dataset.tags), ("options", dataset.options))
+        for key, value in (
+            ("ranking", dataset.ranking),
+            ("columns", dataset.columns),
+            ("tags", dataset.tags),
+            ("options", dataset.options),
+        )
         if value
     }
     return {"name": dataset.name, "formatting": dataset.formatting, **content, **more}

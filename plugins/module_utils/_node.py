@@ -19,11 +19,18 @@ from ._engine import files, lease, state
 _GPU_QUERY = ("index", "uuid", "name", "memory.total", "compute_cap", "driver_version")
 
 
-def facts(user: str, root: str, name: str, here: t.Sequence[_dataset.Dataset], lease_dir: str = "") -> dict[str, t.Any]:
+def facts(
+    user: str,
+    root: str,
+    name: str,
+    here: t.Sequence[_dataset.Dataset],
+    stage: str = "sft",
+    lease_dir: str = "",
+) -> dict[str, t.Any]:
     """The facts the plan needs.
 
-    name: only runs of this name are read. here: datasets that lie on the node, to digest and check. lease_dir: where
-    the leases are, empty for the host's one place.
+    name: only runs of this name are read. here: datasets that lie on the node, to digest and check for the stage.
+    lease_dir: where the leases are, empty for the host's one place.
     """
     present = gpus()
     login = _user.login()
@@ -38,7 +45,7 @@ def facts(user: str, root: str, name: str, here: t.Sequence[_dataset.Dataset], l
             "runs": runs(Path(place), name),
             "datasets": datasets(Path(place)),
             "models": models(Path(place)),
-            "sources": [_source(dataset) for dataset in here],
+            "sources": [_source(dataset, stage) for dataset in here],
         }
 
     return {
@@ -129,11 +136,11 @@ def model_intact(folder: Path, identity: str) -> bool:
     )
 
 
-def _source(dataset: _dataset.Dataset) -> dict[str, t.Any]:
+def _source(dataset: _dataset.Dataset, stage: str) -> dict[str, t.Any]:
     path = Path(dataset.where).expanduser()
     if not path.is_file():
         return {"name": dataset.name, "missing": True}
-    report = _records.check(path, dataset)
+    report = _records.check(path, dataset, stage)
     return {
         "name": dataset.name,
         "missing": False,
@@ -143,6 +150,7 @@ def _source(dataset: _dataset.Dataset) -> dict[str, t.Any]:
         "fields": sorted(report.columns),
         "faults": [list(fault) for fault in report.faults],
         "more": report.more,
+        "doubts": report.doubts,
     }
 
 

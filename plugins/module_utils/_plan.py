@@ -91,7 +91,7 @@ def make(
     plan = Plan(run_id, wish.name, wanted, record if recorded else resolved, origins, recorded, {})
     plan.environment = {**plan.resolved["environment"], "current": plan.resolved["environment"] == environment}
     plan.difference = _against_last(plan, first)
-    plan.notices = _notices(wish, plan, record, resolved)
+    plan.notices = _notices(wish, plan, record, resolved, sources)
     for rank, (host, node) in enumerate(facts.items()):
         plan.nodes[host] = _node(plan, wish, sources, facts, host, node, rank, ranks)
     plan.held = _held(plan, wish, facts)
@@ -134,14 +134,13 @@ def _refuse_what_cannot_run(
 ) -> None:
     """Hold the arguments against what LLaMA-Factory would refuse after minutes, or take and do otherwise."""
     gpus = [gpu for host, node in facts.items() for gpu in _ranks.gpus(wish.gpus, node["gpus"], host)]
-    registered = [source.dataset.registration for source in sources]
     situation = _rules.Situation(
         world_size=sum(_ranks.local(wish, host, node) for host, node in facts.items()),
         gpus=bool(gpus),
         bf16=bool(gpus) and all(gpu["compute_capability"] >= 8 for gpu in gpus),
         datasets=sum(not source.evaluates for source in sources),
         eval_datasets=sum(source.evaluates for source in sources),
-        ranked=tuple(bool(entry.get("ranking")) for entry in registered),
+        ranked=tuple(source.dataset.ranking for source in sources),
         model=wish.model,
     )
     _schema.refuse(_rules.problems(arguments, schema, situation, wish.args), origins)
@@ -175,7 +174,9 @@ def _held(plan: Plan, wish: Wish, facts: t.Mapping[str, Facts]) -> str:
     return ""
 
 
-def _notices(wish: Wish, plan: Plan, record: dict[str, t.Any], resolved: dict[str, t.Any]) -> list[str]:
+def _notices(
+    wish: Wish, plan: Plan, record: dict[str, t.Any], resolved: dict[str, t.Any], sources: t.Sequence[Source]
+) -> list[str]:
     notices = []
     if record and not plan.recorded:
         notices.append(
@@ -187,6 +188,13 @@ def _notices(wish: Wish, plan: Plan, record: dict[str, t.Any], resolved: dict[st
                 notices.append(
                     f"Drift: the run keeps {key} {record[key]}; train_resolve=refresh would take {resolved[key]}."
                 )
+    for source in sources:
+        notices += [f"Dataset {source.dataset.name}: {told}." for told in source.doubts]
+        if source.dataset.formatting == "openai":
+            notices.append(
+                f"Dataset {source.dataset.name}: to records of formatting openai without tools, LLaMA-Factory adds the "
+                "system prompt `detailed thinking off`; sharegpt with `tags` does not."
+            )
     if wish.model != DEMO_MODEL and "template" not in plan.resolved["arguments"]:
         notices.append("No `template` is given: LLaMA-Factory takes the chat template of the model's tokenizer.")
     return notices

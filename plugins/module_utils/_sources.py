@@ -53,9 +53,9 @@ def sources(wish: Wish, folders: t.Sequence[Path], facts: t.Mapping[str, Facts])
     ):
         for dataset in datasets:
             if dataset.source == "registered":
-                dataset = _registered(dataset, variable)
+                dataset = _registered(dataset, variable, wish.stage)
             if dataset.source == "file":
-                found.append(_on_controller(dataset, variable, folders, evaluates))
+                found.append(_on_controller(dataset, variable, folders, evaluates, wish.stage))
             elif dataset.source == "path":
                 found.append(_on_nodes(dataset, variable, facts, evaluates))
             else:
@@ -63,7 +63,7 @@ def sources(wish: Wish, folders: t.Sequence[Path], facts: t.Mapping[str, Facts])
     return found
 
 
-def _registered(dataset: _dataset.Dataset, variable: str) -> _dataset.Dataset:
+def _registered(dataset: _dataset.Dataset, variable: str, stage: str) -> _dataset.Dataset:
     """A set by name alone: one that comes with this collection, or one that LLaMA-Factory registers on a hub."""
     name = dataset.where
     if name in _dataset.DEMO:
@@ -82,13 +82,7 @@ def _registered(dataset: _dataset.Dataset, variable: str) -> _dataset.Dataset:
             where=variable,
             change="get that file and name it with `file`",
         )
-    if known[name].get("ranking"):
-        raise FinetuneError(
-            f"Dataset {name!r} holds pairs of answers, for reward models and preferences.",
-            where=variable,
-            change="use a set of single answers with recipes that end in _sft",
-        )
-    return replace(dataset, registration=known[name])
+    return replace(dataset, registration=known[name], ranking=bool(known[name].get("ranking")))
 
 
 def registry() -> dict[str, t.Any]:
@@ -98,7 +92,9 @@ def registry() -> dict[str, t.Any]:
     return rows
 
 
-def _on_controller(dataset: _dataset.Dataset, variable: str, folders: t.Sequence[Path], evaluates: bool) -> Source:
+def _on_controller(
+    dataset: _dataset.Dataset, variable: str, folders: t.Sequence[Path], evaluates: bool, stage: str
+) -> Source:
     wanted = Path(dataset.where).expanduser()
     candidates = [wanted] if wanted.is_absolute() else [folder / wanted for folder in folders]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
@@ -109,10 +105,16 @@ def _on_controller(dataset: _dataset.Dataset, variable: str, folders: t.Sequence
             + ", ".join(dict.fromkeys(str(candidate.parent) for candidate in candidates)),
             change="correct `file`, or use `path` for a file on the node",
         )
-    report = _records.check(path, dataset)
+    report = _records.check(path, dataset, stage)
     _records.refuse(dataset, variable, str(path), report)
     return Source(
-        dataset, files.sha256(path), path.suffix, tuple(sorted(report.columns)), str(path.absolute()), evaluates
+        dataset,
+        files.sha256(path),
+        path.suffix,
+        tuple(sorted(report.columns)),
+        str(path.absolute()),
+        evaluates,
+        _records.doubts(report.doubts),
     )
 
 
@@ -149,4 +151,5 @@ def _on_nodes(dataset: _dataset.Dataset, variable: str, facts: t.Mapping[str, Fa
         tuple(first["fields"]),
         "",
         evaluates,
+        _records.doubts(first["doubts"]),
     )

@@ -66,6 +66,8 @@ class Wish:
     model_revision: str
     datasets: list[_dataset.Dataset]
     eval_datasets: list[_dataset.Dataset]
+    stage: str
+    """LLaMA-Factory's, from the recipe unless the author wrote another."""
     engine: str
     gpus: str
     global_batch_size: int | None
@@ -87,7 +89,8 @@ def read(variables: t.Mapping[str, t.Any], schemas: t.Mapping[str, _schema.Schem
     schemas: by environment, what it takes.
     """
     recipe = str(variables.get("train_recipe") or "")
-    schema = schemas[_recipe.find(recipe).environment]
+    found = _recipe.find(recipe)
+    schema = schemas[found.environment]
     written = _config.parse_args(variables.get("train_args"))
     single = _config.parse_set(str(variables.get("train_set") or ""))
     _config.check(written, "train_args")
@@ -132,6 +135,7 @@ def read(variables: t.Mapping[str, t.Any], schemas: t.Mapping[str, _schema.Schem
         model_revision=str(variables.get("train_model_revision") or "main"),
         datasets=datasets,
         eval_datasets=eval_datasets,
+        stage=str({**found.arguments, **written, **single}["stage"]),
         engine=_one_of(variables, "train_engine", _ENGINES),
         gpus=_gpus(variables.get("train_gpus", "all")),
         global_batch_size=_count(variables, "train_global_batch_size"),

@@ -27,6 +27,11 @@ options:
     description: Read only the runs of this name. Empty reads all.
     type: str
     default: ""
+  stage:
+    description: LLaMA-Factory's stage that the records of O(datasets) are for.
+    type: str
+    choices: [pt, sft, rm, ppo, dpo, kto]
+    default: sft
   lease_dir:
     description: Where the locks on GPUs are. Empty for the one place of the host.
     type: str
@@ -101,6 +106,7 @@ def main() -> None:
             "user": {"type": "str", "default": ""},
             "root": {"type": "str", "default": "~/llmops"},
             "name": {"type": "str", "default": ""},
+            "stage": {"type": "str", "choices": ["pt", "sft", "rm", "ppo", "dpo", "kto"], "default": "sft"},
             "lease_dir": {"type": "str", "default": ""},
             "datasets": {"type": "list", "elements": "raw", "default": []},
         },
@@ -109,7 +115,7 @@ def main() -> None:
     given = module.params
     try:
         here = [dataset for dataset in _dataset.parse(given["datasets"], "train_datasets") if dataset.source == "path"]
-        node = _node.facts(given["user"], given["root"], given["name"], here, given["lease_dir"])
+        node = _node.facts(given["user"], given["root"], given["name"], here, given["stage"], given["lease_dir"])
     except FinetuneError as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, node=node)

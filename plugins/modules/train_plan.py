@@ -52,6 +52,14 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+name:
+  description: Name of the run.
+  returned: without O(facts)
+  type: str
+stage:
+  description: LLaMA-Factory's stage, which the records of datasets are checked for.
+  returned: without O(facts)
+  type: str
 plan:
   description: The plan.
   returned: success

@@ -55,7 +55,7 @@ def test_further_keys_are_kept() -> None:
         ([{"file": "a.json", "name": "a b"}], "train_datasets[0].name", "letters"),
         ([{"file": "a.json", "name": "a,b"}], "train_datasets[0].name", "letters"),
         (["a,b"], "train_datasets[0].name", "letters"),
-        ([{"file": "a.json", "formatting": "openai"}], "train_datasets[0].formatting", "alpaca or sharegpt"),
+        ([{"file": "a.json", "formatting": "chatml"}], "train_datasets[0].formatting", "alpaca, sharegpt, openai"),
         ([{"file": "a.json", "columns": {"question": "q"}}], "train_datasets[0].columns", "prompt"),
         ([{"file": "a.json", "columns": ["prompt"]}], "train_datasets[0].columns", "prompt"),
         ([{"file": "a.json", "columns": {"prompt": 3}}], "train_datasets[0].columns.prompt", "text"),

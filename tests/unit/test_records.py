@@ -13,9 +13,7 @@ import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _records
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
-ALPACA = {"instruction": "Why?", "input": "", "output": "Because."}
-ASK, ANSWER = {"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}
-TALK = {"conversations": [ASK, ANSWER]}
+from .broken_records import ALPACA, ANSWER, ASK, BROKEN, FINE, FORMS, Form, alpaca, talk
 
 
 def check(folder: Path, records: t.Sequence[t.Any], ending: str = "jsonl", **entry: t.Any) -> _records.Report:
@@ -25,97 +23,68 @@ def check(folder: Path, records: t.Sequence[t.Any], ending: str = "jsonl", **ent
     return _records.check(path, _dataset.parse({"file": path.name, **entry}, "train_datasets")[0])
 
 
-def alpaca(**fields: t.Any) -> dict[str, t.Any]:
-    return {**ALPACA, **fields}
-
-
-def talk(*messages: t.Any, **fields: t.Any) -> dict[str, t.Any]:
-    return {"conversations": list(messages), **fields}
-
-
-BROKEN_ALPACA: list[tuple[t.Any, t.Any, str]] = [
-    # broken, the same repaired, what is said
-    ("text", ALPACA, "no JSON object"),
-    (["Why?", "Because."], ALPACA, "no JSON object"),
-    (None, ALPACA, "no JSON object"),
-    ({"instruction": "Why?"}, {"instruction": "Why?", "output": "So."}, "'output' is missing"),
-    (alpaca(output=None), alpaca(output="So."), "'output' is null"),
-    (alpaca(output=3), alpaca(output="3"), "'output' is int"),
-    (alpaca(output=["So."]), alpaca(output="So."), "'output' is list"),
-    (alpaca(output={"text": "So."}), alpaca(output="So."), "'output' is dict"),
-    (alpaca(output=""), alpaca(output="."), "'output' is empty"),
-    (alpaca(output=" \n"), alpaca(output=" a\n"), "'output' is empty"),
-    (alpaca(instruction=""), alpaca(instruction="", input="Why?"), "'instruction' is empty"),
-    (alpaca(instruction=None), alpaca(instruction=None, input="Why?"), "'instruction' is empty"),
-    ({"output": "So."}, {"input": "Why?", "output": "So."}, "'instruction' is empty"),
-    (alpaca(instruction=3), alpaca(instruction="3"), "'instruction' is int"),
-    (alpaca(input=["x"]), alpaca(input="x"), "'input' is list"),
-    (alpaca(system={}), alpaca(system="Be brief."), "'system' is dict"),
-    (alpaca(history="x"), alpaca(history=[]), "'history' is no list"),
-    (alpaca(history=["x"]), alpaca(history=[["x", "y"]]), "'history' is no list"),
-    (alpaca(history=[["x"]]), alpaca(history=[["x", "y"]]), "'history' is no list"),
-    (alpaca(history=[["x", 3]]), alpaca(history=[["x", "3"]]), "'history' is no list"),
-    (alpaca(score="high"), alpaca(score=0.5), "'score' is str, in record 1 it is int"),
-    (alpaca(score=True), alpaca(score=None), "'score' is bool, in record 1 it is int"),
-]
-
-BROKEN_SHAREGPT: list[tuple[t.Any, t.Any, str]] = [
-    ([ASK, ANSWER], TALK, "no JSON object"),
-    ({}, TALK, "'conversations' is missing"),
-    ({"conversations": None}, TALK, "'conversations' is null"),
-    ({"messages": [ASK, ANSWER]}, TALK, "'conversations' is missing"),
-    (talk(), TALK, "'conversations' is list"),
-    ({"conversations": "Why?"}, TALK, "'conversations' is str"),
-    (talk("Why?", ANSWER), talk(ASK, ANSWER), "message 1 lacks text"),
-    (talk(ASK, {"from": "gpt"}), TALK, "message 2 lacks text"),
-    (talk(ASK, {"value": "So."}), TALK, "message 2 lacks text"),
-    (talk(ASK, {"from": "gpt", "value": None}), TALK, "message 2 lacks text"),
-    (talk(ASK, {"from": 1, "value": "So."}), TALK, "message 2 lacks text"),
-    (talk({"role": "user", "content": "Why?"}, ANSWER), TALK, "message 1 lacks text in 'from' or 'value'"),
-    (talk(ASK), TALK, "does not end with an answer"),
-    (talk(ASK, ANSWER, ASK), talk(ASK, ANSWER, ASK, ANSWER), "does not end with an answer"),
-    (talk({"from": "system", "value": "Be brief."}), TALK, "does not end with an answer"),
-    (talk(ANSWER, ASK), TALK, "turn 1 is from 'gpt', but human or observation is due"),
-    (talk(ASK, ASK), TALK, "turn 2 is from 'human', but function_call or gpt is due"),
-    (talk({"from": "user", "value": "Why?"}, ANSWER), TALK, "turn 1 is from 'user'"),
-    (
-        talk(ASK, {"from": "system", "value": "x"}),
-        talk({"from": "system", "value": "x"}, ASK, ANSWER),
-        "turn 2 is from 'system'",
-    ),
-    (
-        talk(ASK, {"from": "observation", "value": "1"}, ANSWER, ANSWER),
-        talk(ASK, {"from": "function_call", "value": "1"}, {"from": "observation", "value": "1"}, ANSWER),
-        "turn 2 is from 'observation'",
-    ),
-    (talk(ASK, ANSWER, tools="[{]"), talk(ASK, ANSWER, tools="[{}]"), "'tools' is no JSON text"),
-    (talk(ASK, ANSWER, tools=[{"name": "f"}]), talk(ASK, ANSWER, tools=""), "'tools' is no JSON text"),
-]
+def written(folder: Path, form: Form, records: t.Sequence[t.Any], ending: str = "jsonl") -> _records.Report:
+    """The report on a file of these records, in this form and for its stage."""
+    path = folder / f"data.{ending}"
+    text = json.dumps(records) if ending == "json" else "".join(json.dumps(record) + "\n" for record in records)
+    path.write_text(text, encoding="utf-8")
+    return _records.check(path, _dataset.parse({"file": path.name, **form.entry}, "v")[0], form.stage)
 
 
 @pytest.mark.parametrize("ending", ["json", "jsonl"])
-@pytest.mark.parametrize(("broken", "repaired", "says"), BROKEN_ALPACA)
-def test_a_broken_alpaca_record_is_named(
-    tmp_path: Path, ending: str, broken: t.Any, repaired: t.Any, says: str
-) -> None:
-    first = alpaca(score=1)
-    report = check(tmp_path, [first, ALPACA, broken, ALPACA], ending)
-    assert [fault.record for fault in report.faults][:1] == [3]
-    assert any(says in fault.what for fault in report.faults)
-    assert all(fault.change and fault.record == 3 for fault in report.faults)
-    whole = check(tmp_path, [first, ALPACA, repaired, ALPACA], ending)
-    assert (whole.faults, whole.records) == ([], 4)
+@pytest.mark.parametrize(("form", "broken", "says"), BROKEN)
+def test_a_broken_record_is_named(tmp_path: Path, form: str, broken: t.Any, says: str, ending: str) -> None:
+    good = FORMS[form].good
+    report = written(tmp_path, FORMS[form], [good, good, broken, good], ending)
+    assert {fault.record for fault in report.faults} == {3}
+    assert any(says in fault.what for fault in report.faults), report.faults
+    assert all(fault.change for fault in report.faults)
 
 
-@pytest.mark.parametrize(("broken", "repaired", "says"), BROKEN_SHAREGPT)
-def test_a_broken_sharegpt_record_is_named(tmp_path: Path, broken: t.Any, repaired: t.Any, says: str) -> None:
-    report = check(tmp_path, [TALK, broken, TALK], formatting="sharegpt")
-    assert {fault.record for fault in report.faults} == {2}
-    assert any(says in fault.what for fault in report.faults)
-    whole = check(tmp_path, [TALK, repaired, TALK], formatting="sharegpt")
-    assert (whole.faults, whole.records) == ([], 3)
+@pytest.mark.parametrize(("form", "odd"), [*((name, form.good) for name, form in FORMS.items()), *FINE])
+def test_what_is_trained_on_is_not_refused(tmp_path: Path, form: str, odd: t.Any) -> None:
+    good = FORMS[form].good
+    report = written(tmp_path, FORMS[form], [good, odd, good])
+    assert (report.faults, report.records) == ([], 3)
 
 
+@pytest.mark.parametrize("record", ["text", ["Why?"], 3, None])
+def test_a_record_is_an_object(tmp_path: Path, record: t.Any) -> None:
+    for form in FORMS.values():
+        (fault,) = written(tmp_path, form, [form.good, record]).faults
+        assert (fault.record, "no JSON object" in fault.what) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("form", "odd", "told"),
+    [
+        ("alpaca", alpaca(output=" \n"), "2 records have an empty answer, which teaches to say nothing"),
+        ("alpaca", alpaca(instruction=""), "2 records have no question"),
+        ("alpaca kto", {**alpaca(good=True), "output": None}, "2 records have an empty answer"),
+        ("sharegpt dpo", talk(ASK, chosen=ASK, rejected=ANSWER), "2 records have a chosen or rejected message"),
+    ],
+)
+def test_what_is_trained_on_in_doubt_is_told(tmp_path: Path, form: str, odd: t.Any, told: str) -> None:
+    good = FORMS[form].good
+    (doubt,) = _records.doubts(written(tmp_path, FORMS[form], [good, odd, good, odd]).doubts)
+    assert told in doubt and "(the first is record 2)" in doubt
+
+
+def test_a_field_has_one_type(tmp_path: Path) -> None:
+    for score in ("high", True):
+        (fault,) = check(tmp_path, [alpaca(score=1), alpaca(score=None), alpaca(score=0.5), alpaca(score=score)]).faults
+        assert fault.record == 4 and "in record 1 it is int" in fault.what
+
+
+def test_a_column_that_no_record_has_is_named(tmp_path: Path) -> None:
+    (fault,) = check(
+        tmp_path, [ALPACA], columns={"prompt": "instruction", "response": "output", "system": "who"}
+    ).faults
+    assert (fault.record, fault.what) == (0, "no record has 'who', which `columns` names")
+
+
+TALK = talk(ASK, ANSWER)
+CHAT = {"messages": [{"role": "user", "content": "Why?"}]}
 GOOD = json.dumps(ALPACA).encode()
 
 

@@ -28,7 +28,7 @@ def find(folders: t.Sequence[Path], facts: dict[str, t.Any] | None = None, **wis
 
 def answer(digest: str = "00", **more: t.Any) -> dict[str, t.Any]:
     told = {"name": "a", "missing": False, "path": "/home/me/a.jsonl", "digest": digest}
-    return {"sources": [{**told, "records": 1, "fields": ["output"], "faults": [], "more": 0, **more}]}
+    return {"sources": [{**told, "records": 1, "fields": ["output"], "faults": [], "more": 0, "doubts": {}, **more}]}
 
 
 def test_a_file_is_taken_from_the_first_folder_that_has_it(tmp_path: Path) -> None:
@@ -77,7 +77,6 @@ def test_the_registry_is_that_of_the_pinned_version() -> None:
         ("alpaca_enn", "no dataset 'alpaca_enn'", "use alpaca_en or"),
         ("nothing-like-it", "no dataset", "demo or demo_heldout"),
         ("identity", "a file of LLaMA-Factory's repository", "`file`"),
-        ("dpo_mix_en", "pairs of answers", "_sft"),
         ({"hub": "o/d", "revision": "v1"}, "Unknown key 'revision'", "split"),
         ({"file": "broken.jsonl"}, "would not train on", "answer"),
     ],

@@ -1,0 +1,86 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""LLaMA-Factory's own converters and processors as the judge of records: which are dropped, which end the run.
+
+Run with the Python of a node environment: judge_records.py MODEL PORT, files on standard input as text, suffix, stage
+and their entry in dataset_info.json. Answers with the numbers of the bad records, or with why the file as a whole is none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import typing as t
+from pathlib import Path
+
+from upstream import RANK
+
+LOADERS = {".csv": "csv", ".txt": "text", ".json": "json", ".jsonl": "json"}
+
+
+class Judge:
+    def __init__(self, model: str, folder: Path) -> None:
+        from llamafactory.data.template import get_template_and_fix_tokenizer
+        from llamafactory.hparams import get_train_args
+        from llamafactory.model import load_tokenizer
+
+        given: dict[str, t.Any] = {
+            "model_name_or_path": model,
+            "template": "qwen3_nothink",
+            "dataset": "x",
+            "dataset_dir": str(folder),
+        }
+        given |= {"output_dir": str(folder / "output"), "stage": "sft", "do_train": True, "finetuning_type": "lora"}
+        model_args, self.data_args, *_ = get_train_args({**given, "report_to": "none"})
+        self.tokenizer = load_tokenizer(model_args)["tokenizer"]
+        self.template = get_template_and_fix_tokenizer(self.tokenizer, self.data_args)
+        self.folder = folder
+
+    def bad_records(self, number: int, case: dict[str, t.Any]) -> list[int] | str:
+        import datasets
+        from llamafactory.data.converter import get_dataset_converter
+        from llamafactory.data.loader import _get_dataset_processor
+        from llamafactory.data.parser import get_dataset_list
+
+        path = self.folder / f"{number}{case['suffix']}"
+        path.write_text(case["text"], encoding="utf-8")
+        entry = {**case["info"], "file_name": str(path)}
+        (self.folder / "dataset_info.json").write_text(json.dumps({"x": entry}), encoding="utf-8")
+        (attributes,) = get_dataset_list(["x"], str(self.folder))
+        stage = "rm" if case["stage"] == "dpo" else case["stage"]
+        processor = _get_dataset_processor(self.data_args, stage, self.template, self.tokenizer, None)
+        converter = get_dataset_converter(attributes.formatting, attributes, self.data_args)
+        cache = str(self.folder / f"cache-{number}")
+        try:
+            loader = LOADERS[case["suffix"]]
+            rows = list(datasets.load_dataset(loader, data_files=[str(path)], split="train", cache_dir=cache))
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"[:300]
+        return [i for i, row in enumerate(rows, 1) if not self._is_trained_on(row, converter, processor)]
+
+    def _is_trained_on(self, row: t.Any, converter: t.Any, processor: t.Any) -> bool:
+        try:
+            batch = {key: [value] for key, value in converter(row).items()}
+            made = processor.preprocess_dataset(batch)
+        except Exception:
+            return False
+        return any(len(values) for values in made.values())
+
+
+def main() -> None:
+    cases: list[dict[str, t.Any]] = json.load(sys.stdin)
+    os.environ.update(RANK, MASTER_PORT=sys.argv[2], DS_ACCELERATOR="cpu", LLAMAFACTORY_VERBOSITY="ERROR")
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    with tempfile.TemporaryDirectory() as folder:
+        judge = Judge(sys.argv[1], Path(folder))
+        json.dump([judge.bad_records(number, case) for number, case in enumerate(cases)], answers)
+    answers.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Our reading of records beside LLaMA-Factory's own, which runs for real: the same ones are refused."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import typing as t
+from pathlib import Path
+
+from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _records
+
+from ..unit.broken_records import BROKEN, FINE, FORMS, Record
+from .conftest import REPOSITORY, Demo
+
+CASES: list[tuple[str, Record]] = [
+    *((form, record) for form, record, _ in BROKEN),
+    *FINE,
+    *((name, form.good) for name, form in FORMS.items()),
+]
+
+
+def judged(demo: Demo, cases: list[dict[str, t.Any]]) -> list[list[int] | str]:
+    launch = json.loads((demo.folder / "launch.json").read_text())
+    model = demo.applied.plan["nodes"]["localhost"]["model"]["path"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    judge = REPOSITORY / "tests" / "e2e" / "judge_records.py"
+    command = [launch["python"], judge, model, port]
+    done = subprocess.run(command, input=json.dumps(cases), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    answers: list[list[int] | str] = json.loads(done.stdout)
+    return answers
+
+
+def test_the_same_records_are_refused(demo: Demo, tmp_path: Path) -> None:
+    """A record of each kind between two good ones, as a file of lines and as a list."""
+    assert len(BROKEN) >= 40
+    cases, ours = [], []
+    for number, (form, record) in enumerate(CASES):
+        entry, stage, good = FORMS[form]
+        for suffix in (".jsonl", ".json"):
+            records = [good, record, good]
+            text = json.dumps(records) if suffix == ".json" else "".join(json.dumps(one) + "\n" for one in records)
+            path = tmp_path / f"{number}{suffix}"
+            path.write_text(text, encoding="utf-8")
+            dataset = _dataset.parse({"file": str(path), **entry}, "v")[0]
+            report = _records.check(path, dataset, stage)
+            ours.append(sorted({fault.record for fault in report.faults}))
+            info = _dataset.info(dataset, "x", sorted(report.columns))
+            cases.append({"suffix": suffix, "text": text, "stage": stage, "info": info})
+    theirs = judged(demo, cases)
+    wrong = []
+    for case, our, their in zip(cases, ours, theirs, strict=True):
+        expected = [2] if isinstance(their, str) else their  # no table can be made of the file: of its odd record
+        if our != expected:
+            wrong.append(f"{case['suffix']} {case['text']}: ours {our}, theirs {their}")
+    assert wrong == []
+    assert sum(bool(their) for their in theirs) >= 80

@@ -1,0 +1,150 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Records that LLaMA-Factory drops or dies on, by form and stage: what is wrong with each, and good ones beside them.
+
+`tests/unit/test_records.py` holds our reading against them, `tests/e2e/test_records_judged.py` LLaMA-Factory's own.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+Record = t.Any
+ASK, ANSWER = {"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}
+SYSTEM = {"from": "system", "value": "Be brief."}
+CALL = {"from": "function_call", "value": '{"name": "f", "arguments": {}}'}
+RESULT = {"from": "observation", "value": "1"}
+USER, ASSISTANT = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
+ALPACA = {"instruction": "Why?", "input": "", "output": "Because."}
+TOOLS = '[{"name": "f", "description": "", "parameters": {"properties": {}, "required": []}}]'
+TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+
+
+class Form(t.NamedTuple):
+    entry: dict[str, t.Any]
+    """Of train_datasets, besides the file."""
+    stage: str
+    good: Record
+
+
+def alpaca(**fields: t.Any) -> Record:
+    return {**ALPACA, **fields}
+
+
+def talk(*messages: t.Any, **fields: t.Any) -> Record:
+    return {"conversations": list(messages), **fields}
+
+
+def chat(*messages: t.Any, **fields: t.Any) -> Record:
+    return {"messages": list(messages), **fields}
+
+
+PAIR_COLUMNS = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
+PAIR = {"instruction": "Why?", "input": "", "chosen": "Because.", "rejected": "No."}
+TALK_PAIR = talk(ASK, chosen=ANSWER, rejected={"from": "gpt", "value": "No."})
+KTO = alpaca(good=True)
+
+FORMS: dict[str, Form] = {
+    "alpaca": Form({}, "sft", ALPACA),
+    "alpaca pt": Form({"columns": {"prompt": "text"}}, "pt", {"text": "All of it."}),
+    "alpaca ppo": Form({}, "ppo", ALPACA),
+    "alpaca dpo": Form({"ranking": True, "columns": PAIR_COLUMNS}, "dpo", PAIR),
+    "alpaca kto": Form(
+        {"columns": {"prompt": "instruction", "query": "input", "response": "output", "kto_tag": "good"}}, "kto", KTO
+    ),
+    "sharegpt": Form({"formatting": "sharegpt"}, "sft", talk(ASK, ANSWER)),
+    "sharegpt dpo": Form({"formatting": "sharegpt", "ranking": True}, "dpo", TALK_PAIR),
+    "sharegpt kto": Form(
+        {"formatting": "sharegpt", "columns": {"messages": "conversations", "kto_tag": "good"}},
+        "kto",
+        talk(ASK, ANSWER, good=True),
+    ),
+    "sharegpt tools": Form({"formatting": "sharegpt"}, "sft", talk(ASK, CALL, RESULT, ANSWER, tools=TOOLS)),
+    "sharegpt tags": Form(
+        {"formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": TAGS}, "sft", chat(USER, ASSISTANT)
+    ),
+    "openai": Form({"formatting": "openai"}, "sft", chat(USER, ASSISTANT)),
+}
+
+BROKEN: list[tuple[str, Record, str]] = [
+    # form, a broken record among good ones, what is said of it
+    ("alpaca", {"instruction": "Why?"}, "'output' is missing"),
+    ("alpaca", alpaca(output=None), "'output' is null"),
+    ("alpaca", alpaca(output=3), "'output' is a number"),
+    ("alpaca", alpaca(output=["So."]), "'output' is a list"),
+    ("alpaca", alpaca(output={"text": "So."}), "'output' is an object"),
+    ("alpaca", alpaca(instruction=3), "'instruction' is a number"),
+    ("alpaca", alpaca(input=["x"]), "'input' is a list"),
+    ("alpaca", alpaca(system={"x": "y"}), "'system' is an object"),
+    ("alpaca", alpaca(history=[["x"]]), "'history' holds [\"x\"]"),
+    ("alpaca", alpaca(history=[["x", "y", "z"]]), "'history' holds"),
+    ("alpaca", alpaca(history=[["x", None]]), "'history' holds"),
+    ("alpaca", alpaca(tools="[{"), "'tools' is no JSON text"),
+    ("alpaca ppo", alpaca(instruction=["Why?"]), "'instruction' is a list"),
+    ("alpaca dpo", {**PAIR, "chosen": None}, "'chosen' is null"),
+    ("alpaca dpo", {"instruction": "Why?", "input": "", "chosen": "So."}, "'rejected' is missing"),
+    ("alpaca dpo", {**PAIR, "rejected": ["No."]}, "'rejected' is a list"),
+    ("alpaca kto", alpaca(), "'good' is missing"),
+    ("alpaca kto", alpaca(good=None), "'good' is null"),
+    ("alpaca kto", alpaca(good="yes"), "'good' is str"),
+    ("sharegpt", {}, "'conversations' is missing"),
+    ("sharegpt", {"conversations": None}, "'conversations' is null"),
+    ("sharegpt", {"messages": [ASK, ANSWER]}, "'conversations' is missing"),
+    ("sharegpt", {"conversations": "Why?"}, "'conversations' is str"),
+    ("sharegpt", talk(), "it does not end with an answer"),
+    ("sharegpt", talk(SYSTEM), "it does not end with an answer"),
+    ("sharegpt", talk(ASK), "it does not end with an answer"),
+    ("sharegpt", talk(ASK, ANSWER, ASK), "it does not end with an answer"),
+    ("sharegpt", talk(ANSWER, ASK), "turn 1 is from 'gpt'"),
+    ("sharegpt", talk(ASK, ASK), "turn 2 is from 'human'"),
+    ("sharegpt", talk({"from": "user", "value": "Why?"}, ANSWER), "turn 1 is from 'user'"),
+    ("sharegpt", talk(ASK, SYSTEM), "turn 2 is from 'system'"),
+    ("sharegpt", talk(ASK, RESULT, ASK, ANSWER), "turn 2 is from 'observation'"),
+    ("sharegpt", talk("Why?", ANSWER), 'message 1 is "Why?", no JSON object'),
+    ("sharegpt", talk(ASK, {"from": "gpt"}), "message 2 has null in 'value'"),
+    ("sharegpt", talk(ASK, {"value": "So."}), "turn 2 is from None"),
+    ("sharegpt", talk(ASK, {"from": "gpt", "value": None}), "message 2 has null in 'value'"),
+    ("sharegpt", talk({"role": "user", "content": "Why?"}, ANSWER), "turn 1 is from None"),
+    ("sharegpt", talk(ASK, {"from": "function_call", "value": "f()"}), "message 2 calls a function and is no JSON"),
+    ("sharegpt", talk(ASK, {"from": "function_call", "value": '{"name": "f"}'}), "without name and arguments"),
+    ("sharegpt tools", talk(ASK, CALL, RESULT, ANSWER, tools="[{"), "'tools' is no JSON text"),
+    ("sharegpt tools", talk(ASK, CALL, ANSWER, tools=TOOLS), "turn 3 is from 'gpt'"),
+    ("sharegpt dpo", talk(ASK, ANSWER, chosen=ANSWER, rejected=ANSWER), "it ends with an answer"),
+    ("sharegpt dpo", talk(ASK, chosen=None, rejected=ANSWER), "'chosen' is null"),
+    (
+        "sharegpt dpo",
+        talk(ASK, chosen={"from": "me", "value": "x"}, rejected=ANSWER),
+        "'chosen' is no answer with a text",
+    ),
+    ("sharegpt dpo", talk(ASK, chosen=ANSWER, rejected={"from": "gpt"}), "'rejected' is no answer with a text"),
+    ("sharegpt kto", talk(ASK, ANSWER), "'good' is missing"),
+    ("sharegpt kto", talk(ASK, good=True), "it does not end with an answer"),
+    ("sharegpt tags", chat(USER, {"role": "gpt", "content": "So."}), "turn 2 is from 'gpt'"),
+    ("openai", chat(USER), "it does not end with an answer"),
+    ("openai", chat(ASSISTANT, USER), "turn 1 is from 'assistant'"),
+    ("openai", chat(USER, {"role": "assistant", "content": None}), "message 2 has null in 'content'"),
+    ("openai", chat(USER, {"role": "tool", "content": "1"}), "it does not end with an answer"),
+]
+
+FINE: list[tuple[str, Record]] = [
+    # what looks odd and is trained on
+    ("alpaca", alpaca(output="")),
+    ("alpaca", alpaca(instruction="")),
+    ("alpaca", alpaca(instruction=None, input=None)),
+    ("alpaca", alpaca(history=[["x", "y"]])),
+    ("alpaca", alpaca(history=[])),
+    ("alpaca", alpaca(system="Be brief.")),
+    ("alpaca", alpaca(score=3)),
+    ("alpaca ppo", {"instruction": "Why?"}),
+    ("alpaca kto", alpaca(good=False)),
+    ("alpaca kto", {**KTO, "output": None}),
+    ("sharegpt dpo", talk(ASK, chosen=ASK, rejected=ANSWER)),
+    ("sharegpt", talk(SYSTEM, ASK, ANSWER)),
+    ("sharegpt", talk(ASK, ANSWER, ASK, ANSWER)),
+    ("sharegpt", talk(ASK, ANSWER, tools="")),
+    ("sharegpt tools", talk(ASK, ANSWER)),
+    ("sharegpt tags", chat(USER, ASSISTANT, USER, ASSISTANT)),
+    ("sharegpt tags", chat({"role": "system", "content": "Be brief."}, USER, ASSISTANT)),
+    ("openai", chat({"role": "system", "content": "Be brief."}, USER, ASSISTANT)),
+]
