@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """LLaMA-Factory's own converters and processors as the judge of records: which are dropped, which end the run.
 
-Run with the Python of a node environment: judge_records.py MODEL PORT, files on standard input as text, suffix, stage
-and their entry in dataset_info.json. Answers with the numbers of the bad records, or with why the file as a whole is none.
+Run with the Python of a node environment: judge_records.py MODEL PORT. Files come on standard input as text, suffix,
+stage and their entry in dataset_info.json; the answer is the numbers of the bad records, or why a file is none.
 """
 
 from __future__ import annotations
