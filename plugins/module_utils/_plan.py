@@ -19,6 +19,9 @@ from ._errors import FinetuneError
 from ._ranks import Facts
 from ._wish import DEMO_MODEL, Wish
 
+_FROM_THE_START = ("rm", "ppo")
+"""Stages that LLaMA-Factory cannot resume: it forgets the value head, or refuses."""
+
 
 @dataclass
 class Plan:
@@ -188,6 +191,8 @@ def _notices(
                 notices.append(
                     f"Drift: the run keeps {key} {record[key]}; train_resolve=refresh would take {resolved[key]}."
                 )
+    if wish.stage in _FROM_THE_START:
+        notices.append(f"Stage {wish.stage} cannot go on from a checkpoint: after an interruption it begins again.")
     for source in sources:
         notices += [f"Dataset {source.dataset.name}: {told}." for told in source.doubts]
         if source.dataset.formatting == "openai":
@@ -250,6 +255,7 @@ def _node(
             "leases": [gpu["uuid"] for gpu in gpus] or [lease.CPU],
             "lease_dir": wish.lease_dir,
             "max_restarts": wish.max_restarts,
+            "resumes": wish.stage not in _FROM_THE_START,
             "grace_seconds": 120,
             "start_deadline_seconds": 3600,
         },

@@ -50,6 +50,49 @@ RECIPES: dict[str, Recipe] = {
             "learning_rate": 1e-4,
         },
     ),
+    "qlora_sft": Recipe(
+        purpose="supervised fine-tuning of a low-rank adapter on a model quantized to 4 bits",
+        hardware="one GPU that holds a quarter of the model in 16 bits, or a CPU for small models",
+        environment="main",
+        arguments={
+            **_EVERY_RUN,
+            "stage": "sft",
+            "finetuning_type": "lora",
+            "lora_rank": 8,
+            "lora_target": "all",
+            "quantization_bit": 4,
+            "quantization_method": "bnb",
+            "learning_rate": 1e-4,
+        },
+    ),
+    "dpo": Recipe(
+        purpose="direct preference optimization of a low-rank adapter, from pairs of a chosen and a rejected answer",
+        hardware="one GPU that holds the model in 16 bits and two sequences, or a CPU for small models",
+        environment="main",
+        arguments={
+            **_EVERY_RUN,
+            "stage": "dpo",
+            "finetuning_type": "lora",
+            "lora_rank": 8,
+            "lora_target": "all",
+            "pref_beta": 0.1,
+            "pref_loss": "sigmoid",
+            "learning_rate": 5e-6,
+        },
+    ),
+    "reward": Recipe(
+        purpose="reward model from pairs of a chosen and a rejected answer: an adapter and a value head",
+        hardware="one GPU that holds the model in 16 bits, or a CPU for small models",
+        environment="main",
+        arguments={
+            **_EVERY_RUN,
+            "stage": "rm",
+            "finetuning_type": "lora",
+            "lora_rank": 8,
+            "lora_target": "all",
+            "learning_rate": 1e-4,
+        },
+    ),
     "full_sft": Recipe(
         purpose="supervised fine-tuning of all weights",
         hardware="about 18 bytes of GPU memory per parameter, or a CPU for small models",
@@ -65,5 +108,5 @@ def find(name: str) -> Recipe:
         return RECIPES[name]
     except KeyError:
         raise FinetuneError(
-            f"There is no recipe {name!r}.", where="train_recipe", change="use one of " + ", ".join(sorted(RECIPES))
+            f"There is no recipe {name!r}.", where="train_recipe", change="use one of " + ", ".join(RECIPES)
         ) from None

@@ -30,6 +30,7 @@ LATE = (
     "train/ppo/trainer.py",
     "train/trainer_utils.py",
     "peft OFTConfig",
+    "liger-kernel",
 )
 """Sources of the rows that refuse what the parser takes: LLaMA-Factory fails there, or does otherwise, later."""
 LATE_PACKAGES = ("hqq", "eetq")

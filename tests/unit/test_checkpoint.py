@@ -152,3 +152,12 @@ def test_prepare_does_not_follow_links(tmp_path: Path) -> None:
     checkpoint.prepare(output)
     assert (elsewhere / "kept").exists()
     assert not (output / "link").is_symlink()
+
+
+def test_a_stage_that_cannot_resume_begins_with_nothing(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    save(output, 20)
+    (output / "trainer_log.jsonl").write_text('{"current_steps": 10}\n', encoding="utf-8")
+    assert checkpoint.prepare(output, resumes=False) is None
+    assert [path.name for path in output.iterdir()] == ["trainer_log.jsonl"]
+    assert (output / "trainer_log.jsonl").read_text(encoding="utf-8") == ""

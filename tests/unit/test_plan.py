@@ -97,6 +97,7 @@ def test_one_node_without_gpu_is_one_process_on_loopback_with_the_lease_of_its_c
         "leases": ["cpu"],
         "lease_dir": "/leases",
         "max_restarts": 5,
+        "resumes": True,
         "grace_seconds": 120,
         "start_deadline_seconds": 3600,
     }

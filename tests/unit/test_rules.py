@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _rules, _sources
+from ansible_collections.llmops.finetune.plugins.module_utils import _recipe, _rules, _sources
 
 MAIN = _sources.schemas()["main"]
 BASE: dict[str, t.Any] = {"stage": "sft", "finetuning_type": "lora", "do_train": True, "report_to": "none"}
@@ -45,6 +45,7 @@ CASES: list[Case] = [
     ("several adapters", {"adapter_name_or_path": "/a,/b"}, ZERO3, {"adapter_name_or_path": "/a,/b"}, {}),
     ("fa3", {"flash_attn": "fa3"}, {}, {"flash_attn": "sdpa"}, {}),
     ("no flash-attn", {"flash_attn": "fa2"}, {}, {"flash_attn": "fa2"}, {WITH: ["flash-attn"]}),
+    ("on GPUs alone", {"enable_liger_kernel": True}, {}, {"enable_liger_kernel": True}, {"gpus": True}),
     ("huggingface alone", {"infer_backend": "vllm"}, {}, {"infer_backend": "huggingface"}, {}),
     ("KTransformers trains", {**FULL, "use_kt": True}, {WITH: ["kt-kernel"]}, {"use_kt": True}, {WITH: ["kt-kernel"]}),
     (
@@ -253,7 +254,7 @@ CASES: list[Case] = [
         {"enable_liger_kernel": True},
         {"without": ["liger-kernel"]},
         {"enable_liger_kernel": True},
-        {},
+        {"gpus": True},
     ),
     (
         "package mixture-of-depth",
@@ -377,8 +378,7 @@ def test_rows_are_about_keys_and_inputs_that_exist() -> None:
             assert key in MAIN.keys or key.startswith("train_"), key
 
 
-@pytest.mark.parametrize("recipe", ["lora_sft", "full_sft"])
+@pytest.mark.parametrize("recipe", _recipe.RECIPES)
 def test_recipes_are_taken_as_they_are(recipe: str) -> None:
-    from ansible_collections.llmops.finetune.plugins.module_utils import _recipe
-
-    assert told(_recipe.RECIPES[recipe].arguments, {}) == []
+    arguments = _recipe.RECIPES[recipe].arguments
+    assert told(arguments, PAIRS if arguments["stage"] in ("rm", "dpo") else {}) == []

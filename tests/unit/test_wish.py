@@ -67,8 +67,8 @@ def test_values_come_as_text_or_as_they_are(variable: str, value: t.Any, field: 
 @pytest.mark.parametrize(
     ("variable", "value", "change"),
     [
-        ("train_recipe", "sft", "full_sft, lora_sft"),
-        ("train_recipe", "", "full_sft, lora_sft"),
+        ("train_recipe", "sft", "lora_sft, qlora_sft"),
+        ("train_recipe", "", "lora_sft, qlora_sft"),
         ("train_args", "lora_rank=8", "train_set="),
         ("train_args", {"output_dir": "/x"}, "remove output_dir"),
         ("train_args", {"hf_hub_token": "x"}, "train_secrets"),

@@ -73,15 +73,16 @@ def remove(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint)
 
 
-def prepare(output: Path) -> Path | None:
+def prepare(output: Path, *, resumes: bool = True) -> Path | None:
     """Bring an output folder to the state of its newest whole checkpoint, which is returned (None: from the start).
 
-    Torn checkpoints, results of an end that was cut short and log lines past the checkpoint go.
+    Torn checkpoints, results of an end that was cut short and log lines past the checkpoint go. resumes: False for a
+    stage that cannot go on from a checkpoint, and begins again.
     """
     output.mkdir(exist_ok=True)
-    start = newest_complete(output)
+    start = newest_complete(output) if resumes else None
     for path in sorted(output.iterdir()):
-        if path.name == "trainer_log.jsonl" or (step_of(path) >= 0 and is_complete(path)):
+        if path.name == "trainer_log.jsonl" or (start and step_of(path) >= 0 and is_complete(path)):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -75,7 +75,7 @@ class Supervisor:
         attempt, fruitless = int(self.state.get("attempt", 0)), 0
         while True:
             attempt += 1
-            start = checkpoint.prepare(self.run.output)
+            start = checkpoint.prepare(self.run.output, resumes=self.launch.get("resumes", True))
             before = checkpoint.step_of(start) if start else 0
             self._write("running", attempt=attempt, token=token, from_step=before, pid=os.getpid())
             code, stalled = self._attempt(attempt, start)
@@ -90,7 +90,8 @@ class Supervisor:
                 return 0 if stopped else 2
             diagnosis = self._diagnose(attempt, code, stalled)
             newest = checkpoint.newest_complete(self.run.output)
-            fruitless = 0 if newest and checkpoint.step_of(newest) > before else fruitless + 1
+            further = self.launch.get("resumes", True) and newest and checkpoint.step_of(newest) > before
+            fruitless = 0 if further else fruitless + 1
             if diagnosis.repeats or fruitless > self.launch["max_restarts"]:
                 self._write("failed", diagnosis=diagnosis._asdict())
                 return 1

@@ -73,6 +73,13 @@ RULES: t.Tuple[Rule, ...] = (
         "model/model_utils/attention.py",
     ),
     Rule(
+        ("enable_liger_kernel",),
+        lambda c: c["enable_liger_kernel"] and not c.now.gpus,
+        "liger's kernels run on GPUs alone",
+        "remove enable_liger_kernel",
+        "liger-kernel",
+    ),
+    Rule(
         ("infer_backend",),
         lambda c: c["infer_backend"] != "huggingface",
         "training runs on huggingface alone",
