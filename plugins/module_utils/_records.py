@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-import codecs
-import json
 import typing as t
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ._dataset import CHECKED, COLUMNS, TAGS_OF, Dataset
 from ._errors import FinetuneError
-from ._formats import Layout, Wrong, doubt, fault
+from ._formats import Layout, Wrong, doubt, fault, plain
+from ._readers import records
 
 
 class Fault(t.NamedTuple):
@@ -47,23 +46,34 @@ def check(path: Path, dataset: Dataset, stage: str = "sft", limit: int = 20) -> 
     if path.suffix not in CHECKED:
         return report
     written = layout(dataset, stage)
+    is_plain = plain(written)
     kinds: dict[str, tuple[type, int]] = {}
-    for number, record, torn in _records(path):
+    shapes: set[tuple[t.Any, ...]] = set()
+    for number, record, torn in records(path):
         report.records += 1
         if other := _other_form(record, dataset) if report.records == 1 else None:
             report.faults.append(Fault(0, *other))
             break
-        found = [torn] if torn else [*_other_kinds(record, kinds, number), fault(record, written)]
-        wrongs = [wrong for wrong in found if wrong]
+        wrongs: list[tuple[str, str]] = []
+        if isinstance(record, dict):
+            shape = (*record, *map(type, record.values()))
+            if shape not in shapes:  # most records are like one before
+                shapes.add(shape)
+                report.columns |= record.keys()
+                wrongs += _other_kinds(record, kinds, number)
+                if wrongs:
+                    shapes.remove(shape)
+        if not wrongs and is_plain(record):
+            continue
+        if wrong := torn or fault(record, written):
+            wrongs.append(wrong)
         for what, change in wrongs:
             if len(report.faults) < limit:
                 report.faults.append(Fault(number, what, change))
             else:
                 report.more += 1
-        if isinstance(record, dict):
-            report.columns |= record.keys()
-            if told := "" if wrongs else doubt(record, written):
-                report.doubts.setdefault(told, [0, number])[0] += 1
+        if not wrongs and (told := doubt(record, written)):
+            report.doubts.setdefault(told, [0, number])[0] += 1
     report.faults += _absent(dataset, report)
     return report
 
@@ -94,45 +104,7 @@ def _other_form(record: t.Any, dataset: Dataset) -> Wrong:
     return None
 
 
-def _records(path: Path) -> t.Iterator[tuple[int, t.Any, Wrong]]:
-    if path.suffix == ".jsonl":
-        with open(path, "rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():  # empty lines are no records, to LLaMA-Factory too
-                    yield number, *_decode(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
-        return
-    value, torn = _decode(path.read_bytes())
-    if torn:
-        yield 1, None, torn
-    elif not isinstance(value, list):
-        yield (
-            1,
-            None,
-            ("the file holds no JSON list", "write a list of records, or one record per line in a .jsonl file"),
-        )
-    else:
-        for number, record in enumerate(value, 1):
-            yield number, record, None
-
-
-def _decode(text: bytes) -> tuple[t.Any, Wrong]:
-    try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_object), None
-    except UnicodeDecodeError:
-        return None, ("it is not UTF-8", "save the file as UTF-8")
-    except ValueError as error:
-        return None, (f"it is not JSON: {error}", "correct it; a file cut short must be copied again")
-
-
-def _object(pairs: list[tuple[str, t.Any]]) -> dict[str, t.Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        names = [pair[0] for pair in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} occurs twice in one object")
-    return value
-
-
-def _other_kinds(record: t.Any, kinds: dict[str, tuple[type, int]], number: int) -> t.Iterator[Wrong]:
+def _other_kinds(record: t.Any, kinds: dict[str, tuple[type, int]], number: int) -> t.Iterator[tuple[str, str]]:
     """Fields that change their type between records, which no table of the file can be made of."""
     for key, value in record.items() if isinstance(record, dict) else ():
         if value is not None:

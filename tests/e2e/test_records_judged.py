@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _records
 
-from ..unit.broken_records import BROKEN, FINE, FORMS, Record
+from ..unit.broken_records import BROKEN, FILES, FINE, FORMS, Record
 from .conftest import REPOSITORY, Demo
 
 CASES: list[tuple[str, Record]] = [
@@ -61,3 +61,12 @@ def test_the_same_records_are_refused(demo: Demo, tmp_path: Path) -> None:
             wrong.append(f"{case['suffix']} {case['text']}: ours {our}, theirs {their}")
     assert wrong == []
     assert sum(bool(their) for their in theirs) >= 80
+
+
+def test_the_same_files_are_refused(demo: Demo, tmp_path: Path) -> None:
+    cases = []
+    info = _dataset.info(_dataset.parse({"file": "a.json"}, "v")[0], "x", ("instruction", "input", "output"))
+    for suffix, text, _, _ in FILES:
+        cases.append({"suffix": suffix, "text": text, "stage": "sft", "info": info})
+    for (suffix, text, record, _), their in zip(FILES, judged(demo, cases), strict=True):
+        assert bool(their) == (record is not None), f"{suffix} {text}: {their}"

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 import typing as t
 
 Record = t.Any
@@ -147,4 +148,41 @@ FINE: list[tuple[str, Record]] = [
     ("sharegpt tags", chat(USER, ASSISTANT, USER, ASSISTANT)),
     ("sharegpt tags", chat({"role": "system", "content": "Be brief."}, USER, ASSISTANT)),
     ("openai", chat({"role": "system", "content": "Be brief."}, USER, ASSISTANT)),
+]
+
+GOOD = json.dumps(ALPACA)
+WIDE = json.dumps(ALPACA, indent=1)
+TWICE = '{"instruction": "a", "output": "b", "output": "c"}'
+
+FILES: list[tuple[str, str, int | None, str]] = [
+    # ending, text, the record at fault (None: there is none, 0: the file as a whole), what is said of it
+    (".jsonl", f"{GOOD}\n{GOOD}\n", None, ""),
+    (".jsonl", f"{GOOD}\n\n{GOOD}\n\n", None, ""),
+    (".jsonl", f"\ufeff{GOOD}\n{GOOD}", None, ""),
+    (".jsonl", f"{GOOD}\n  {GOOD} \n", None, ""),
+    (".jsonl", f"{GOOD}\n{GOOD}{GOOD}\n", None, ""),
+    (".jsonl", f"[{GOOD},{GOOD}]", None, ""),
+    (".jsonl", f"{WIDE}\n{GOOD}\n", None, ""),
+    (".json", f"[{GOOD}, {GOOD}]", None, ""),
+    (".json", f"[\n{WIDE},\n{WIDE}\n]\n", None, ""),
+    (".json", GOOD, None, ""),
+    (".json", f"{GOOD}\n{GOOD}", None, ""),
+    (".json", WIDE, None, ""),
+    (".json", f"[{GOOD},{TWICE}]", None, ""),
+    (".jsonl", f"{GOOD}\n{GOOD[:-5]}", 2, "not JSON"),
+    (".jsonl", f"{GOOD}\n\nx\n", 3, "not JSON"),  # the number is the line's
+    (".jsonl", f"{TWICE}\n", 1, "'output' occurs twice"),
+    (".jsonl", "", 0, "no record"),
+    (".jsonl", "\n \n", 0, "no record"),
+    (".jsonl", f"{GOOD}\nnull\n", 2, "no JSON object"),
+    (".json", f"[{GOOD},{GOOD[:-5]}", 2, "not JSON"),
+    (".json", f"[{GOOD} {GOOD}]", 2, "a comma"),
+    (".json", f"[{GOOD},]", 2, "not JSON"),
+    (".json", f"[{GOOD}]x", 1, "after the list"),
+    (".json", f"\ufeff[{GOOD}]", 1, "not JSON"),
+    (".json", "[]", 0, "no record"),
+    (".json", "", 1, "not JSON"),
+    (".json", "3", 1, "no JSON list"),
+    (".json", '["a"]', 1, "no JSON object"),
+    (".json", f'{{"data": [{GOOD}]}}', 1, "'output' is missing"),
 ]

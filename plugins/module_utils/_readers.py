@@ -1,0 +1,177 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Records of a file, one at a time: a file of gigabytes needs no more memory than its longest record.
+
+Numbers begin at 1; in a file of lines they are the lines'. What is no record comes with what is wrong and what to
+change.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import typing as t
+from pathlib import Path
+
+from ._formats import Wrong
+
+Records = t.Iterator[t.Tuple[int, t.Any, Wrong]]
+
+CHUNK = 1 << 20
+_CUT = "correct it; a file cut short must be copied again"
+_NOT_UTF8 = ("it is not UTF-8", "save the file as UTF-8")
+
+
+def records(path: Path) -> Records:
+    """Records of a JSON file: one per line, over lines, or in a list. LLaMA-Factory takes all with either ending."""
+    with open(path, "rb") as file:
+        head = file.peek(CHUNK)
+        first = head.removeprefix(codecs.BOM_UTF8).lstrip()
+        if first[:1] not in (b"{", b"") or (not first and path.suffix != ".jsonl"):
+            yield from _list(file) if first[:1] == b"[" or path.suffix != ".jsonl" else _lines(file)
+        elif b"\n" in first and not _is_whole(first.partition(b"\n")[0]):
+            yield from _spread(file)
+        else:
+            yield from _lines(file)
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether a JSON value begins and ends in it."""
+    try:
+        _PLAIN.raw_decode(line.decode("utf-8", "replace"))
+    except ValueError:
+        return False
+    return True
+
+
+def _lines(file: t.BinaryIO) -> Records:
+    for number, line in enumerate(file, 1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if not line.strip():  # empty lines are no records, to LLaMA-Factory too
+            continue
+        try:
+            for value in _values(line.decode("utf-8")):
+                yield number, value, None
+        except UnicodeDecodeError:
+            yield number, None, _NOT_UTF8
+        except ValueError as error:
+            yield number, None, (f"it is not JSON: {error}", _CUT)
+
+
+def _values(text: str) -> t.Iterator[t.Any]:
+    """The values of a line, of which there is nearly always one."""
+    at = len(text) - len(text.lstrip())
+    while at < len(text):
+        value, end = _PLAIN.raw_decode(text, at)
+        if not isinstance(value, dict) or text.count('":', at, end) != len(value):
+            _CAREFUL.raw_decode(text, at)  # refuses a key that occurs twice, as the reader of lines does
+        yield value
+        rest = text[end:]
+        at = end + len(rest) - len(rest.lstrip())
+
+
+def _spread(file: t.BinaryIO) -> Records:
+    """Values one after another that go over lines."""
+    text = _Text(file)
+    number = 0
+    try:
+        while text.skip(" \t\r\n\ufeff"):
+            number += 1
+            yield number, text.value(), None
+    except UnicodeDecodeError:
+        yield number, None, _NOT_UTF8
+    except ValueError as error:
+        yield number, None, (f"it is not JSON: {error}", _CUT)
+
+
+def _object(pairs: list[tuple[str, t.Any]]) -> dict[str, t.Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [pair[0] for pair in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} occurs twice in one object")
+    return value
+
+
+_PLAIN = json.JSONDecoder()
+_CAREFUL = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _list(file: t.BinaryIO) -> Records:
+    """The items of one JSON list, which is read in pieces."""
+    text = _Text(file)
+    number = 1
+    try:
+        if text.skip(" \t\r\n") != "[":
+            yield 1, None, _no_list(text)
+            return
+        text.take(1)
+        closed = text.skip(" \t\r\n") == "]"
+        while not closed:
+            yield number, text.value(), None
+            closed = text.skip(" \t\r\n") == "]"
+            if closed:
+                break
+            number += 1
+            if text.skip("") != ",":
+                raise ValueError("a comma or the end of the list is due")
+            text.take(1)
+            text.skip(" \t\r\n")
+        text.take(1)
+        if text.skip(" \t\r\n"):
+            raise ValueError("something comes after the list")
+    except UnicodeDecodeError:
+        yield number, None, _NOT_UTF8
+    except ValueError as error:
+        yield number, None, (f"it is not JSON: {error}", _CUT)
+
+
+def _no_list(text: _Text) -> Wrong:
+    text.value()
+    return "the file holds no JSON list", "write a list of records, or one record per line in a .jsonl file"
+
+
+class _Text:
+    """What is left of a file's text, read as far as it is needed."""
+
+    def __init__(self, file: t.BinaryIO) -> None:
+        self._file = file
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._text = ""
+        self._at = 0
+
+    def _more(self, amount: int = CHUNK) -> bool:
+        """Read on; False at the end of the file."""
+        data = self._file.read(amount)
+        self._text = self._text[self._at :] + self._decoder.decode(data, final=not data)
+        self._at = 0
+        return bool(data)
+
+    def skip(self, letters: str) -> str:
+        """Pass over these letters; the one that comes next, empty at the end."""
+        while True:
+            while self._at < len(self._text):
+                if self._text[self._at] not in letters:
+                    return self._text[self._at]
+                self._at += 1
+            if not self._more():
+                return ""
+
+    def take(self, count: int) -> None:
+        self._at += count
+
+    def value(self) -> t.Any:
+        """The JSON value that begins here."""
+        amount = CHUNK
+        while True:
+            try:
+                value, end = _PLAIN.raw_decode(self._text, self._at)
+                if end == len(self._text) and self._more(amount):  # a number may go on
+                    continue
+                self._at = end
+                return value
+            except ValueError:
+                if not self._more(amount):
+                    raise
+                amount *= 2
