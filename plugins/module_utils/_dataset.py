@@ -41,8 +41,9 @@ COLUMNS = {
     "openai": {**SHAREGPT, **MORE, "messages": "messages"},
 }
 TAGS_OF = {"alpaca": TAGS, "sharegpt": TAGS, "openai": OPENAI_TAGS}
-CHECKED = (".json", ".jsonl")
-SUFFIXES = (*CHECKED, ".csv", ".parquet", ".arrow", ".txt")
+CHECKED = (".json", ".jsonl", ".csv", ".txt")
+"""Endings of files whose records are read; the others need packages that no controller has to have."""
+SUFFIXES = (*CHECKED, ".parquet", ".arrow")
 
 Origin = t.Literal["file", "path", "hub", "registered"]
 _SOURCES: tuple[Origin, ...] = ("file", "path", "hub", "registered")

@@ -41,7 +41,7 @@ def layout(dataset: Dataset, stage: str) -> Layout:
 
 
 def check(path: Path, dataset: Dataset, stage: str = "sft", limit: int = 20) -> Report:
-    """Read every record of a .json or .jsonl file; at most `limit` faults are kept. Other endings are not read."""
+    """Read every record of a file; at most `limit` faults are kept. .parquet and .arrow are not read."""
     report = Report()
     if path.suffix not in CHECKED:
         return report
@@ -118,7 +118,10 @@ def _other_kinds(record: t.Any, kinds: dict[str, tuple[type, int]], number: int)
 
 def doubts(found: t.Mapping[str, t.Sequence[int]]) -> tuple[str, ...]:
     """Doubts as a person reads them."""
-    return tuple(f"{count} records have {what} (the first is record {first})" for what, (count, first) in found.items())
+    return tuple(
+        f"{count} record{'s have' if count > 1 else ' has'} {what} (the first is record {first})"
+        for what, (count, first) in found.items()
+    )
 
 
 def refuse(dataset: Dataset, variable: str, shown: str, report: Report) -> None:

@@ -15,6 +15,7 @@ from . import _dataset, _lock, _recipe, _records, _schema
 from ._dataset import Source
 from ._engine import files
 from ._errors import FinetuneError
+from ._formats import PAIRS
 from ._ranks import Facts
 from ._wish import Wish
 
@@ -54,6 +55,7 @@ def sources(wish: Wish, folders: t.Sequence[Path], facts: t.Mapping[str, Facts])
         for dataset in datasets:
             if dataset.source == "registered":
                 dataset = _registered(dataset, variable, wish.stage)
+            _refuse_other_answers(dataset, variable, wish.stage)
             if dataset.source == "file":
                 found.append(_on_controller(dataset, variable, folders, evaluates, wish.stage))
             elif dataset.source == "path":
@@ -61,6 +63,19 @@ def sources(wish: Wish, folders: t.Sequence[Path], facts: t.Mapping[str, Facts])
             else:
                 found.append(Source(dataset, "", evaluates=evaluates))
     return found
+
+
+def _refuse_other_answers(dataset: _dataset.Dataset, variable: str, stage: str) -> None:
+    """Pairs of answers where single ones are due, or the other way round: LLaMA-Factory refuses after it has loaded."""
+    if dataset.ranking != (stage in PAIRS):
+        raise FinetuneError(
+            f"Stage {stage} learns from {'pairs of answers' if stage in PAIRS else 'single answers'}, "
+            f"dataset {dataset.name!r} {'holds pairs' if dataset.ranking else 'has no `ranking: true`'}.",
+            where=variable,
+            change="add `ranking: true` to it, with `chosen` and `rejected` in its records"
+            if stage in PAIRS
+            else "take recipe dpo or reward, or other data",
+        )
 
 
 def _registered(dataset: _dataset.Dataset, variable: str, stage: str) -> _dataset.Dataset:

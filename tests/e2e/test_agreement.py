@@ -55,7 +55,7 @@ def upstream(arguments: dict[str, t.Any], situation: dict[str, t.Any]) -> dict[s
 
 
 COUNTS = (("dataset", 1), ("eval_dataset", 0))
-EXPRESSIBLE = {"datasets", "eval_datasets", "model", "zero_stage", "ranked"}
+EXPRESSIBLE = {"datasets", "eval_datasets", "model", "zero_stage"}
 """What of a situation can be written into a configuration; other packages and GPUs cannot."""
 
 
@@ -72,8 +72,6 @@ def combinations(number: int, seed: int) -> list[Configuration]:
     while len(found) < number:
         arguments = dict(dice.sample(pool, dice.choice((1, 2, 2, 3))))
         situation: dict[str, t.Any] = {"eval_datasets": dice.choice((0, 1))}
-        if arguments.get("stage") in ("rm", "dpo"):
-            situation["ranked"] = (True,)
         found.append((arguments, situation))
     return found
 

@@ -62,4 +62,4 @@ def test_pairs_are_refused_where_single_answers_are_due_and_the_other_way_round(
     single = world.play(variables={"train_recipe": "dpo"})
     assert single.rc != 0 and "learns from pairs of answers" in single.message
     pairs = world.play(variables={"train_recipe": "lora_sft", **PREFERENCES})
-    assert pairs.rc != 0 and "'chosen'" not in pairs.message and "response" in pairs.message
+    assert pairs.rc != 0 and "learns from single answers" in pairs.message

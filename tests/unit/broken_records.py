@@ -151,11 +151,12 @@ FINE: list[tuple[str, Record]] = [
 ]
 
 GOOD = json.dumps(ALPACA)
+HEAD = "instruction,input,output\n"
 WIDE = json.dumps(ALPACA, indent=1)
 TWICE = '{"instruction": "a", "output": "b", "output": "c"}'
 
 FILES: list[tuple[str, str, int | None, str]] = [
-    # ending, text, the record at fault (None: there is none, 0: the file as a whole), what is said of it
+    # ending, text, the first record at fault (None: there is none, 0: the file as a whole), what is said of it
     (".jsonl", f"{GOOD}\n{GOOD}\n", None, ""),
     (".jsonl", f"{GOOD}\n\n{GOOD}\n\n", None, ""),
     (".jsonl", f"\ufeff{GOOD}\n{GOOD}", None, ""),
@@ -185,4 +186,20 @@ FILES: list[tuple[str, str, int | None, str]] = [
     (".json", "3", 1, "no JSON list"),
     (".json", '["a"]', 1, "no JSON object"),
     (".json", f'{{"data": [{GOOD}]}}', 1, "'output' is missing"),
+    (".csv", HEAD + "Why?,,Because.\nHow?,,So.\n", None, ""),
+    (".csv", HEAD + '"Why, oh?",,"a ""b""\nc"\n\nHow?,,1\n', None, ""),
+    (".csv", "\ufeff" + HEAD + "Why?,,yes\nHow?,,2020-01-01\n", None, ""),
+    (".csv", HEAD + "nan,,So\nWhy?,,1_000\n", None, ""),
+    (".csv", HEAD + "Why?,,1\nHow?,,2e5\n", 1, "'output' is a number"),
+    (".csv", HEAD + "Why?,,true\nHow?,,false\n", 1, "'output' is true or false"),
+    (".csv", HEAD + "1,,So\n2,,So\n", 1, "'instruction' is a number"),
+    (".csv", HEAD + "How?,,So\nWhy?,,\n", 2, "'output' is null"),
+    (".csv", HEAD + "How?,,So\nWhy?,,NA\n", 2, "'output' is null"),
+    (".csv", HEAD + "How?,,So\nWhy?\n", 2, "'output' is null"),
+    (".csv", HEAD + "Why?,,c\nHow?,,a,b\n", 2, "it has 4 fields"),
+    (".csv", HEAD + '"Why,,c\n', 1, "no row"),
+    (".csv", "a,b\nx,y\n", 1, "'output' is missing"),
+    (".csv", HEAD, 0, "no record"),
+    (".csv", "", 0, "no record"),
+    (".txt", "a\nb\n", 1, "'output' is missing"),
 ]

@@ -20,7 +20,6 @@ BITS = {"quantization_bit": 4}
 STREAM = {"streaming": True, "max_steps": 9, "dataloader_num_workers": 1}
 PPO = {"stage": "ppo", "reward_model": "/reward"}
 DPO = {"stage": "dpo"}
-PAIRS = {"ranked": (True,)}
 HELD_OUT = {"eval_datasets": 1}
 ZERO3 = {"zero_stage": 3}
 WITH = "packages"
@@ -131,12 +130,10 @@ CASES: list[Case] = [
         {"neat_packing": True, "flash_attn": "fa2", "per_device_train_batch_size": 1},
         {WITH: ["flash-attn"]},
     ),
-    ("learns from pairs", DPO, {"ranked": (True, False)}, DPO, PAIRS),
-    ("learns from single", {}, PAIRS, {}, {"ranked": (False,)}),
     ("trl of this environment", PPO, {}, PPO, {WITH: {"trl": "0.9.6"}}),
-    ("generated in stage sft", {**DPO, "predict_with_generate": True}, {**PAIRS, **HELD_OUT}, DPO, PAIRS),
-    ("neat_packing is for", {**DPO, "neat_packing": True}, PAIRS, DPO, PAIRS),
-    ("are for stage sft", {**DPO, "mask_history": True}, PAIRS, DPO, PAIRS),
+    ("generated in stage sft", {**DPO, "predict_with_generate": True}, HELD_OUT, DPO, {}),
+    ("neat_packing is for", {**DPO, "neat_packing": True}, {}, DPO, {}),
+    ("are for stage sft", {**DPO, "mask_history": True}, {}, DPO, {}),
     (
         "predictions are generated",
         {"do_predict": True},
@@ -147,9 +144,9 @@ CASES: list[Case] = [
     (
         "cannot load the best",
         {"stage": "rm", "load_best_model_at_end": True, "save_strategy": "best"},
-        PAIRS,
+        {},
         {"stage": "rm"},
-        PAIRS,
+        {},
     ),
     ("needs a reward model", {"stage": "ppo"}, {WITH: {"trl": "0.9.6"}}, PPO, {WITH: {"trl": "0.9.6"}}),
     (
@@ -172,9 +169,9 @@ CASES: list[Case] = [
     (
         "pref_loss sigmoid alone",
         {**DPO, "pref_loss": "ipo", "dpo_label_smoothing": 0.1},
-        PAIRS,
+        {},
         {**DPO, "dpo_label_smoothing": 0.1},
-        PAIRS,
+        {},
     ),
     ("nothing to evaluate on", {"do_eval": True}, {}, {"do_eval": True}, HELD_OUT),
     ("nothing to evaluate on", {"eval_strategy": "steps"}, {}, {"eval_strategy": "steps", "val_size": 0.1}, {}),
@@ -207,7 +204,7 @@ CASES: list[Case] = [
         APOLLO,
         {WITH: ["galore-torch", "apollo-torch"]},
     ),
-    ("PiSSA changes", {**DPO, "pissa_init": True}, PAIRS, {**DPO, "pissa_init": True, "pref_loss": "simpo"}, PAIRS),
+    ("PiSSA changes", {**DPO, "pissa_init": True}, {}, {**DPO, "pissa_init": True, "pref_loss": "simpo"}, {}),
     ("loraplus_lr_ratio is for", {**FULL, "loraplus_lr_ratio": 16.0}, {}, {"loraplus_lr_ratio": 16.0}, {}),
     ("use_rslora is for", {**FULL, "use_rslora": True}, {}, {"use_rslora": True}, {}),
     ("use_dora is for", {**FULL, "use_dora": True}, {}, {"use_dora": True}, {}),
@@ -381,4 +378,4 @@ def test_rows_are_about_keys_and_inputs_that_exist() -> None:
 @pytest.mark.parametrize("recipe", _recipe.RECIPES)
 def test_recipes_are_taken_as_they_are(recipe: str) -> None:
     arguments = _recipe.RECIPES[recipe].arguments
-    assert told(arguments, PAIRS if arguments["stage"] in ("rm", "dpo") else {}) == []
+    assert told(arguments, {}) == []

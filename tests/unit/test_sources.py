@@ -74,6 +74,8 @@ def test_the_registry_is_that_of_the_pinned_version() -> None:
     ("entry", "what", "change"),
     [
         ({"file": "missing.json"}, "no file missing.json", "`path`"),
+        ({"file": "pairs.json", "ranking": True}, "Stage sft learns from single answers", "recipe dpo"),
+        ("dpo_mix_en", "Stage sft learns from single answers", "recipe dpo"),
         ("alpaca_enn", "no dataset 'alpaca_enn'", "use alpaca_en or"),
         ("nothing-like-it", "no dataset", "demo or demo_heldout"),
         ("identity", "a file of LLaMA-Factory's repository", "`file`"),

@@ -119,18 +119,4 @@ RULES: t.Tuple[Rule, ...] = (
         "set per_device_train_batch_size: 1",
         "data/collator.py",
     ),
-    Rule(
-        ("stage", "train_datasets"),
-        lambda c: c["stage"] in ("rm", "dpo") and not all(c.now.ranked),
-        "this stage learns from pairs of answers, and a dataset has single ones",
-        "add `ranking: true` to it, with `chosen` and `rejected` in its columns",
-        "data/loader.py",
-    ),
-    Rule(
-        ("stage", "train_datasets"),
-        lambda c: c["stage"] not in ("rm", "dpo") and any(c.now.ranked),
-        "this stage learns from single answers, and a dataset has `ranking: true`",
-        "take recipe dpo or reward, or other data",
-        "data/loader.py",
-    ),
 )

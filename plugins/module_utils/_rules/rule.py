@@ -21,8 +21,6 @@ class Situation(t.NamedTuple):
     fsdp: bool = False
     datasets: int = 1
     eval_datasets: int = 0
-    ranked: t.Tuple[bool, ...] = ()
-    """Per dataset: it holds pairs of answers."""
     media: bool = False
     """A dataset has images, videos or audios."""
     model: str = ""
