@@ -11,9 +11,10 @@ from pathlib import Path
 
 from ansible.plugins.action import ActionBase
 
-from ..module_utils import _plan, _recipe, _sources, _wish
+from ..module_utils import _config, _plan, _schema, _sources, _wish
 from ..module_utils._env import environment_digest
 from ..module_utils._errors import FinetuneError
+from ..plugin_utils import _import
 
 
 class ActionModule(ActionBase):
@@ -29,19 +30,18 @@ class ActionModule(ActionBase):
             _wish.refuse_misspelt(known)
             schemas = _sources.schemas()
             variables = {name: self._templar.template(known[name]) for name in _wish.INPUTS if name in known}
-            wish = _wish.read(variables, schemas)
+            wish = _wish.read(variables, schemas, self._imported(variables, known, schemas))
             if not register:
                 return {"changed": False, "name": wish.name, "stage": wish.stage}
             facts = {host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]}
             sources = _sources.sources(wish, self._folders(known), facts)
-            profile = _recipe.find(wish.recipe).environment
-            lock = _sources.lock_path(profile)
+            lock = _sources.lock_path(wish.environment)
             plan = _plan.make(
                 wish,
                 sources,
                 facts,
                 corpus_digest=_sources.corpus_digest(),
-                schema=schemas[profile],
+                schema=schemas[wish.environment],
                 environment={"lock": lock.stem, "digest": environment_digest(lock.read_text(encoding="utf-8"))},
             )
         except FinetuneError as error:
@@ -51,6 +51,13 @@ class ActionModule(ActionBase):
         result = plan.as_dict()
         result["environment"]["path"] = str(lock)
         return {"changed": False, "plan": result}
+
+    def _imported(
+        self, variables: dict[str, t.Any], known: t.Mapping[str, t.Any], schemas: t.Mapping[str, _schema.Schema]
+    ) -> _config.Imported | None:
+        """The file of train_config, where there is one."""
+        wanted = str(variables.get("train_config") or "")
+        return _import.find(wanted, self._folders(known), schemas["main"]) if wanted else None
 
     def _folders(self, known: t.Mapping[str, t.Any]) -> list[Path]:
         """Where relative dataset files are looked for: beside the inventory, beside the playbook, here."""

@@ -10,6 +10,7 @@ import math
 import re
 import shlex
 import typing as t
+from dataclasses import dataclass, field
 
 from ._errors import FinetuneError
 
@@ -38,6 +39,23 @@ RESERVED = {
     "save_on_each_node": "the engine decides what each node saves",
 }
 """Keys that a managed run owns, and why."""
+
+
+@dataclass
+class Imported:
+    """One file, read."""
+
+    arguments: dict[str, t.Any] = field(default_factory=dict)
+    """LLaMA-Factory's keys, typed, without those that a variable or the run decides."""
+    origins: dict[str, str] = field(default_factory=dict)
+    """File and line of each of them."""
+    model: str = ""
+    revision: str = ""
+    datasets: list[t.Any] = field(default_factory=list)
+    """Entries as in train_datasets."""
+    eval_datasets: list[t.Any] = field(default_factory=list)
+    dataset_dir: str = "data"
+    notices: list[str] = field(default_factory=list)
 
 
 def scalar(value: t.Any) -> t.Any:

@@ -179,7 +179,7 @@ def _held(plan: Plan, wish: Wish, facts: t.Mapping[str, Facts]) -> str:
 def _notices(
     wish: Wish, plan: Plan, record: dict[str, t.Any], resolved: dict[str, t.Any], sources: t.Sequence[Source]
 ) -> list[str]:
-    notices = []
+    notices = list(wish.notices)
     if record and not plan.recorded:
         notices.append(
             f"Resolved again: recorded for {record.get('world_size')} ranks, now there are {resolved['world_size']}."

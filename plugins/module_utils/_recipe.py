@@ -102,6 +102,11 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+def of_stage(stage: str) -> Recipe:
+    """A bare recipe for arguments that come from elsewhere: only the environment of the stage."""
+    return Recipe("", "", "main", {})
+
+
 def find(name: str) -> Recipe:
     """The recipe of that name; an unknown name is refused with the ones there are."""
     try:

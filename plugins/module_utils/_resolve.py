@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from . import _config, _ranks, _recipe
+from . import _config, _ranks
 from ._dataset import Source
 from ._engine import base_model
 from ._ranks import Facts
@@ -23,8 +23,7 @@ def resolve(
     environment: dict[str, str],
 ) -> tuple[dict[str, t.Any], dict[str, str]]:
     """LLaMA-Factory's arguments without paths, and where each came from."""
-    recipe = _recipe.find(wish.recipe)
-    layers: list[tuple[str, dict[str, t.Any]]] = [(f"recipe {wish.recipe}", recipe.arguments)]
+    layers: list[tuple[str, dict[str, t.Any]]] = [(f"recipe {wish.recipe}", wish.base)]
     if wish.model == DEMO_MODEL:
         layers.append(("model demo", base_model.RECIPE["fine_tuning"]))
     arguments: dict[str, t.Any] = {}

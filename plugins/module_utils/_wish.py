@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from . import _config, _dataset, _recipe, _schema
 from ._errors import FinetuneError
 
+IMPORTED = "config"
+"""The recipe of a run that train_config describes."""
 DEMO_MODEL = "demo"
 """train_model for the base model that is made on the spot."""
 
@@ -24,6 +26,7 @@ _ENGINES = ("auto", "ddp")
 INPUTS = (
     "train_name",
     "train_recipe",
+    "train_config",
     "train_args",
     "train_set",
     "train_model",
@@ -62,6 +65,12 @@ class Wish:
     """train_args, then train_set over it."""
     origins: dict[str, str]
     """Which of the two each key of `args` came from."""
+    base: _config.Arguments
+    """What the recipe starts from; nothing with train_config."""
+    environment: str
+    """Profile of the environment that the ranks run in."""
+    notices: list[str]
+    """What of train_config is not taken over."""
     model: str
     model_revision: str
     datasets: list[_dataset.Dataset]
@@ -83,13 +92,19 @@ class Wish:
     lease_dir: str
 
 
-def read(variables: t.Mapping[str, t.Any], schemas: t.Mapping[str, _schema.Schema]) -> Wish:
+def read(
+    variables: t.Mapping[str, t.Any],
+    schemas: t.Mapping[str, _schema.Schema],
+    imported: _config.Imported | None = None,
+) -> Wish:
     """The wish in a role's variables (train_…); FinetuneError names the variable that is wrong.
 
-    schemas: by environment, what it takes.
+    schemas: by environment, what it takes. imported: the file of train_config, which stands in for the recipe; its
+    model and data count where the variables are the role's defaults.
     """
-    recipe = str(variables.get("train_recipe") or "")
-    found = _recipe.find(recipe)
+    recipe = str(variables.get("train_recipe") or "") if imported is None else IMPORTED
+    found = _recipe.find(recipe) if imported is None else _recipe.of_stage(imported.arguments["stage"])
+    given = imported or _config.Imported()
     schema = schemas[found.environment]
     written = _config.parse_args(variables.get("train_args"))
     single = _config.parse_set(str(variables.get("train_set") or ""))
@@ -98,14 +113,18 @@ def read(variables: t.Mapping[str, t.Any], schemas: t.Mapping[str, _schema.Schem
     written = _schema.typed(written, schema, "train_args")
     single = _schema.typed(single, schema, "train_set")
     name = str(variables.get("train_name") or recipe.replace("_", "-"))
+    base = {**found.arguments, **given.arguments}
     if not _NAME.fullmatch(name):
         raise FinetuneError(
             f"{name!r} is no name for a run.", where="train_name", change="use small letters, digits, . _ and -"
         )
-    datasets = _dataset.parse(variables.get("train_datasets") or [], "train_datasets")
+    entries = variables.get("train_datasets") or []
+    datasets = _dataset.parse(given.datasets if given.datasets and entries == ["demo"] else entries, "train_datasets")
     if not datasets:
         raise FinetuneError("There is nothing to train on.", where="train_datasets", change="name at least one dataset")
-    eval_datasets = _dataset.parse(variables.get("train_eval_datasets") or [], "train_eval_datasets")
+    entries = variables.get("train_eval_datasets") or []
+    own = not given.datasets or entries not in ([], ["demo_heldout"])
+    eval_datasets = _dataset.parse(entries if own else given.eval_datasets, "train_eval_datasets")
     for dataset in eval_datasets:
         if any(other.name == dataset.name and other != dataset for other in datasets):
             raise FinetuneError(
@@ -116,6 +135,9 @@ def read(variables: t.Mapping[str, t.Any], schemas: t.Mapping[str, _schema.Schem
     _switch(variables, "train_wait")
     _seconds(variables, "train_watch_interval")
     model = str(variables.get("train_model") or "")
+    revision = str(variables.get("train_model_revision") or "main")
+    if given.model and model == DEMO_MODEL:
+        model, revision = given.model, given.revision or revision
     if not model:
         raise FinetuneError(
             "There is no model to train.", where="train_model", change="name a hub id or a full path on the node"
@@ -129,13 +151,20 @@ def read(variables: t.Mapping[str, t.Any], schemas: t.Mapping[str, _schema.Schem
     return Wish(
         name=name,
         recipe=recipe,
-        args={**written, **single},
-        origins={**dict.fromkeys(written, "train_args"), **dict.fromkeys(single, "train_set")},
+        args={**given.arguments, **written, **single},
+        origins={
+            **given.origins,
+            **dict.fromkeys(written, "train_args"),
+            **dict.fromkeys(single, "train_set"),
+        },
+        environment=found.environment,
+        base={} if imported else found.arguments,
+        notices=given.notices,
         model=model,
-        model_revision=str(variables.get("train_model_revision") or "main"),
+        model_revision=revision,
         datasets=datasets,
         eval_datasets=eval_datasets,
-        stage=str({**found.arguments, **written, **single}["stage"]),
+        stage=str({**base, **written, **single}["stage"]),
         engine=_one_of(variables, "train_engine", _ENGINES),
         gpus=_gpus(variables.get("train_gpus", "all")),
         global_batch_size=_count(variables, "train_global_batch_size"),

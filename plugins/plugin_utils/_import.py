@@ -1,0 +1,137 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A LLaMA-Factory file that somebody has: what of it is arguments, model and data, and what a managed run owns."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+from pathlib import Path
+
+import yaml
+
+from ..module_utils import _config, _schema
+from ..module_utils._config import Imported
+from ..module_utils._errors import FinetuneError
+
+_ENGINE = ("deepspeed", "fsdp", "fsdp_config")
+
+
+def find(wanted: str, folders: t.Sequence[Path], schema: _schema.Schema) -> Imported:
+    """The file of train_config. folders: where a relative one is looked for, in order."""
+    path = next((path for folder in folders if (path := folder / Path(wanted).expanduser()).is_file()), None)
+    if path is None:
+        looked = ", ".join(dict.fromkeys(map(str, folders)))
+        raise FinetuneError(
+            f"There is no file {wanted} on this controller.",
+            where=f"train_config, looked in {looked}",
+            change="correct it",
+        )
+    try:
+        found = read(path.read_text(encoding="utf-8"), path.name, schema)
+    except (OSError, UnicodeDecodeError) as error:
+        raise FinetuneError(
+            f"{path} cannot be read: {error}.", where="train_config", change="save it as UTF-8"
+        ) from None
+    info, folder = _dataset_info(path, found.dataset_dir)
+    found.datasets = [dataset(str(name), info, folder) for name in found.datasets]
+    found.eval_datasets = [dataset(str(name), info, folder) for name in found.eval_datasets]
+    return found
+
+
+def _dataset_info(config: Path, dataset_dir: str) -> tuple[dict[str, t.Any], str]:
+    """dataset_info.json, looked for from the file's folder upwards, as people start LLaMA-Factory above it."""
+    for parent in config.absolute().parents:
+        place = parent / dataset_dir / "dataset_info.json"
+        if place.is_file():
+            try:
+                info = json.loads(place.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                raise FinetuneError(
+                    f"{place} cannot be read: {error}.", where="train_config", change="correct it"
+                ) from None
+            return info if isinstance(info, dict) else {}, str(place.parent)
+    return {}, ""
+
+
+def read(text: str, name: str, schema: _schema.Schema) -> Imported:
+    """The file `name`; everything that is wrong with it is refused at once, with its lines."""
+    values, lines = _mapping(text, name)
+    found = Imported()
+    problems: list[_schema.Problem] = []
+    for key, value in values.items():
+        if key in _config.RESERVED:
+            found.notices.append(f"{lines[key]}: {key} is left out, {_config.RESERVED[key]}.")
+        elif key in _ENGINE:
+            if value:
+                change = "remove it; train_engine decides how ranks share the work"
+                problems.append(_schema.Problem(key, f"{key} is not taken from a file", change))
+        elif key.endswith(("_token", "_api_key")):
+            if value:
+                problems.append(_schema.Problem(key, f"{key} is a secret", "remove it; hand it over in train_secrets"))
+        elif key in ("dataset", "eval_dataset"):
+            setattr(found, f"{key}s", _words(value))
+        elif key == "dataset_dir":
+            found.dataset_dir = str(value)
+        elif key == "model_name_or_path":
+            found.model = str(value or "")
+        elif key == "model_revision":
+            found.revision = str(value or "")
+        else:
+            found.arguments[key], problem = _schema.read(key, value, schema)
+            problems += [problem] if problem else []
+    found.origins = {key: lines[key] for key in found.arguments}
+    _schema.refuse(problems, lines)
+    for key in ("stage", "finetuning_type", "per_device_train_batch_size", "gradient_accumulation_steps"):
+        if key not in found.arguments:
+            found.arguments[key], found.origins[key] = schema.keys[key].default, "LLaMA-Factory's default"
+    return found
+
+
+def _mapping(text: str, name: str) -> tuple[dict[str, t.Any], dict[str, str]]:
+    """Values by key, and where each key is: `my.yaml, line 3`."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise FinetuneError(
+            f"{name} is no YAML: {error.problem}.",
+            where=f"train_config, {name}, line {line}",
+            change="correct that line",
+        ) from None
+    if not isinstance(node, yaml.MappingNode):
+        raise FinetuneError(f"{name} holds no keys.", where=f"train_config, {name}", change="write `key: value` lines")
+    lines: dict[str, str] = {}
+    for key, _value in node.value:
+        where = f"{name}, line {key.start_mark.line + 1}"
+        if key.value in lines:
+            raise FinetuneError(
+                f"{key.value} is there twice.", where=f"{where}, and {lines[key.value]}", change="keep one of them"
+            )
+        lines[key.value] = where
+    return {str(key): value for key, value in values.items()}, lines
+
+
+def _words(value: t.Any) -> list[str]:
+    if isinstance(value, str):
+        return [word.strip() for word in value.split(",") if word.strip()]
+    return [str(word) for word in value or ()]
+
+
+def dataset(name: str, info: t.Mapping[str, t.Any], folder: str) -> str | dict[str, t.Any]:
+    """An entry of train_datasets for a name in the dataset_info.json that lies in `folder`."""
+    entry = info.get(name)
+    if not isinstance(entry, t.Mapping):
+        return name
+    kept = {
+        key: entry[key]
+        for key in ("formatting", "ranking", "columns", "tags", "split", "subset", "num_samples")
+        if entry.get(key)
+    }
+    if entry.get("file_name"):
+        return {"name": name, "file": f"{folder}/{entry['file_name']}", **kept}
+    if entry.get("hf_hub_url"):
+        return {"name": name, "hub": entry["hf_hub_url"], **kept}
+    return name

@@ -1,0 +1,112 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""train_config: a LLaMA-Factory file taken over with its lines, and what a managed run owns left out."""
+
+from __future__ import annotations
+
+import json
+import typing as t
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible_collections.llmops.finetune.plugins.module_utils import _config, _sources, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+from ansible_collections.llmops.finetune.plugins.plugin_utils import _import
+
+SCHEMAS = _sources.schemas()
+DEFAULTS: dict[str, t.Any] = {
+    **yaml.safe_load((Path(__file__).parents[2] / "roles/train/defaults/main.yml").read_text(encoding="utf-8")),
+    "train_eval_datasets": ["demo_heldout"],
+}
+FILE = """### model
+model_name_or_path: org/model
+trust_remote_code: true
+
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 8
+dataset: mine,agent_instruct
+output_dir: saves/x
+overwrite_output_dir: true
+ddp_timeout: 180000000
+learning_rate: 1e-4
+eval_strategy: no
+"""
+
+
+def read(text: str) -> _config.Imported:
+    return _import.read(text, "my.yaml", SCHEMAS["main"])
+
+
+def test_a_file_is_arguments_with_their_lines_model_and_data() -> None:
+    found = read(FILE)
+    assert (found.model, found.datasets) == ("org/model", ["mine", "agent_instruct"])
+    assert found.arguments["learning_rate"] == 1e-4 and found.arguments["eval_strategy"] == "no"
+    assert found.origins["lora_rank"] == "my.yaml, line 8"
+    assert found.arguments["gradient_accumulation_steps"] == 1
+    assert found.origins["gradient_accumulation_steps"] == "LLaMA-Factory's default"
+    assert not found.arguments.keys() & {"output_dir", "overwrite_output_dir", "ddp_timeout", "dataset"}
+
+
+def test_what_a_managed_run_owns_is_left_out_with_a_notice() -> None:
+    notices = read(FILE).notices
+    assert [notice.partition(":")[0] for notice in notices] == [f"my.yaml, line {line}" for line in (10, 11, 12)]
+    assert "start the run again from step 0" in notices[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "change"),
+    [
+        ("lora_rnak: 8\n", "my.yaml, line 1, key lora_rnak", "lora_rank"),
+        ("stage: sft\nevaluation_strategy: steps\n", "line 2", "use eval_strategy"),
+        ("lora_rank: many\n", "line 1", "a whole number"),
+        ("deepspeed: x.json\n", "line 1", "train_engine"),
+        ("hf_hub_token: abc\n", "line 1", "train_secrets"),
+        ("a: [1\n", "my.yaml, line 2", "correct that line"),
+        ("stage: sft\nstage: pt\n", "my.yaml, line 2, and my.yaml, line 1", "keep one"),
+        ("- a\n", "my.yaml", "key: value"),
+        ("", "my.yaml", "key: value"),
+    ],
+)
+def test_what_is_wrong_is_refused_with_its_line(text: str, where: str, change: str) -> None:
+    with pytest.raises(FinetuneError) as refusal:
+        read(text)
+    assert where in refusal.value.where and change in refusal.value.change
+    assert "abc" not in str(refusal.value), "a secret is not shown"
+
+
+def test_a_wish_takes_the_file_for_its_recipe_and_variables_go_over_it() -> None:
+    wish = _wish.read({**DEFAULTS, "train_set": "lora_rank=16"}, SCHEMAS, read(FILE))
+    assert (wish.recipe, wish.name, wish.base, wish.model) == ("config", "config", {}, "org/model")
+    assert (wish.args["lora_rank"], wish.origins["lora_rank"]) == (16, "train_set")
+    assert wish.origins["learning_rate"] == "my.yaml, line 13"
+    assert [dataset.name for dataset in wish.datasets] == ["mine", "agent_instruct"]
+    assert wish.eval_datasets == [], "the demo's held-out records are not this file's"
+    other = {**DEFAULTS, "train_model": "/srv/m", "train_datasets": [{"file": "a.json"}], "train_eval_datasets": []}
+    wish = _wish.read(other, SCHEMAS, read(FILE))
+    assert (wish.model, [dataset.name for dataset in wish.datasets]) == ("/srv/m", ["a"])
+
+
+def test_datasets_are_those_of_the_dataset_info_above_the_file(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "examples" / "lora").mkdir(parents=True)
+    entry = {"file_name": "mine.json", "formatting": "sharegpt", "columns": {"messages": "chat"}, "ranking": False}
+    info = {"mine": entry, "far": {"hf_hub_url": "org/far", "split": "test"}, "script": {"script_url": "x"}}
+    (tmp_path / "data/dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+    (tmp_path / "examples/lora/my.yaml").write_text("stage: sft\ndataset: mine,far,other\n", encoding="utf-8")
+    found = _import.find("lora/my.yaml", [tmp_path, tmp_path / "examples"], SCHEMAS["main"])
+    assert found.datasets == [
+        {
+            "name": "mine",
+            "file": f"{tmp_path}/data/mine.json",
+            "formatting": "sharegpt",
+            "columns": {"messages": "chat"},
+        },
+        {"name": "far", "hub": "org/far", "split": "test"},
+        "other",
+    ]
+    with pytest.raises(FinetuneError, match=r"no file other\.yaml"):
+        _import.find("other.yaml", [tmp_path], SCHEMAS["main"])
