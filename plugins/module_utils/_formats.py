@@ -48,10 +48,10 @@ def plain(layout: Layout) -> t.Callable[[t.Any], bool]:
         return lambda record: False
 
     def is_plain(record: t.Any) -> bool:
-        if type(record) is not dict or not rare.isdisjoint(record):
+        if not isinstance(record, dict) or not rare.isdisjoint(record):
             return False
         question, reply, more = record.get(asked), record.get(answer), record.get(added)
-        if type(question) is not str or type(reply) is not str or not (more is None or type(more) is str):
+        if not (isinstance(question, str) and isinstance(reply, str) and (more is None or isinstance(more, str))):
             return False
         return bool(question and reply.strip())
 
@@ -231,8 +231,9 @@ def _calls(messages: list[Record], layout: Layout) -> Wrong:
                     return f"message {i} has a tool call without name and arguments", "write both into its `function`"
         return None
     role_key, content_key = layout.tags.get("role_tag", ""), layout.tags.get("content_tag", "")
+    called = layout.tags.get("function_tag")
     for i, message in enumerate(messages, 1):
-        if message.get(role_key) == layout.tags.get("function_tag") is not None:
+        if called and message.get(role_key) == called:
             try:
                 calls = json.loads(_THOUGHT.sub("", message[content_key]))
             except ValueError:

@@ -34,7 +34,7 @@ class Judge:
             "dataset_dir": str(folder),
         }
         given |= {"output_dir": str(folder / "output"), "stage": "sft", "do_train": True, "finetuning_type": "lora"}
-        model_args, self.data_args, *_ = get_train_args({**given, "report_to": "none"})
+        model_args, self.data_args, *_others = get_train_args({**given, "report_to": "none"})
         self.tokenizer = load_tokenizer(model_args)["tokenizer"]
         self.template = get_template_and_fix_tokenizer(self.tokenizer, self.data_args)
         self.folder = folder

@@ -17,7 +17,7 @@ from ..unit.broken_records import BROKEN, FILES, FINE, FORMS, Record
 from .conftest import REPOSITORY, Demo
 
 CASES: list[tuple[str, Record]] = [
-    *((form, record) for form, record, _ in BROKEN),
+    *((form, record) for form, record, _says in BROKEN),
     *FINE,
     *((name, form.good) for name, form in FORMS.items()),
 ]
@@ -66,7 +66,7 @@ def test_the_same_records_are_refused(demo: Demo, tmp_path: Path) -> None:
 def test_the_same_files_are_refused(demo: Demo, tmp_path: Path) -> None:
     cases = []
     info = _dataset.info(_dataset.parse({"file": "a.json"}, "v")[0], "x", ("instruction", "input", "output"))
-    for suffix, text, _, _ in FILES:
+    for suffix, text, _record, _says in FILES:
         cases.append({"suffix": suffix, "text": text, "stage": "sft", "info": info})
-    for (suffix, text, record, _), their in zip(FILES, judged(demo, cases), strict=True):
+    for (suffix, text, record, _says), their in zip(FILES, judged(demo, cases), strict=True):
         assert bool(their) == (record is not None), f"{suffix} {text}: {their}"

@@ -133,7 +133,7 @@ def test_a_list_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path.write_text(json.dumps([odd, odd, odd], ensure_ascii=False, indent=1), encoding="utf-8")
     for chunk in range(1, 40):
         monkeypatch.setattr(_readers, "CHUNK", chunk)
-        assert [record for _, record, _ in _readers.records(path)] == [odd, odd, odd]
+        assert [found[1] for found in _readers.records(path)] == [odd, odd, odd]
 
 
 def test_columns_and_tags_of_the_author_are_what_is_checked(tmp_path: Path) -> None:
