@@ -15,6 +15,19 @@ from ..module_utils import _config, _schema
 from ..module_utils._config import Imported
 from ..module_utils._errors import FinetuneError
 
+_OTHERS = (
+    (
+        ("model", "train_dataset", "sample_backend", "dist_config", "peft_config"),
+        "LLaMA-Factory's v1 trainer, which 0.9.5 does not start by itself",
+        "take a file that begins with model_name_or_path",
+    ),
+    (
+        ("tensor_model_parallel_size", "pipeline_model_parallel_size", "expert_model_parallel_size"),
+        "Megatron, which needs the package mcore-adapter that the environment does not have",
+        "remove the keys of Megatron",
+    ),
+)
+"""Keys that tell whose a file is, and what to do."""
 _ENGINE = ("deepspeed", "fsdp", "fsdp_config")
 
 
@@ -58,6 +71,7 @@ def _dataset_info(config: Path, dataset_dir: str) -> tuple[dict[str, t.Any], str
 def read(text: str, name: str, schema: _schema.Schema) -> Imported:
     """The file `name`; everything that is wrong with it is refused at once, with its lines."""
     values, lines = _mapping(text, name)
+    _refuse_other_trainers(values, lines)
     found = Imported()
     problems: list[_schema.Problem] = []
     for key, value in values.items():
@@ -87,6 +101,14 @@ def read(text: str, name: str, schema: _schema.Schema) -> Imported:
         if key not in found.arguments:
             found.arguments[key], found.origins[key] = schema.keys[key].default, "LLaMA-Factory's default"
     return found
+
+
+def _refuse_other_trainers(values: t.Mapping[str, t.Any], lines: t.Mapping[str, str]) -> None:
+    """Files that are not for the trainer of LLaMA-Factory that the environments have."""
+    for keys, whose, change in _OTHERS:
+        key = next((key for key in keys if key in values), None)
+        if key is not None:
+            raise FinetuneError(f"{key} is a key of {whose}.", where=f"train_config, {lines[key]}", change=change)
 
 
 def _mapping(text: str, name: str) -> tuple[dict[str, t.Any], dict[str, str]]:
