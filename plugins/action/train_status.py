@@ -14,12 +14,12 @@ from ..module_utils import _report
 
 class ActionModule(ActionBase):
     _requires_connection = False
-    _VALID_ARGS = frozenset(("runs", "others"))
+    _VALID_ARGS = frozenset(("runs", "others", "asked"))
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         super().run(tmp, task_vars)
         host = (task_vars or {})["inventory_hostname"]
-        lines = _report.status(self._task.args["runs"]) or ["no run is recorded here"]
+        lines = _report.status(self._task.args["runs"]) or [_report.nothing(str(self._task.args.get("asked") or ""))]
         lines += _report.others(self._task.args.get("others", []))
         for line in lines:
             self._display.display(f"{host}  {line}")

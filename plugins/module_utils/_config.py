@@ -104,7 +104,7 @@ def parse_args(value: t.Any) -> Arguments:
         return {}
     if not isinstance(value, t.Mapping):
         raise FinetuneError(
-            f"train_args is {type(value).__name__}, not a dict of LLaMA-Factory keys.",
+            f"train_args is {'text' if isinstance(value, str) else 'no dict'}, not a dict of LLaMA-Factory keys.",
             where="train_args",
             change='write `train_args: {learning_rate: 1.0e-4}`; for one key: train_set="learning_rate=1e-4"',
         )

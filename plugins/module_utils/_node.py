@@ -15,7 +15,10 @@ from pathlib import Path
 
 from . import _dataset, _records, _user
 from ._engine import files, lease, state
+from ._errors import FinetuneError
 
+NOTHING: dict[str, t.Any] = {"runs": {}, "datasets": [], "models": [], "sources": [], "model_missing": False}
+"""What lies under the root of an account that is still to be made."""
 _GPU_QUERY = ("index", "uuid", "name", "memory.total", "compute_cap", "driver_version")
 
 
@@ -26,11 +29,12 @@ def facts(
     here: t.Sequence[_dataset.Dataset],
     stage: str = "sft",
     lease_dir: str = "",
+    model: str = "",
 ) -> dict[str, t.Any]:
     """The facts the plan needs.
 
     name: only runs of this name are read. here: datasets that lie on the node, to digest and check for the stage.
-    lease_dir: where the leases are, empty for the host's one place.
+    lease_dir: where the leases are, empty for the host's one place. model: train_model, looked for where it is a path.
     """
     present = gpus()
     login = _user.login()
@@ -41,10 +45,12 @@ def facts(
     place = _user.expand(root, account)
 
     def read() -> dict[str, t.Any]:
+        refuse_unreadable(Path(place))
         return {
             "runs": runs(Path(place), name),
             "datasets": datasets(Path(place)),
             "models": models(Path(place)),
+            "model_missing": model.startswith("/") and not (Path(model) / "config.json").is_file(),
             "sources": [_source(dataset, stage) for dataset in here],
         }
 
@@ -61,8 +67,21 @@ def facts(
         "gpus": present,
         "leases": lease.holders([lease.CPU, *(gpu["uuid"] for gpu in present)], lease.directory(lease_dir)),
         "systemd": os.path.isdir("/run/systemd/system") and os.geteuid() == 0,
-        **(_user.as_user(account, read) if there else {"runs": {}, "datasets": [], "models": [], "sources": []}),
+        **(_user.as_user(account, read) if there else NOTHING),
     }
+
+
+def refuse_unreadable(root: Path) -> None:
+    """A root that the account may not look into."""
+    try:
+        next((root / "runs").glob("*"), None)
+        (root / "runs").exists()
+    except PermissionError as error:
+        raise FinetuneError(
+            f"{_user.login()} may not look into {error.filename}.",
+            where="train_root",
+            change="choose a folder that the account may use, or let it in",
+        ) from None
 
 
 def runs(root: Path, name: str) -> dict[str, dict[str, t.Any]]:

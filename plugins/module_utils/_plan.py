@@ -89,6 +89,13 @@ def make(
         arguments = record["arguments"]
         order = dict.fromkeys([*resolved["arguments"], *arguments])
         record["arguments"] = {key: arguments[key] for key in order if key in arguments}
+    missing = [host for host, node in facts.items() if node.get("model_missing")]
+    if missing:
+        raise FinetuneError(
+            f"There is no model in {wish.model} on {', '.join(missing)}.",
+            where="train_model",
+            change="correct the path; the folder holds config.json and the weights, and the account may read it",
+        )
     if first["runs"].get(run_id, {}).get("state") != "finished":
         _refuse_what_cannot_run(wish, resolved["arguments"], origins, sources, facts, schema)
     plan = Plan(run_id, wish.name, wanted, record if recorded else resolved, origins, recorded, {})
@@ -107,6 +114,8 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
     first = next(iter(plan.nodes.values()))
     model = resolved["model"]
     made = " (made on the node from the demo text)" if model["name"] == DEMO_MODEL else f" at {model['revision']}"
+    if model["name"].startswith("/"):
+        made = ""
     micro, accumulation = arguments["per_device_train_batch_size"], arguments["gradient_accumulation_steps"]
     batch = f"{micro} × {accumulation} × {resolved['world_size']} (micro-batch × accumulation × ranks)"
     lines = [

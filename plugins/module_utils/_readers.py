@@ -47,7 +47,7 @@ _NULLS = frozenset(
 """What pandas takes for nothing in a table."""
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf|Inf|infinity|Infinity)\s*")
 _SWITCHES = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": False, "false": False}
-_CUT = "correct it; a file cut short must be copied again"
+_CUT = "correct it: a quote left open, a comma after the last item; a file cut short must be copied again"
 _NOT_UTF8 = ("it is not UTF-8", "save the file as UTF-8")
 
 
@@ -146,9 +146,19 @@ def _values(text: str) -> t.Iterator[t.Any]:
         value, end = _PLAIN.raw_decode(text, at)
         if not isinstance(value, dict) or text.count('":', at, end) != len(value):
             _CAREFUL.raw_decode(text, at)  # refuses a key that occurs twice, as the reader of lines does
+        _refuse_half_letters(value, text)
         yield value
         rest = text[end:]
         at = end + len(rest) - len(rest.lstrip())
+
+
+def _refuse_half_letters(value: t.Any, text: str) -> None:
+    r"""Half of a letter that JSON writes in two (`\\ud83d` without its other half): no table can hold it."""
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("half a letter, such as \\\\ud83d without its other half") from None
 
 
 def _spread(file: t.BinaryIO) -> Records:
@@ -248,9 +258,11 @@ class _Text:
                 value, end = _PLAIN.raw_decode(self._text, self._at)
                 if end == len(self._text) and self._more(amount):  # a number may go on
                     continue
-                self._at = end
-                return value
+                break
             except ValueError:
                 if not self._more(amount):
                     raise
                 amount *= 2
+        _refuse_half_letters(value, self._text[self._at : end])
+        self._at = end
+        return value

@@ -79,6 +79,11 @@ def held(key: str, holder: dict[str, t.Any], user: str, where: str) -> FinetuneE
     return FinetuneError(lease.describe(key, holder), where=where, change=", or ".join(ways))
 
 
+def nothing(asked: str) -> str:
+    """What is said where no run is found. asked: train_run_id."""
+    return f"no run matches {asked}" if asked else "no run is recorded here"
+
+
 def others(ids: t.Sequence[str]) -> list[str]:
     """What is said of runs that a stop did not mean."""
     return [f"{run_id}  runs on: it has another name (-e train_run_id={run_id} ends it)" for run_id in ids]

@@ -28,6 +28,8 @@ from ._engine import files, lease, progress, state, supervisor
 from ._errors import FinetuneError
 
 START_SECONDS = 30.0
+MODEL_SECONDS = 600.0
+"""How long an apply waits for another one that makes the base model."""
 
 
 @dataclass
@@ -132,24 +134,36 @@ def _stage_dataset(dataset: dict[str, t.Any], changes: Changes) -> None:
 
 def _stage_model(spec: dict[str, t.Any], changes: Changes) -> None:
     """Make the embedded base model, unless it is there and whole."""
-    folder = Path(spec["model"]["path"])
-    if _node.model_intact(folder, spec["model"]["identity"]):
+    folder, identity = Path(spec["model"]["path"]), spec["model"]["identity"]
+    if _node.model_intact(folder, identity):
         return
     if not changes.add("update" if folder.exists() else "build", folder):
         return
-    shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = folder.with_name(f".{folder.name}.lock")
+    held = files.lock(lock, patience=MODEL_SECONDS)
+    try:
+        if not _node.model_intact(folder, identity):  # else another apply made it meanwhile
+            _make_model(spec, folder)
+    finally:
+        lock.unlink(missing_ok=True)
+        if held is not None:
+            os.close(held)
+
+
+def _make_model(spec: dict[str, t.Any], folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
     workshop = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         write_files(workshop, {f"engine/{name}": text for name, text in spec["engine"].items()})
         corpus = workshop / "corpus.jsonl"
         corpus.write_text(spec["model"]["corpus"], encoding="utf-8")
-        _make_model(spec, workshop, corpus, folder)
+        _train_model(spec, workshop, corpus, folder)
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
 
 
-def _make_model(spec: dict[str, t.Any], workshop: Path, corpus: Path, folder: Path) -> None:
+def _train_model(spec: dict[str, t.Any], workshop: Path, corpus: Path, folder: Path) -> None:
     command = [spec["launch"]["python"], "-m", "engine.base_model", "--corpus", str(corpus), "--output", str(folder)]
     environment = {**os.environ, **spec["launch"]["environment"]}
     made = subprocess.run(command, cwd=workshop, env=environment, capture_output=True, text=True, check=False)
@@ -178,6 +192,8 @@ def _stage_files(run: state.Run, spec: dict[str, t.Any], changes: Changes, *, st
             changes.add("update" if (run.path / name).exists() else "create", run.path / name)
     if any(name.startswith("engine/") for name in stale):
         changes.add("update" if (run.path / "engine").exists() else "create", run.path / "engine")
+    if not record and run.record.exists():
+        changes.add("update", run.record)
     if changes.dry or (not stale and record):
         return
     for folder in (run.path, run.logs, run.output):

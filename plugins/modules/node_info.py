@@ -27,6 +27,10 @@ options:
     description: Read only the runs of this name. Empty reads all.
     type: str
     default: ""
+  model:
+    description: The role's C(train_model). A full path is looked for.
+    type: str
+    default: ""
   stage:
     description: LLaMA-Factory's stage that the records of O(datasets) are for.
     type: str
@@ -106,6 +110,7 @@ def main() -> None:
             "user": {"type": "str", "default": ""},
             "root": {"type": "str", "default": "~/llmops"},
             "name": {"type": "str", "default": ""},
+            "model": {"type": "str", "default": ""},
             "stage": {"type": "str", "choices": ["pt", "sft", "rm", "ppo", "dpo", "kto"], "default": "sft"},
             "lease_dir": {"type": "str", "default": ""},
             "datasets": {"type": "list", "elements": "raw", "default": []},
@@ -115,7 +120,8 @@ def main() -> None:
     given = module.params
     try:
         here = [dataset for dataset in _dataset.parse(given["datasets"], "train_datasets") if dataset.source == "path"]
-        node = _node.facts(given["user"], given["root"], given["name"], here, given["stage"], given["lease_dir"])
+        asked = [given[key] for key in ("stage", "lease_dir", "model")]
+        node = _node.facts(given["user"], given["root"], given["name"], here, *asked)
     except FinetuneError as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, node=node)

@@ -60,6 +60,10 @@ stage:
   description: LLaMA-Factory's stage, which the records of datasets are checked for.
   returned: without O(facts)
   type: str
+model:
+  description: Hub id or full path of the model.
+  returned: without O(facts)
+  type: str
 plan:
   description: The plan.
   returned: success

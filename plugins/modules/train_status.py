@@ -18,6 +18,10 @@ options:
     type: list
     elements: dict
     required: true
+  asked:
+    description: The id that was asked for, for what is said where none matches.
+    type: str
+    default: ""
   others:
     description: Ids of runs that are running too, as M(llmops.finetune.train_run) returns them.
     type: list

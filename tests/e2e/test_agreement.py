@@ -29,7 +29,9 @@ LATE = (
     "data/processor/supervised.py",
     "train/ppo/trainer.py",
     "train/trainer_utils.py",
-    "peft OFTConfig",
+    "peft ",
+    "transformers trainer.py",
+    "transformers integrations",
     "liger-kernel",
 )
 """Sources of the rows that refuse what the parser takes: LLaMA-Factory fails there, or does otherwise, later."""

@@ -179,3 +179,13 @@ def test_a_tilde_is_the_home_of_the_runs_user() -> None:
 
 def test_the_address_is_one_of_this_host() -> None:
     assert socket.inet_aton(_node.address())
+
+
+def test_a_root_that_may_not_be_looked_into_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def forbidden(self: Path, pattern: str) -> t.Any:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "glob", forbidden)
+    with pytest.raises(FinetuneError, match=f"may not look into {tmp_path}/runs") as refusal:
+        _node.refuse_unreadable(tmp_path)
+    assert refusal.value.where == "train_root"

@@ -487,3 +487,12 @@ def test_a_person_reads_what_will_run_where() -> None:
     assert "12 = " in text
     assert "a: 2 × H200, 2 process(es)" in text
     assert "b: 8 CPUs, no GPU, 1 process(es)" in text
+
+
+def test_a_model_that_is_not_on_a_node_is_refused_before_anything_is_staged() -> None:
+    facts = {"a": node(), "b": node(model_missing=True)}
+    with pytest.raises(FinetuneError, match="no model in /srv/x on b") as refusal:
+        make(facts, train_model="/srv/x")
+    assert refusal.value.where == "train_model"
+    text = "\n".join(_plan.describe(make({"a": node()}, train_model="/srv/x"), [DATA], {"a": node()}))
+    assert "model   /srv/x\n" in text, "a path has no revision"

@@ -340,7 +340,39 @@ CASES: list[Case] = [
         {"eval_steps": 2, "eval_strategy": "steps"},
         HELD_OUT,
     ),
-    ("trackio needs", {"report_to": "trackio", "project": ""}, {}, {"report_to": "trackio", "project": "x"}, {}),
+    ("there is no step", {"max_steps": 0}, {}, {"max_steps": 1}, {}),
+    ("there is no step", {"num_train_epochs": 0}, {}, {"num_train_epochs": 0, "max_steps": 3}, {}),
+    ("learning rate below 0", {"learning_rate": -1.0}, {}, {"learning_rate": 1e-4}, {}),
+    ("rank of at least 1", {"lora_rank": 0}, {}, {"lora_rank": 1}, {}),
+    ("lora_dropout is", {"lora_dropout": 2.0}, {}, {"lora_dropout": 0.5}, {}),
+    *(
+        (
+            f"package {package}",
+            {"report_to": tracker},
+            {"without": [package]},
+            {"report_to": tracker},
+            {WITH: [package]},
+        )
+        for tracker, package in (
+            ("wandb", "wandb"),
+            ("tensorboard", "tensorboard"),
+            ("mlflow", "mlflow"),
+            ("trackio", "trackio"),
+            ("swanlab", "swanlab"),
+            ("comet_ml", "comet-ml"),
+            ("neptune", "neptune"),
+            ("clearml", "clearml"),
+            ("codecarbon", "codecarbon"),
+            ("dvclive", "dvclive"),
+        )
+    ),
+    (
+        "trackio needs",
+        {"report_to": "trackio", "project": ""},
+        {WITH: ["trackio"]},
+        {"report_to": "trackio", "project": "x"},
+        {WITH: ["trackio"]},
+    ),
 ]
 
 

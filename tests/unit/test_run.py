@@ -174,6 +174,33 @@ def test_the_same_bytes_under_another_ending_are_a_file_of_their_own(root: Path)
     assert _node.datasets(root) == [f"{folder.name}/data.json", f"{folder.name}/data.jsonl"]
 
 
+def test_a_record_that_was_emptied_is_written_again_and_told(root: Path) -> None:
+    stage(spec(root))
+    run_of(spec(root)).record.write_text("", encoding="utf-8")
+    assert ("update", "run.json") in stage(spec(root))[1]
+    assert files.read_json(run_of(spec(root)).record)["request"] == {"name": "x"}
+    assert stage(spec(root))[1] == []
+
+
+def test_a_model_that_another_apply_makes_is_waited_for(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = with_model(root)
+    made: list[Path] = []
+
+    def lock(path: Path, patience: float) -> None:  # the other one is done once we have the lock
+        made.append(path)
+        monkeypatch.setattr(_node, "model_intact", lambda folder, identity: True)
+
+    monkeypatch.setattr(files, "lock", lock)
+    assert ("build", "demo@id1") in [(c["action"], Path(c["path"]).name) for c in staged_changes(wanted)]
+    assert len(made) == 1 and not (root / "models/demo@id1").exists(), "it was not made twice"
+
+
+def staged_changes(wanted: Spec) -> list[dict[str, str]]:
+    changes = _run.Changes(dry=False)
+    _run.stage(wanted, changes, retry=False)
+    return changes.made
+
+
 # --- the embedded model ---
 
 BUILD = """import json, hashlib, pathlib, sys

@@ -106,7 +106,12 @@ def test_a_run_is_observed_from_its_files(run: state.Run) -> None:
     assert state.observe(run) == "running"
     os.close(held)
     run.state.write_text('{"state": "fini', encoding="utf-8")
-    assert state.observe(run) == "staged", "a torn file says nothing"
+    assert state.observe(run) == "interrupted", "it began, and a torn file does not tell its end"
+    run.state.unlink()
+    assert state.observe(run) == "staged"
+    run.logs.mkdir()
+    run.log(1).touch()
+    assert state.observe(run) == "interrupted"
 
 
 RESULTS = {"adapter_model.safetensors": b"weights" * 100, "adapter_config.json": b"{}", "nested/tokenizer.json": b"[]"}

@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import typing as t
 from pathlib import Path
@@ -470,3 +471,20 @@ def test_torchruns_account_of_a_failed_rank_is_left_out_of_the_last_words(tmp_pa
     assert supervisor.last_words(log) == ["line 3", "line 4", "line 5", "line 6", "line 7", "line 8"]
     assert supervisor.last_words(log, 1) == ["line 8"]
     assert supervisor.last_words(tmp_path / "missing") == []
+
+
+def test_the_temp_folder_of_a_killed_supervisor_goes_with_the_next_start(stage: Stage) -> None:
+    staged = stage("finish")
+    left = Path(tempfile.mkdtemp(prefix="llmops-"))
+    (left / "torchelastic_x").mkdir()
+    files.write_json(staged.run.scratch, {"path": str(left)})
+    assert staged.work() == 0
+    assert not left.exists()
+    assert not Path(files.read_json(staged.run.scratch)["path"]).exists()
+
+
+def test_only_a_temp_folder_of_ours_is_removed(stage: Stage, tmp_path: Path) -> None:
+    staged = stage("finish")
+    files.write_json(staged.run.scratch, {"path": str(tmp_path)})
+    assert staged.work() == 0
+    assert tmp_path.exists()

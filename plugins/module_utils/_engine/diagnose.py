@@ -52,6 +52,13 @@ _CATALOGUE = (
         True,
     ),
     _Row(
+        "dataset",
+        r"DatasetGenerationError|ArrowInvalid|JSON parse error",
+        "A dataset file cannot be read as a table.",
+        "see the log for the file; module dataset_check names the record",
+        True,
+    ),
+    _Row(
         "no-samples",
         r"Cannot find valid samples",
         "No record of the dataset survived LLaMA-Factory's checks.",
@@ -61,7 +68,8 @@ _CATALOGUE = (
     _Row(
         "hub",
         r"couldn't connect to|LocalEntryNotFoundError|Max retries exceeded|Cannot access gated repo|"
-        r"is not a valid model identifier|Repository Not Found|OfflineModeIsEnabled",
+        r"is not a valid model identifier|Repository Not Found|OfflineModeIsEnabled|"
+        r"HFValidationError",
         "A model or dataset could not be had from its hub.",
         "check the id in train_model or train_datasets, the node's way to the hub and, for gated ids, the token",
         True,
@@ -90,7 +98,7 @@ _CATALOGUE = (
     ),
     _Row(
         "package",
-        r"ImportError|ModuleNotFoundError",
+        r"ImportError|ModuleNotFoundError|requires \w+ to be installed",
         "A package is missing from the environment or does not fit.",
         "run the environment playbook; it names what differs from the lock",
         True,

@@ -124,7 +124,7 @@ def summary_lines(facts: dict[str, t.Any]) -> list[str]:
         if facts.get("eval_loss") is not None:
             text += f", held out {facts['eval_loss']:.4f}"
         lines.append(text)
-    if facts.get("train_runtime"):
+    if (facts.get("train_runtime") or 0) >= 0.5:  # an attempt that only ended the run made no steps
         lines.append(
             f"speed     {facts['samples_per_second']:.1f} samples/s, {duration(facts['train_runtime'])}"
             + (f" in the last of {facts['attempts']} attempts" if (facts.get("attempts") or 1) > 1 else "")

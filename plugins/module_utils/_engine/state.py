@@ -70,6 +70,11 @@ class Run:
         return self.path / "trained.json"
 
     @property
+    def scratch(self) -> Path:
+        """Where the temp folder of the ranks is (supervisor)."""
+        return self.path / "scratch.json"
+
+    @property
     def control(self) -> Path:
         """Asks the ranks to save a checkpoint and end (supervisor)."""
         return self.path / "control.json"
@@ -114,7 +119,10 @@ def observe(run: Run) -> State:
     """What the run is on this node now."""
     if not run.record.exists():
         return "absent"
-    return decide(alive=files.locked(run.lock), written=str(files.read_json(run.state).get("state", "")))
+    written = str(files.read_json(run.state).get("state", ""))
+    if not written and (run.state.exists() or run.log(1).exists()):
+        written = "running"  # it began, and what became of it is not to be read: the next apply goes on with it
+    return decide(alive=files.locked(run.lock), written=written)
 
 
 def decide(*, alive: bool, written: str) -> State:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import getpass
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -113,7 +114,9 @@ class Supervisor:
         }
         port = self.launch["master_port"] or free_port()
         # A temp folder of the ranks' own, for what torchrun and its like leave. Its path is short: sockets go there.
+        self._remove_old_scratch()
         with tempfile.TemporaryDirectory(prefix="llmops-", ignore_cleanup_errors=True) as scratch:
+            files.write_json(self.run.scratch, {"path": scratch})
             with open(self.run.log(attempt), "ab") as log:
                 child = subprocess.Popen(
                     command(self.launch, port),
@@ -126,6 +129,17 @@ class Supervisor:
                     preexec_fn=rank.die_with_parent,
                 )
             return self._watch(child)
+
+    def _remove_old_scratch(self) -> None:
+        """The temp folder of an attempt whose supervisor was killed."""
+        old = Path(str(files.read_json(self.run.scratch).get("path") or "/nothing"))
+        if (
+            old.name.startswith("llmops-")
+            and not old.is_symlink()
+            and old.is_dir()
+            and old.owner() == getpass.getuser()
+        ):
+            shutil.rmtree(old, ignore_errors=True)
 
     def _watch(self, child: subprocess.Popen[bytes]) -> tuple[int, str]:
         gpus = [key for key in self.launch["leases"] if key != lease.CPU]

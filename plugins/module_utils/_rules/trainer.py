@@ -11,6 +11,24 @@ from .rule import Rule, View
 
 _TRANSFORMERS = "transformers training_args.py"
 _PARSER = "hparams/parser.py"
+_LATER = "transformers trainer.py"
+_TRACKERS = (
+    ("wandb", "wandb"),
+    ("tensorboard", "tensorboard"),
+    ("swanlab", "swanlab"),
+    ("mlflow", "mlflow"),
+    ("trackio", "trackio"),
+    ("comet_ml", "comet-ml"),
+    ("neptune", "neptune"),
+    ("clearml", "clearml"),
+    ("codecarbon", "codecarbon"),
+    ("dvclive", "dvclive"),
+)
+"""Words of report_to, and the package that each needs."""
+
+
+def _reports(tracker: str, package: str) -> t.Callable[[View], t.Any]:
+    return lambda c: tracker in c.words("report_to") and package not in c.schema.packages
 
 
 def _fraction(kind: str) -> t.Callable[[View], t.Any]:
@@ -134,5 +152,29 @@ RULES: t.Tuple[Rule, ...] = (
             _TRANSFORMERS,
         )
         for kind in ("logging", "eval", "save")
+    ),
+    Rule(
+        ("max_steps", "num_train_epochs"),
+        lambda c: c["do_train"] and (c["max_steps"] == 0 or (c["max_steps"] < 0 and c["num_train_epochs"] <= 0)),
+        "there is no step to train",
+        "set max_steps or num_train_epochs to a number above 0",
+        _LATER,
+    ),
+    Rule(
+        ("learning_rate",),
+        lambda c: c["learning_rate"] < 0,
+        "no optimizer takes a learning rate below 0",
+        "use a number above 0, such as 1e-4",
+        _LATER,
+    ),
+    *(
+        Rule(
+            ("report_to",),
+            _reports(tracker, package),
+            f"it needs the package {package}, which the environment does not have",
+            f"remove {tracker}, or use tensorboard or none",
+            "transformers integrations",
+        )
+        for tracker, package in _TRACKERS
     ),
 )

@@ -129,4 +129,18 @@ RULES: t.Tuple[Rule, ...] = (
         "set optim: adamw_torch",
         "train/trainer_utils.py",
     ),
+    Rule(
+        ("lora_rank",),
+        lambda c: c.lora and c["lora_rank"] < 1,
+        "an adapter has a rank of at least 1",
+        "use a whole number from 1, such as 8",
+        "peft LoraConfig",
+    ),
+    Rule(
+        ("lora_dropout",),
+        lambda c: c.lora and not 0 <= c["lora_dropout"] <= 1,
+        "lora_dropout is a part of what goes through the adapter",
+        "use a number from 0 to 1",
+        "peft LoraConfig",
+    ),
 )
