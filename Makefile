@@ -53,7 +53,7 @@ stop: setup ## end what runs
 	$(PLAY) llmops.finetune.stop
 
 test: lint ## lint, then all tests but `systemd`; the last line is pytest's
-	$(RUN) python -m pytest tests/unit tests/sanity tests/e2e --ignore=tests/e2e/test_systemd.py --durations=10
+	$(RUN) python -m pytest tests/unit tests/sanity tests/e2e --ignore=tests/e2e/test_systemd.py --durations=25
 
 lint: setup-dev docs ## ruff, mypy, yamllint, antsibull-docs, antsibull-changelog, ansible-lint
 	.venv/bin/python -m ruff check .
@@ -74,10 +74,10 @@ sanity: setup-dev ## ansible-test sanity on a copy of the tree
 	$(RUN) python -m pytest tests/sanity
 
 e2e: setup-dev ## the playbooks through ansible-runner, with real training
-	$(RUN) python -m pytest tests/e2e --ignore=tests/e2e/test_systemd.py --durations=10
+	$(RUN) python -m pytest tests/e2e --ignore=tests/e2e/test_systemd.py --durations=25
 
 systemd: setup-dev ## a host that boots systemd, over ssh; root and podman needed (tests/hosts/hosts.sh check)
-	$(RUN) python -m pytest tests/e2e/test_systemd.py -rs --durations=10
+	$(RUN) python -m pytest tests/e2e/test_systemd.py -rs --durations=25
 
 SCENARIO = local
 molecule: setup-dev ## a scenario: make molecule SCENARIO=systemd ARGS="-e uv_env_index_url=…"
