@@ -141,24 +141,26 @@ def _lines(file: t.BinaryIO) -> Records:
 
 def _values(text: str) -> t.Iterator[t.Any]:
     """The values of a line, of which there is nearly always one."""
-    at = len(text) - len(text.lstrip())
+    text = text.strip()
+    at = 0
     while at < len(text):
         value, end = _PLAIN.raw_decode(text, at)
-        if not isinstance(value, dict) or text.count('":', at, end) != len(value):
-            _CAREFUL.raw_decode(text, at)  # refuses a key that occurs twice, as the reader of lines does
-        _refuse_half_letters(value, text)
+        _refuse_what_no_line_may_hold(value, text[at:end])  # all of it: no copy
         yield value
-        rest = text[end:]
-        at = end + len(rest) - len(rest.lstrip())
+        at = end
+        while at < len(text) and text[at].isspace():
+            at += 1
 
 
-def _refuse_half_letters(value: t.Any, text: str) -> None:
-    r"""Half of a letter that JSON writes in two (`\\ud83d` without its other half): no table can hold it."""
+def _refuse_what_no_line_may_hold(value: t.Any, text: str) -> None:
+    r"""An object that names a key twice, and half of a letter that JSON writes in two (`\ud83d` alone)."""
+    if not isinstance(value, dict) or text.count('":') != len(value):  # a look that clears most
+        _CAREFUL.decode(text)
     if "\\ud" in text or "\\uD" in text:
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
-            raise ValueError("half a letter, such as \\\\ud83d without its other half") from None
+            raise ValueError("half a letter, such as \\ud83d without its other half") from None
 
 
 def _spread(file: t.BinaryIO) -> Records:
@@ -168,7 +170,7 @@ def _spread(file: t.BinaryIO) -> Records:
     try:
         while text.skip(" \t\r\n\ufeff"):
             number += 1
-            yield number, text.value(), None
+            yield number, text.value(in_list=False), None
     except UnicodeDecodeError:
         yield number, None, _NOT_UTF8
     except ValueError as error:
@@ -250,8 +252,8 @@ class _Text:
     def take(self, count: int) -> None:
         self._at += count
 
-    def value(self) -> t.Any:
-        """The JSON value that begins here."""
+    def value(self, *, in_list: bool = True) -> t.Any:
+        """The JSON value that begins here. Lists are read by another reader than lines, which takes more."""
         amount = CHUNK
         while True:
             try:
@@ -263,6 +265,8 @@ class _Text:
                 if not self._more(amount):
                     raise
                 amount *= 2
-        _refuse_half_letters(value, self._text[self._at : end])
+        text = self._text[self._at : end]
         self._at = end
+        if not in_list:
+            _refuse_what_no_line_may_hold(value, text)
         return value
