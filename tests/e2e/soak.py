@@ -96,13 +96,13 @@ def test_random_kills_of_trainer_and_supervisor(world: World, demo: Demo) -> Non
 
 
 def main() -> int:
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     rc = pytest.main([__file__, "-q", "-p", "no:cacheprovider", "-o", "python_files=soak.py"])
     if rc == 0:
         from tests.e2e import soak  # as pytest imported it
 
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-        )
         machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
         text = f"# Soak\n\n`make soak` on commit {commit.stdout.strip()}: {machine}.\n\n"
         text += "| what | times | outcome | took |\n|---|---|---|---|\n" + "\n".join(soak.REPORT) + "\n"
