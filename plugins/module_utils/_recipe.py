@@ -36,6 +36,8 @@ _EVERY_RUN: dict[str, t.Any] = {
     "report_to": "none",
 }
 
+_ADAPTER: dict[str, t.Any] = {"finetuning_type": "lora", "lora_rank": 8, "lora_target": "all"}
+
 RECIPES: dict[str, Recipe] = {
     "lora_sft": Recipe(
         purpose="supervised fine-tuning of a low-rank adapter",
@@ -44,9 +46,7 @@ RECIPES: dict[str, Recipe] = {
         arguments={
             **_EVERY_RUN,
             "stage": "sft",
-            "finetuning_type": "lora",
-            "lora_rank": 8,
-            "lora_target": "all",
+            **_ADAPTER,
             "learning_rate": 1e-4,
         },
     ),
@@ -57,9 +57,7 @@ RECIPES: dict[str, Recipe] = {
         arguments={
             **_EVERY_RUN,
             "stage": "sft",
-            "finetuning_type": "lora",
-            "lora_rank": 8,
-            "lora_target": "all",
+            **_ADAPTER,
             "quantization_bit": 4,
             "quantization_method": "bnb",
             "learning_rate": 1e-4,
@@ -72,9 +70,7 @@ RECIPES: dict[str, Recipe] = {
         arguments={
             **_EVERY_RUN,
             "stage": "dpo",
-            "finetuning_type": "lora",
-            "lora_rank": 8,
-            "lora_target": "all",
+            **_ADAPTER,
             "pref_beta": 0.1,
             "pref_loss": "sigmoid",
             "learning_rate": 5e-6,
@@ -87,9 +83,7 @@ RECIPES: dict[str, Recipe] = {
         arguments={
             **_EVERY_RUN,
             "stage": "rm",
-            "finetuning_type": "lora",
-            "lora_rank": 8,
-            "lora_target": "all",
+            **_ADAPTER,
             "learning_rate": 1e-4,
         },
     ),

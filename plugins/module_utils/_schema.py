@@ -9,13 +9,11 @@ The keys of a version are data, extracted from its own classes by scripts/schema
 from __future__ import annotations
 
 import difflib
-import re
 import typing as t
 
 from . import _config
 from ._errors import FinetuneError
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _WRITE = {
     "boolean": "true or false",
     "integer": "a whole number",
@@ -154,7 +152,9 @@ def _as(kind: str, value: t.Any, known: Key) -> t.Any:
             "no" if kind == "text" and value is False and "no" in known.choices else _NOT
         )  # YAML 1.1 reads no as false
     if kind in ("integer", "number"):
-        number: t.Any = value if isinstance(value, (int, float)) else _number(text)
+        number = _config.scalar(value)  # `1e-5` is text to YAML 1.1
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            return _NOT
         if kind == "integer" and isinstance(number, float):
             return int(number) if number.is_integer() else _NOT
         return number
@@ -163,12 +163,6 @@ def _as(kind: str, value: t.Any, known: Key) -> t.Any:
     if kind == "dict":
         return _config.scalar(value) if isinstance(value, t.Mapping) else _NOT
     return str(value) if isinstance(value, (str, int, float)) else _NOT
-
-
-def _number(text: str | None) -> t.Any:
-    if text is None or not _NUMBER.fullmatch(text):
-        return _NOT
-    return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
 
 
 def _among(key: str, value: t.Any, known: Key) -> Problem | None:

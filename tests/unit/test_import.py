@@ -19,6 +19,7 @@ SCHEMAS = _sources.schemas()
 DEFAULTS: dict[str, t.Any] = {
     **yaml.safe_load((Path(__file__).parents[2] / "roles/train/defaults/main.yml").read_text(encoding="utf-8")),
     "train_eval_datasets": ["demo_heldout"],
+    "train_name": "",
 }
 FILE = """### model
 model_name_or_path: org/model

@@ -17,6 +17,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils._errors import Fin
 DEFAULTS: dict[str, t.Any] = {
     **yaml.safe_load((Path(__file__).parents[2] / "roles/train/defaults/main.yml").read_text(encoding="utf-8")),
     "train_eval_datasets": [],  # a template in the role
+    "train_name": "",
 }
 
 SCHEMAS = _sources.schemas()
