@@ -38,8 +38,9 @@ CONTROLLER_ONLY = (
     "train_plan",
     "train_status",
 )
-SHORT = {"max_steps": 24, "save_steps": 8, "logging_steps": 4, "lora_dropout": 0.1}
-"""A run of a few seconds on the embedded model, with dropout so that random numbers count."""
+SHORT = {"max_steps": 24, "save_steps": 8, "logging_steps": 4, "lora_dropout": 0.1, "max_samples": 40}
+"""A run of a few seconds on the embedded model, with dropout so that random numbers count, over more than two epochs
+so that the order of records does."""
 
 
 @dataclass

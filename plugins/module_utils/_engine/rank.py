@@ -80,6 +80,7 @@ def _train(run: Run, rank: int) -> None:
 
     torch.serialization.register_package(0, lambda _: None, _restore_on_cpu)
     _end_at_last_step()
+    _skip_within_the_epoch()
     run_exp(arguments, callbacks=[_callback(run, rank, keep)])
     files.write_json(run.logs / f"memory-rank{rank}.json", _peak_memory(rank))
     if rank == 0:
@@ -101,6 +102,21 @@ def _end_at_last_step() -> None:
         return ([], None) if self.state.global_step >= self.state.max_steps else batches(self, *args, **kwargs)
 
     Trainer.get_batch_samples = get_batch_samples
+
+
+def _skip_within_the_epoch() -> None:
+    """A trainer resumed in the middle of an epoch would go on in the order of the first one: the loader that skips
+    what was trained on counts its epochs from 0, and tells the sampler so."""
+    from transformers import trainer
+
+    skip = trainer.skip_first_batches
+
+    def skip_first_batches(dataloader: t.Any, num_batches: int = 0) -> t.Any:
+        skipping = skip(dataloader, num_batches)
+        skipping.iteration = dataloader.iteration
+        return skipping
+
+    trainer.skip_first_batches = skip_first_batches
 
 
 def _peak_memory(rank: int) -> dict[str, t.Any]:
