@@ -5,7 +5,7 @@
 
 Everything lies under one folder outside the checkout, which other accounts can reach too. The environment in it is
 built from nothing by `make train`, once, and shared by all tests. LLMOPS_E2E_KEEP=1 leaves the folder behind and
-takes up the one that is there.
+takes up the one that is there; LLMOPS_E2E_BASE names another one, for a second checkout on the same machine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import ansible_runner
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-BASE = Path("/var/tmp") / f"llmops-e2e-{os.getuid()}"
+BASE = Path(os.environ.get("LLMOPS_E2E_BASE") or f"/var/tmp/llmops-e2e-{os.getuid()}")
 KEEP = bool(os.environ.get("LLMOPS_E2E_KEEP"))
 ACCOUNT = "llmops"
 """What the play makes when root logs in; removed afterwards, unless it was there before."""
