@@ -42,6 +42,7 @@ class ActionModule(ActionBase):
                 facts,
                 corpus_digest=_sources.corpus_digest(),
                 schema=schemas[wish.environment],
+                addresses={host: str(known["hostvars"][host].get("train_address") or "") for host in facts},
                 environment={"lock": lock.stem, "digest": environment_digest(lock.read_text(encoding="utf-8"))},
             )
         except FinetuneError as error:

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import typing as t
 from pathlib import Path
@@ -19,6 +21,7 @@ from ._errors import FinetuneError
 
 NOTHING: dict[str, t.Any] = {"runs": {}, "datasets": [], "models": [], "sources": [], "model_missing": False}
 """What lies under the root of an account that is still to be made."""
+_SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B
 _GPU_QUERY = ("index", "uuid", "name", "memory.total", "compute_cap", "driver_version")
 
 
@@ -60,7 +63,7 @@ def facts(
         "account_exists": there,
         "root": place,
         "hostname": socket.gethostname(),
-        "address": address(),
+        "interfaces": interfaces(),
         "cpus": len(os.sched_getaffinity(0)),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "disk_free": _disk_free(place),
@@ -212,14 +215,40 @@ def _float(text: str) -> float:
         return 0.0
 
 
-def address() -> str:
-    """The address this host uses towards others: that of its default route, else of its name."""
+def interfaces() -> list[dict[str, t.Any]]:
+    """Interfaces that are up and have an IPv4 address: name, address, prefix, speed in Mbit/s (0 where unknown), and
+    whether the default route leaves by it."""
+    found = []
+    routes = _lines("/proc/net/route")
+    by_default = {fields[0] for fields in map(str.split, routes) if len(fields) > 1 and fields[1] == "00000000"}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # nothing is sent: the kernel only picks the way
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            try:
+                address, mask = (
+                    socket.inet_ntoa(fcntl.ioctl(probe, call, request)[20:24])
+                    for call in (_SIOCGIFADDR, _SIOCGIFNETMASK)
+                )
+            except OSError:
+                continue
+            speed = (_lines(f"/sys/class/net/{name}/speed") or ["0"])[0]
+            found.append(
+                {
+                    "name": name,
+                    "address": address,
+                    "prefix": sum(int(part).bit_count() for part in mask.split(".")),
+                    "speed": max(0, int(_float(speed))),
+                    "default": name in by_default,
+                }
+            )
+    return found
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
 
 
 def _disk_free(path: str) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import typing as t
 from dataclasses import asdict, dataclass, field
 
-from . import _config, _dataset, _ranks, _report, _request, _resolve, _rules, _schema, _state
+from . import _addresses, _config, _dataset, _ranks, _report, _request, _resolve, _rules, _schema, _state
 from ._dataset import Source
 from ._engine import base_model, lease
 from ._env import environment_path
@@ -70,15 +70,17 @@ def make(
     corpus_digest: str,
     environment: dict[str, str],
     schema: _schema.Schema,
+    addresses: t.Mapping[str, str] | None = None,
 ) -> Plan:
     """The plan for hosts in rank order. environment: name and digest of the lock that is current; schema: what it
-    takes."""
+    takes; addresses: train_address by host."""
     if not facts:
         raise FinetuneError(
             "There is no host to train on.", where="inventory, group trainers", change="add a host or widen --limit"
         )
     wanted = request(wish, sources, corpus_digest)
     run_id = _request.run_id(wanted)
+    _ranks.refuse_mixed(wish, facts)
     ranks = {host: _ranks.local(wish, host, node) for host, node in facts.items()}
     world_size = sum(ranks.values())
     first = next(iter(facts.values()))
@@ -102,8 +104,11 @@ def make(
     plan.environment = {**plan.resolved["environment"], "current": plan.resolved["environment"] == environment}
     plan.difference = _against_last(plan, first)
     plan.notices = _notices(wish, plan, record, resolved, sources)
+    places = dict.fromkeys(facts, _addresses.LOOPBACK)
+    if len(facts) > 1:
+        places = _addresses.choose({host: node["interfaces"] for host, node in facts.items()}, addresses or {})
     for rank, (host, node) in enumerate(facts.items()):
-        plan.nodes[host] = _node(plan, wish, sources, facts, host, node, rank, ranks)
+        plan.nodes[host] = _node(plan, wish, sources, places, host, node, rank, ranks)
     plan.held = _held(plan, wish, facts)
     return plan
 
@@ -130,7 +135,8 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
         count = len(node["launch"]["leases"]) if facts[host]["gpus"] else 0
         device = f"{count} × {facts[host]['gpus'][0]['name']}" if count else f"{facts[host]['cpus']} CPUs, no GPU"
         ranks = node["launch"]["nproc_per_node"]
-        lines.append(f"  node {node['node_rank']:<2} {host}: {device}, {ranks} process(es), {node['folder']}")
+        place = f" at {node['launch']['address']}" if len(plan.nodes) > 1 else ""
+        lines.append(f"  node {node['node_rank']:<2} {host}{place}: {device}, {ranks} process(es), {node['folder']}")
     lines += [f"  {line}" for line in plan.difference]
     lines += [f"  note    {notice}" for notice in plan.notices]
     return lines + ([f"  busy    {plan.held.splitlines()[0]}"] if plan.held else [])
@@ -217,7 +223,7 @@ def _node(
     plan: Plan,
     wish: Wish,
     sources: t.Sequence[Source],
-    facts: t.Mapping[str, Facts],
+    places: t.Mapping[str, _addresses.Address],
     host: str,
     node: Facts,
     rank: int,
@@ -254,12 +260,16 @@ def _node(
         "model": {**_model(plan, root), "missing": _model(plan, root)["path"].rpartition("/")[2] not in node["models"]},
         "launch": {
             "python": f"{environment}/bin/python",
-            "nnodes": len(facts),
+            "nnodes": len(places),
             "node_rank": rank,
             "nproc_per_node": ranks[host],
-            "master_addr": _ranks.master(wish, facts),
-            "master_port": wish.port if len(facts) > 1 else 0,
-            "environment": _variables(plan, sources, node, gpus, environment, ranks[host]),
+            "master_addr": next(iter(places.values())).address,
+            "master_port": wish.port if len(places) > 1 else 0,
+            "address": places[host].address,
+            "environment": {
+                **_variables(plan, sources, node, gpus, environment, ranks[host]),
+                **_addresses.variables(places[host]),
+            },
             "leases": [gpu["uuid"] for gpu in gpus] or [lease.CPU],
             "lease_dir": wish.lease_dir,
             "max_restarts": wish.max_restarts,
@@ -299,6 +309,8 @@ def _arguments(
         "dataset_dir": "the run's folder",
         "output_dir": "the run's folder",
     }
+    if len(ranks) > 1:
+        paths["save_on_each_node"], owners["save_on_each_node"] = True, "the nodes have no storage in common"
     lines = [{"key": key, "value": _config.to_yaml(value), "origin": owners[key]} for key, value in paths.items()]
     for key, value in plan.resolved["arguments"].items():
         lines.append({"key": key, "value": _config.to_yaml(value), "origin": plan.origins.get(key, "record")})

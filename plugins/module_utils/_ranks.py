@@ -26,6 +26,20 @@ def local(wish: Wish, host: str, node: Facts) -> int:
     return len(used) or wish.processes_per_node or 1
 
 
+def refuse_mixed(wish: Wish, facts: t.Mapping[str, Facts]) -> None:
+    """Ranks on GPUs talk through NCCL and ranks on CPUs through gloo: they cannot meet."""
+    used = {host: bool(gpus(wish.gpus, node["gpus"], host)) for host, node in facts.items()}
+    without = [host for host, has in used.items() if not has]
+    if without and len(without) < len(used):
+        has = next(host for host in used if used[host])
+        raise FinetuneError(
+            f"{', '.join(without)} has no GPU, {has} has.",
+            where="inventory, group trainers",
+            change="leave hosts without GPUs out (--limit), or see that nvidia-smi works there; train_gpus: 0 takes "
+            "the CPUs of all",
+        )
+
+
 def gpus(wanted: str, present: t.Sequence[dict[str, t.Any]], host: str) -> list[dict[str, t.Any]]:
     """train_gpus: `all`, a number of GPUs, or indices and UUIDs separated by commas."""
     if wanted == "all":
@@ -54,10 +68,3 @@ def gpus(wanted: str, present: t.Sequence[dict[str, t.Any]], host: str) -> list[
         if names[word] not in chosen:
             chosen.append(names[word])
     return chosen
-
-
-def master(wish: Wish, facts: t.Mapping[str, Facts]) -> str:
-    """The address of rank 0; ranks of a single node meet on loopback."""
-    if len(facts) == 1:
-        return "127.0.0.1"
-    return wish.address or str(next(iter(facts.values()))["address"])

@@ -22,6 +22,14 @@ def aggregate(states: t.Sequence[State]) -> State:
     return next(state for state in order if state in present)
 
 
+def joint_step(states: t.Sequence[State], *, retry: bool) -> Step:
+    """What an apply does next with all nodes together. A node that does not run joins those that do."""
+    now = aggregate(states)
+    if now == "running" and set(states) & {"absent", "staged", "interrupted"}:
+        return "start"
+    return next_step(now, retry=retry)
+
+
 def next_step(now: State, *, retry: bool) -> Step:
     """What an apply with train_state=finished does next, once everything is staged."""
     steps: dict[State, Step] = {

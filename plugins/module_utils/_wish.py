@@ -81,7 +81,6 @@ class Wish:
     gpus: str
     global_batch_size: int | None
     processes_per_node: int | None
-    address: str
     port: int
     user: str
     root: str
@@ -169,7 +168,6 @@ def read(
         gpus=_gpus(variables.get("train_gpus", "all")),
         global_batch_size=_count(variables, "train_global_batch_size"),
         processes_per_node=_count(variables, "train_processes_per_node"),
-        address=str(variables.get("train_address") or ""),
         port=_port(variables, "train_port"),
         user=str(variables.get("train_user") or ""),
         root=_root(str(variables.get("train_root") or "")),

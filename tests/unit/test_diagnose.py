@@ -38,6 +38,8 @@ ROWS = [
     ("error", True, "ValueError", "Unknown optimizer"),
     ("error", True, "AssertionError", ""),
     ("error", True, "FileNotFoundError", "[Errno 2] No such file or directory: 'ds.json'"),
+    ("lost-shards", True, "LostShards", "checkpoint-20/global_step20/zero_pp_rank_2_mp_rank_00_optim_states.pt"),
+    ("peer-lost", False, "PeerLost", "Node 2 fell silent."),
     ("unknown", False, "RuntimeError", "something odd"),
 ]
 
@@ -62,16 +64,23 @@ def test_every_row_is_shown_to_work() -> None:
     assert {row.kind for row in _CATALOGUE} == {kind for kind, *_ in ROWS} - {"unknown"}
 
 
+TORCHRUN = "E0101 failed (exitcode: -{number}) local_rank: 0\n  exitcode  : -{number} (pid: 123)\n"
+
+
 def test_the_first_failing_rank_speaks() -> None:
     first, second = (
         {"type": "RuntimeError", "message": "CUDA out of memory", "rank": 2},
         {"type": "RuntimeError", "message": "Connection reset by peer", "rank": 0},
     )
     assert diagnose(errors=[first, second], tail="ValueError").kind == "gpu-memory"
-    assert diagnose(errors=[second, first], tail="ValueError").kind == "peer-lost"
+    assert diagnose(errors=[second, second], tail="ValueError").kind == "peer-lost"
 
 
-TORCHRUN = "E0101 failed (exitcode: -{number}) local_rank: 0\n  exitcode  : -{number} (pid: 123)\n"
+def test_what_others_fail_of_when_a_rank_is_gone_does_not_hide_its_own_error() -> None:
+    follows = {"type": "PeerLost", "message": "Node 1 fell silent.", "rank": 0}
+    own = {"type": "ValueError", "message": "no such template", "rank": 1}
+    assert diagnose(errors=[follows, own], tail="").kind == "error"
+    assert diagnose(errors=[follows], tail=TORCHRUN.format(number=9)).kind == "killed"
 
 
 @pytest.mark.parametrize(
@@ -108,7 +117,7 @@ def test_nothing_known_may_start_again() -> None:
 
 @pytest.mark.parametrize("row", _CATALOGUE, ids=lambda row: row.kind)
 def test_a_remedy_names_what_there_is(row: t.Any) -> None:
-    known = {*_config.OWNED.values(), "train_args", "train_set", "train_root", "train_port"}
+    known = {*_config.OWNED.values(), "train_args", "train_set", "train_root", "train_port", "train_state=absent"}
     assert {word.strip(",.;") for word in row.change.split() if word.startswith("train_")} <= known
     if "recipe" in row.change:
         assert any(name in row.change for name in _recipe.RECIPES)

@@ -177,8 +177,11 @@ def test_a_tilde_is_the_home_of_the_runs_user() -> None:
         assert _user.expand("~/x", _user.DEFAULT_ACCOUNT) == "/var/lib/llmops/x"
 
 
-def test_the_address_is_one_of_this_host() -> None:
-    assert socket.inet_aton(_node.address())
+def test_interfaces_are_those_that_have_an_address() -> None:
+    found = {one["name"]: one for one in _node.interfaces()}
+    assert found["lo"] == {"name": "lo", "address": "127.0.0.1", "prefix": 8, "speed": 0, "default": False}
+    for one in found.values():
+        assert socket.inet_aton(one["address"]) and 0 <= one["prefix"] <= 32
 
 
 def test_a_root_that_may_not_be_looked_into_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

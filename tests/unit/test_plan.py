@@ -35,12 +35,16 @@ Variables = dict[str, t.Any]
 DEMO_ARGUMENTS = base_model.RECIPE["fine_tuning"]
 
 
+def eth0(address: str) -> list[dict[str, t.Any]]:
+    return [{"name": "eth0", "address": address, "prefix": 24, "speed": 0, "default": True}]
+
+
 def node(gpus: int = 0, capability: float = 9.0, **facts: t.Any) -> dict[str, t.Any]:
     return {
         "user": "me",
         "account_exists": True,
         "root": "/home/me/llmops",
-        "address": "10.0.0.1",
+        "interfaces": eth0("10.0.0.1"),
         "cpus": 8,
         "gpus": [
             {"index": i, "uuid": f"GPU-{'abcdefgh'[i]}", "name": "H200", "compute_capability": capability}
@@ -59,11 +63,13 @@ def make(
     facts: dict[str, dict[str, t.Any]],
     sources: t.Sequence[_dataset.Source] = (DATA,),
     lock: t.Any = None,
+    addresses: dict[str, str] | None = None,
     **wish: t.Any,
 ) -> _plan.Plan:
     read = _wish.read({**DEFAULTS, "train_datasets": [{"file": "a.json"}], **wish}, SCHEMAS)
     main = SCHEMAS["main"]
-    return _plan.make(read, sources, facts, corpus_digest=CORPUS, environment=lock or LOCK, schema=main)
+    current = lock or LOCK
+    return _plan.make(read, sources, facts, corpus_digest=CORPUS, environment=current, schema=main, addresses=addresses)
 
 
 def lines(plan: _plan.Plan, host: str = "a") -> dict[str, t.Any]:
@@ -95,6 +101,7 @@ def test_one_node_without_gpu_is_one_process_on_loopback_with_the_lease_of_its_c
         "nproc_per_node": 1,
         "master_addr": "127.0.0.1",
         "master_port": 0,
+        "address": "127.0.0.1",
         "leases": ["cpu"],
         "lease_dir": "/leases",
         "max_restarts": 5,
@@ -285,9 +292,9 @@ def test_each_rank_drives_one_gpu() -> None:
 
 def test_rank_is_the_order_of_hosts_and_the_first_is_the_master() -> None:
     facts = {
-        "c": node(2, address="10.0.0.3"),
-        "a": node(1, address="10.0.0.1", root="/srv/llmops"),
-        "b": node(address="10.0.0.2", cpus=4),
+        "c": node(2, interfaces=eth0("10.0.0.3")),
+        "a": node(1, interfaces=eth0("10.0.0.1"), root="/srv/llmops"),
+        "b": node(1, interfaces=eth0("10.0.0.2"), cpus=4),
     }
     plan = make(facts, train_port=1234)
     launches = {host: planned["launch"] for host, planned in plan.nodes.items()}
@@ -299,10 +306,23 @@ def test_rank_is_the_order_of_hosts_and_the_first_is_the_master() -> None:
     assert {launch["nnodes"] for launch in launches.values()} == {3}
     assert {(launch["master_addr"], launch["master_port"]) for launch in launches.values()} == {("10.0.0.3", 1234)}
     assert [launch["nproc_per_node"] for launch in launches.values()] == [2, 1, 1]
-    assert [launch["leases"] for launch in launches.values()] == [["GPU-a", "GPU-b"], ["GPU-a"], ["cpu"]]
+    assert [launch["leases"] for launch in launches.values()] == [["GPU-a", "GPU-b"], ["GPU-a"], ["GPU-a"]]
     assert (plan.resolved["world_size"], plan.resolved["engine"]) == (4, "ddp")
     assert lines(plan, "a")["output_dir"].startswith("/srv/llmops/runs/")
-    assert make(facts, train_address="192.0.2.9").nodes["b"]["launch"]["master_addr"] == "192.0.2.9"
+    assert {launch["environment"]["NCCL_SOCKET_IFNAME"] for launch in launches.values()} == {"eth0"}
+    assert lines(plan, "a")["save_on_each_node"] is True
+    assert make(facts, addresses={"c": "192.0.2.9"}).nodes["b"]["launch"]["master_addr"] == "192.0.2.9"
+
+
+def test_a_single_node_meets_on_loopback_and_saves_once() -> None:
+    plan = make({"a": node(2, interfaces=[])})
+    assert plan.nodes["a"]["launch"]["master_addr"] == "127.0.0.1"
+    assert "save_on_each_node" not in lines(plan) and "NCCL_SOCKET_IFNAME" not in str(plan.nodes)
+
+
+def test_nodes_with_and_without_gpus_are_not_one_cluster() -> None:
+    with pytest.raises(FinetuneError, match="b has no GPU, a has"):
+        make({"a": node(2), "b": node()})
 
 
 def test_no_host_is_refused() -> None:
@@ -313,9 +333,9 @@ def test_no_host_is_refused() -> None:
 def test_hosts_addresses_and_users_are_not_in_the_id() -> None:
     one = make({"a": node()})
     other = make(
-        {"z": node(4, address="192.0.2.1", root="/x", user="u"), "y": node(1)},
+        {"z": node(4, interfaces=eth0("192.0.2.1"), root="/x", user="u"), "y": node(1)},
+        addresses={"z": "198.51.100.7"},
         train_port=1,
-        train_address="z",
         train_user="u",
         train_root="/x",
         train_gpus="all",
@@ -480,14 +500,16 @@ def test_a_held_gpu_is_told_with_the_way_round_it() -> None:
 
 
 def test_a_person_reads_what_will_run_where() -> None:
-    facts = {"a": node(2), "b": node()}
+    facts = {"a": node(2), "b": node(1, interfaces=eth0("10.0.0.2"))}
     plan = make(facts, train_global_batch_size=12)
     text = "\n".join(_plan.describe(plan, [DATA], facts))
     assert f"Run {plan.id}: absent" in text
     assert "recipe  lora_sft, environment node-main 0123456789abcdef" in text
     assert "12 = " in text
-    assert "a: 2 × H200, 2 process(es)" in text
-    assert "b: 8 CPUs, no GPU, 1 process(es)" in text
+    assert "a at 10.0.0.1: 2 × H200, 2 process(es)" in text
+    assert "b at 10.0.0.2: 1 × H200, 1 process(es)" in text
+    alone = "\n".join(_plan.describe(make({"a": node()}), [DATA], {"a": node()}))
+    assert "a: 8 CPUs, no GPU, 1 process(es)" in alone
 
 
 def test_a_model_that_is_not_on_a_node_is_refused_before_anything_is_staged() -> None:

@@ -228,3 +228,21 @@ def test_a_value_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> N
     with pytest.raises(TypeError):
         files.write_json(path, {"a": object()})
     assert files.read_json(path) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        (["absent", "staged"], "start"),
+        (["running", "running"], "watch"),
+        (["running", "interrupted"], "start"),
+        (["running", "staged"], "start"),
+        (["running", "finished"], "watch"),
+        (["finished", "finished"], "nothing"),
+        (["finished", "interrupted"], "start"),
+        (["stopped", "stopped"], "nothing"),
+        (["running", "failed"], "refuse"),
+    ],
+)
+def test_all_nodes_take_the_next_step_together(states: list[state.State], expected: str) -> None:
+    assert _state.joint_step(states, retry=False) == expected

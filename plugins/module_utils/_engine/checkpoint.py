@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import typing as t
 from pathlib import Path
 
 from . import files
@@ -33,24 +34,35 @@ def found(output: Path) -> list[Path]:
     return sorted((path for path in output.iterdir() if path.is_dir() and step_of(path) >= 0), key=step_of)
 
 
-def mark(checkpoint: Path) -> None:
-    """Make every file of the checkpoint durable, then say that it is whole."""
-    sizes = {}
+def mark(checkpoint: Path, nodes: t.Sequence[dict[str, int]] = ()) -> None:
+    """Make every file of the checkpoint durable, then say that it is whole.
+
+    nodes: what each node wrote, where there are several; bytes by file name.
+    """
     for path in _members(checkpoint):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-        sizes[str(path.relative_to(checkpoint))] = path.stat().st_size
     for folder in {path.parent for path in _members(checkpoint)} | {checkpoint}:
         files.sync_directory(folder)
-    files.write_json(checkpoint / MARK, {"step": step_of(checkpoint), "files": sizes})
+    told = {"nodes": list(nodes)} if nodes else {}
+    files.write_json(checkpoint / MARK, {"step": step_of(checkpoint), "files": sizes(checkpoint), **told})
+
+
+def sizes(checkpoint: Path) -> dict[str, int]:
+    """Bytes by name of every file in a checkpoint, the mark aside."""
+    return {str(path.relative_to(checkpoint)): path.stat().st_size for path in _members(checkpoint)}
+
+
+def read_mark(checkpoint: Path) -> dict[str, t.Any]:
+    return files.read_json(checkpoint / MARK)
 
 
 def is_complete(checkpoint: Path) -> bool:
     """Marked, and every file still has the size it was marked with."""
-    sizes = files.read_json(checkpoint / MARK).get("files")
-    if not isinstance(sizes, dict) or "trainer_state.json" not in sizes:
+    told = read_mark(checkpoint).get("files")
+    if not isinstance(told, dict) or "trainer_state.json" not in told:
         return False
-    for name, size in sizes.items():
+    for name, size in told.items():
         path = checkpoint / name
         if not path.is_file() or path.stat().st_size != size:
             return False
@@ -90,6 +102,14 @@ def prepare(output: Path, *, resumes: bool = True) -> Path | None:
             path.unlink()
     _truncate_log(output / "trainer_log.jsonl", step_of(start) if start else 0)
     return start
+
+
+def rewind(output: Path, step: int) -> None:
+    """Go back to the checkpoint of that step: newer ones, which cannot be used, and log lines past it go."""
+    for path in found(output):
+        if step_of(path) > step:
+            remove(path)
+    _truncate_log(output / "trainer_log.jsonl", step)
 
 
 def _truncate_log(log: Path, last_step: int) -> None:

@@ -29,6 +29,11 @@ class _Row(t.NamedTuple):
     repeats: bool
 
 
+_PEER_LOST = (
+    r"Connection reset by peer|Connection closed by peer|Broken pipe|DistBackendError|DistNetworkError|"
+    r"Socket Timeout|Timed out after \d+ms|Connection refused|PeerLost"
+)
+
 _CATALOGUE = (
     _Row(
         "gpu-memory",
@@ -49,6 +54,13 @@ _CATALOGUE = (
         r"No space left on device|Disk quota exceeded",
         "The disk is full.",
         "free space under train_root, or lower save_total_limit in train_args",
+        True,
+    ),
+    _Row(
+        "lost-shards",
+        r"LostShards",
+        "Parts of every checkpoint were on a node that is gone.",
+        "bring that node back, or start the run anew: train_state=absent, then apply",
         True,
     ),
     _Row(
@@ -90,8 +102,7 @@ _CATALOGUE = (
     ),
     _Row(
         "peer-lost",
-        r"Connection reset by peer|Connection closed by peer|Broken pipe|DistBackendError|DistNetworkError|"
-        r"Socket Timeout|Timed out after \d+ms",
+        _PEER_LOST,
         "Another rank went away.",
         "look at the first failing rank; the run resumes by itself",
         False,
@@ -113,6 +124,9 @@ _CATALOGUE = (
     ),
 )
 
+ENDED_ELSEWHERE = Diagnosis(
+    "ended", "Another node had all ranks save and end.", "the run goes on when that node is back", False
+)
 _UNKNOWN = Diagnosis("unknown", "The trainer ended with an error.", "read the last lines of the log", False)
 
 
@@ -124,7 +138,9 @@ def diagnose(*, errors: t.Sequence[dict[str, t.Any]], tail: str, signal: int = 0
     if stalled:
         return Diagnosis("stalled", stalled, "look where the ranks hung in the log; the run resumes by itself", False)
     killed = signal or _signal_in(tail)
-    if killed == 9 and not errors:  # before the tail: what a rank logged earlier did not end it
+    own = [error for error in errors if not re.search(_PEER_LOST, _text(error))]
+    errors = own or errors  # what others fail of when a rank is gone tells nothing of its reason
+    if killed == 9 and not own:  # before the tail: what a rank logged earlier did not end it
         return Diagnosis(
             "killed",
             "A rank was killed (SIGKILL).",

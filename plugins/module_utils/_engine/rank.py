@@ -4,12 +4,13 @@
 """One rank: LLaMA-Factory's `run_exp` with what its launcher lacks.
 
 Started by torchrun as `-m engine.rank train.yaml` in the run's folder. Adds: a beat (step, loss, speed), whole
-checkpoints marked as such, saving when the supervisor asks to end, peak memory, the error of a failing rank, and an
-end together with the parent.
+checkpoints marked as such, agreement of all nodes on the one to resume from, saving when a supervisor asks to end, an
+end together with the parent and with a lost node, peak memory, and the errors of failing ranks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -21,7 +22,7 @@ import traceback
 import typing as t
 from pathlib import Path
 
-from . import checkpoint, files
+from . import checkpoint, exchange, files, peers
 from .state import Run
 
 RESUME = "LLMOPS_RESUME"
@@ -43,36 +44,65 @@ def main() -> int:
     run = Run(Path.cwd())
     if not files.locked(run.lock):  # the supervisor, and torchrun with it, died before the kernel knew to kill us too
         return 1
-    rank = int(os.environ.get("RANK", "0"))
+    here = peers.here()
+    store = peers.connect() if here.world_size > 1 else None
+    liveness = peers.Liveness(store, here, lambda why: _leave(run, here, why)) if store and here.nodes > 1 else None
     try:
-        _train(run, rank)
+        _train(run, here, store)
     except Ended:
-        return 0
+        pass
     except BaseException as error:
         if isinstance(error, SystemExit) and not error.code:
             return 0
-        files.write_json(
-            run.logs / f"error-rank{rank}.json",
-            {
-                "rank": rank,
-                "type": type(error).__name__,
-                "message": str(error)[-4000:],
-                "traceback": traceback.format_exc()[-8000:],
-                "time": time.time(),
-                "attempt": int(os.environ.get(ATTEMPT, "0")),
-            },
-        )
         traceback.print_exc()
+        if liveness:
+            liveness.over.set()
+        _note(run, here, _told(here, error))
+        if store and here.nodes > 1:
+            with contextlib.suppress(Exception):
+                for told in peers.share_error(store, here.rank, here.world_size, _told(here, error)).values():
+                    _note(run, here, told)
         return 1
+    if liveness:
+        liveness.farewell()
     return 0
 
 
-def _train(run: Run, rank: int) -> None:
+def _told(here: peers.Node, error: BaseException) -> dict[str, t.Any]:
+    """The error of this rank as the supervisor reads it."""
+    return {
+        "rank": here.rank,
+        "type": type(error).__name__,
+        "message": str(error)[-4000:],
+        "traceback": "".join(traceback.format_exception(error))[-8000:],
+        "time": time.time(),
+        "attempt": int(os.environ.get(ATTEMPT, "0")),
+    }
+
+
+def _note(run: Run, here: peers.Node, told: dict[str, t.Any]) -> None:
+    """Each node keeps the errors of all ranks that it hears of."""
+    path = run.logs / f"error-rank{told['rank']}.json"
+    if told["rank"] == here.rank or not path.exists():
+        files.write_json(path, told)
+
+
+def _leave(run: Run, here: peers.Node, why: str) -> None:
+    """Another node is lost: what this rank waits for would never come."""
+    _note(run, here, _told(here, peers.PeerLost(why)))
+    print(why, file=sys.stderr, flush=True)
+    os._exit(peers.LOST)
+
+
+def _train(run: Run, here: peers.Node, store: peers.Store | None) -> None:
     import yaml
 
     with open(run.config, encoding="utf-8") as file:
         arguments: dict[str, t.Any] = yaml.safe_load(file)
-    arguments["resume_from_checkpoint"] = os.environ.get(RESUME) or None
+    start = os.environ.get(RESUME) or None
+    if store and here.nodes > 1 and files.read_json(run.launch).get("resumes", True):
+        start = _agreed(run, here, store)
+    arguments["resume_from_checkpoint"] = start
     keep = arguments.pop("save_total_limit", None)  # ours: upstream removes the old checkpoint before the new is whole
 
     import torch
@@ -81,10 +111,18 @@ def _train(run: Run, rank: int) -> None:
     torch.serialization.register_package(0, lambda _: None, _restore_on_cpu)
     _end_at_last_step()
     _skip_within_the_epoch()
-    run_exp(arguments, callbacks=[_callback(run, rank, keep)])
-    files.write_json(run.logs / f"memory-rank{rank}.json", _peak_memory(rank))
-    if rank == 0:
+    run_exp(arguments, callbacks=[_callback(run, here, store, keep)])
+    files.write_json(run.logs / f"memory-rank{here.rank}.json", _peak_memory(here.rank))
+    if here.leads:
         files.write_json(run.trained, {"attempt": int(os.environ.get(ATTEMPT, "0")), "time": time.time()})
+
+
+def _agreed(run: Run, here: peers.Node, store: peers.Store) -> str | None:
+    """The checkpoint that all nodes go on from, which each of them has then."""
+    agreed = exchange.restore(run.output, here, store)
+    if agreed.lost and not agreed.step:
+        raise exchange.LostShards(", ".join(agreed.lost[:5]))
+    return str(run.output / f"checkpoint-{agreed.step}") if agreed.step else None
 
 
 def _restore_on_cpu(storage: t.Any, location: str) -> t.Any:
@@ -130,13 +168,9 @@ def _peak_memory(rank: int) -> dict[str, t.Any]:
     return peaks
 
 
-def _callback(run: Run, rank: int, keep: int | None) -> t.Any:
+def _callback(run: Run, here: peers.Node, store: peers.Store | None, keep: int | None) -> t.Any:
     import torch.distributed as dist
     from transformers import TrainerCallback
-
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    agreed = run.path / "stop_at.json"
 
     class RunCallback(TrainerCallback):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -145,9 +179,12 @@ def _callback(run: Run, rank: int, keep: int | None) -> t.Any:
             self.last_step = time.monotonic()
             self.written = 0.0
             self.ending = False
+            self.nodes: exchange.Nodes | None = None
             self._write(force=True)
 
         def on_train_begin(self, args: t.Any, state: t.Any, control: t.Any, **_: t.Any) -> None:
+            if store and here.nodes > 1 and not self.nodes:
+                self.nodes = exchange.Nodes(here, store)
             self.beat.update(phase="training", step=state.global_step, total_steps=state.max_steps)
             self.last_step = time.monotonic()
             self._write(force=True)
@@ -188,8 +225,9 @@ def _callback(run: Run, rank: int, keep: int | None) -> t.Any:
             self._write(force=True)
             if dist.is_initialized():
                 dist.barrier()  # every rank has written its part
-            if local_rank == 0:
-                checkpoint.mark(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            if here.leads:
+                path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                checkpoint.mark(path, self.nodes.keep(path) if self.nodes else ())
                 if keep:
                     checkpoint.prune(Path(args.output_dir), keep)
             if dist.is_initialized():
@@ -199,16 +237,13 @@ def _callback(run: Run, rank: int, keep: int | None) -> t.Any:
                 raise Ended
 
         def _asked_to_end(self, step: int) -> bool:
-            """All ranks must leave at the same step. Rank 0 fixes the next one: no peer can have passed it yet."""
-            if world_size == 1:
-                return run.control.exists()
-            if rank == 0 and not agreed.exists() and run.control.exists():
-                files.write_json(agreed, {"step": step + 1})
-            return bool(agreed.exists() and step >= files.read_json(agreed).get("step", step + 1))
+            """All ranks must leave at the same step."""
+            wanted = run.control.exists()
+            return peers.ends_at(store, here.rank, step, wanted) if store else wanted
 
         def _write(self, force: bool = False) -> None:
             now = time.monotonic()
-            if local_rank == 0 and (force or now - self.written >= 1):
+            if here.leads and (force or now - self.written >= 1):
                 self.written = now
                 files.write_json(run.progress, {**self.beat, "time": time.time()})
 

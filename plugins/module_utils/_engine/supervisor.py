@@ -32,6 +32,8 @@ from .state import Run
 
 POLL_SECONDS = 0.2
 USAGE_SECONDS = 5.0
+AFTERMATH_SECONDS = 15.0
+"""How long torchrun may go on after the first of its ranks left an error."""
 STALL_FACTOR = 10
 STALL_FLOOR_SECONDS = 300.0
 """A step longer than 10 × the median, and than 5 minutes (evaluation, saving), counts as a stall."""
@@ -100,7 +102,7 @@ class Supervisor:
 
     def _attempt(self, attempt: int, start: Path | None) -> tuple[int, str]:
         """Run torchrun to its end. Returns its exit status and why it was ended for a stall, if it was."""
-        for old in (self.run.control, self.run.trained, self.run.progress, self.run.path / "stop_at.json"):
+        for old in (self.run.control, self.run.trained, self.run.progress):
             old.unlink(missing_ok=True)
         for error in self.run.logs.glob("error-rank*.json"):
             error.unlink()
@@ -113,6 +115,8 @@ class Supervisor:
             "LLMOPS_RUN": self.run.id,
         }
         port = self.launch["master_port"] or free_port()
+        if self.launch["node_rank"]:
+            wait_until_closed(self.launch["master_addr"], port)
         # A temp folder of the ranks' own, for what torchrun and its like leave. Its path is short: sockets go there.
         self._remove_old_scratch()
         with tempfile.TemporaryDirectory(prefix="llmops-", ignore_cleanup_errors=True) as scratch:
@@ -143,7 +147,7 @@ class Supervisor:
 
     def _watch(self, child: subprocess.Popen[bytes]) -> tuple[int, str]:
         gpus = [key for key in self.launch["leases"] if key != lease.CPU]
-        meter, began, measured, give_up = processes.Meter(gpus), time.time(), 0.0, 0.0
+        meter, began, measured, give_up, failed = processes.Meter(gpus), time.time(), 0.0, 0.0, 0.0
         while (code := child.poll()) is None:
             time.sleep(POLL_SECONDS)
             now = time.time()
@@ -158,6 +162,10 @@ class Supervisor:
                 files.write_json(self.run.control, {"checkpoint_and_end": True})
                 training = "step" in files.read_json(self.run.progress)
                 give_up = now + (self.launch["grace_seconds"] if training else 0)
+            if not failed and any(self.run.logs.glob("error-rank*.json")):
+                failed = now
+            if failed and now - failed > AFTERMATH_SECONDS and not give_up:  # torchrun may wait for a node that is gone
+                give_up = now
             if give_up and now >= give_up:
                 processes.end_all()
                 child.wait()
@@ -173,6 +181,8 @@ class Supervisor:
         return f"No step for {now - beat['time']:.0f} s, {limit:.0f} s allowed." if now - beat["time"] > limit else ""
 
     def _diagnose(self, attempt: int, code: int, stalled: str) -> diagnose.Diagnosis:
+        if code == 0:
+            return diagnose.ENDED_ELSEWHERE
         errors = [files.read_json(path) for path in self.run.logs.glob("error-rank*.json")]
         errors = sorted((error for error in errors if error), key=lambda error: float(error["time"]))
         return diagnose.diagnose(
@@ -186,6 +196,17 @@ class Supervisor:
             self.state.pop("diagnosis", None)
         self.state.update(more, state=now, time=time.time())
         files.write_json(self.run.state, self.state)
+
+
+def wait_until_closed(address: str, port: int, patience: float = 30.0) -> None:
+    """Until rank 0's node has given up the rendezvous of an earlier attempt: who meets there would meet nobody."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((address, port), timeout=2).close()
+        except OSError:
+            return
+        time.sleep(0.1)
 
 
 def free_port() -> int:

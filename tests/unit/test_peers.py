@@ -1,0 +1,88 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What ranks see of the other nodes of their attempt."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from ansible_collections.llmops.finetune.plugins.module_utils._engine import peers
+
+from .test_exchange import Memory
+
+
+@pytest.mark.parametrize(
+    ("beats", "now", "expected"),
+    [
+        ({1: 100.0, 2: 100.0}, 111.0, []),
+        ({1: 100.0, 2: 100.0}, 113.0, [1, 2]),
+        ({1: 100.0, 2: 112.0}, 113.0, [1]),
+        ({1: 100.0}, 1000.0, []),  # node 2 has not begun: the clock does not run yet
+        ({}, 1000.0, []),
+    ],
+)
+def test_silence(beats: dict[int, float], now: float, expected: list[int]) -> None:
+    assert peers.silent(beats, [1, 2], now) == expected
+
+
+def test_a_node_that_is_done_is_not_waited_for() -> None:
+    assert peers.silent({1: 0.0, 2: 100.0}, [2], 101.0) == []
+
+
+def test_this_rank_is_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": 5, "LOCAL_RANK": 1, "GROUP_RANK": 2, "GROUP_WORLD_SIZE": 3, "WORLD_SIZE": 6}.items():
+        monkeypatch.setenv(name, str(value))
+    assert peers.here() == (5, 1, 2, 3, 6) and not peers.here().leads
+    for name in ("RANK", "LOCAL_RANK", "GROUP_RANK", "GROUP_WORLD_SIZE", "WORLD_SIZE"):
+        monkeypatch.delenv(name)
+    assert peers.here() == (0, 0, 0, 1, 1) and peers.here().leads
+
+
+def test_all_ranks_end_at_the_step_that_rank_0_fixes() -> None:
+    store = Memory()
+    assert not peers.ends_at(store, 1, 7, wanted=False)
+    assert not peers.ends_at(store, 1, 7, wanted=True), "rank 0 has not fixed a step yet"
+    assert not peers.ends_at(store, 0, 7, wanted=False), "the next one: another rank may have passed this one"
+    assert peers.ends_at(store, 0, 8, wanted=False) and peers.ends_at(store, 1, 8, wanted=True)
+
+
+def test_a_failing_rank_hears_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "ERRORS_SECONDS", 0.3)
+    store = Memory()
+    peers.share_error(store, 2, 3, {"rank": 2, "type": "ValueError"})
+    found = peers.share_error(store, 0, 3, {"rank": 0, "type": "PeerLost"})
+    assert {rank: told["type"] for rank, told in found.items()} == {0: "PeerLost", 2: "ValueError"}
+
+
+def test_a_silent_node_and_a_silent_store_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(peers, "SILENCE_SECONDS", 0.3)
+
+    class Hanging(Memory):
+        def check(self, keys: list[str]) -> bool:
+            time.sleep(1)
+            return False
+
+    for store, expected in ((Memory(), "Node 1 fell silent."), (Hanging(), "Node 0, where ranks meet, fell silent.")):
+        told: list[str] = []
+        store.set("beat/1", "1")
+        liveness = peers.Liveness(store, peers.Node(0, 0, 0, 2, 2), told.append)
+        deadline = time.monotonic() + 5
+        while not told and time.monotonic() < deadline:
+            time.sleep(0.02)
+        liveness.over.set()
+        assert told[:1] == [expected]
+
+
+def test_a_beating_node_is_not_lost_and_one_that_is_done_need_not_beat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(peers, "SILENCE_SECONDS", 0.3)
+    store, told = Memory(), []  # type: Memory, list[str]
+    one, two = (peers.Liveness(store, peers.Node(node, 0, node, 2, 2), told.append) for node in (0, 1))
+    time.sleep(0.5)
+    two.farewell()
+    time.sleep(0.5)
+    one.farewell()
+    assert told == [] and store.check(["done/0", "done/1"])
