@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""train_preflight on the controller: from what staging found on every node, what all of them do next."""
+"""train_preflight on the controller: what all nodes do next, and one call to each that is to start among others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,23 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         known = task_vars or {}
         plan, register = self._task.args["plan"], self._task.args["staged"]
-        staged = {host: known["hostvars"][host][register] for host in plan["nodes"]}
-        states = [found["run"]["state"] for found in staged.values()]
+        staged = {host: known["hostvars"][host][register]["run"] for host in plan["nodes"]}
+        states = [run["state"] for run in staged.values()]
         step = _state.joint_step(states, retry=boolean(self._task.args.get("retry", False)))
-        return {"changed": False, "next": step}
+        own = known["inventory_hostname"]
+        answer = {"changed": False, "next": step, "proof": staged[own].get("proof", {}), "findings": []}
+        if step != "start" or self._task.check_mode or not plan["nodes"][own]["listens"]:
+            return answer
+        peers = [
+            {
+                "host": host,
+                "run": plan["id"],
+                "node_rank": node["node_rank"],
+                "address": node["launch"]["address"],
+                "port": node["launch"]["master_port"],
+            }
+            for host, node in plan["nodes"].items()
+            if host != own and node["listens"]
+        ]
+        found = self._execute_module(module_args={"peers": peers}, task_vars=known)
+        return t.cast("dict[str, t.Any]", found if found.get("failed") else {**answer, **found})

@@ -12,23 +12,36 @@ from pathlib import Path
 import jinja2
 from ansible.plugins.action import ActionBase
 
-from ..module_utils import _engine, _sources, _unit
+from ..module_utils import _engine, _fit, _sources, _unit
 
 TEMPLATES = _sources.COLLECTION / "templates"
 
 
 class ActionModule(ActionBase):
     TRANSFERS_FILES = True
-    _VALID_ARGS = frozenset(("state", "plan", "user", "root", "id", "name", "retry", "patience", "secrets"))
+    _VALID_ARGS = frozenset(
+        ("state", "plan", "user", "root", "id", "name", "retry", "patience", "secrets", "verify", "preflight")
+    )
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         super().run(tmp, task_vars)
         known = task_vars or {}
         arguments = dict(self._task.args)
         plan = arguments.pop("plan", None)
+        register = arguments.pop("preflight", "")
+        refusal = self._refusal(plan, register, known) if register else ""
         if plan:
-            arguments["spec"] = self._spec(plan, arguments["state"], known)
-        return t.cast("dict[str, t.Any]", self._execute_module(module_args=arguments, task_vars=known))
+            arguments["spec"] = {**self._spec(plan, arguments["state"], known), "refused": bool(refusal)}
+        answer = t.cast("dict[str, t.Any]", self._execute_module(module_args=arguments, task_vars=known))
+        return {**answer, "refusal": refusal} if register else answer
+
+    def _refusal(self, plan: dict[str, t.Any], register: str, known: dict[str, t.Any]) -> str:
+        """Why the nodes do not fit together, from what each of them found; all come to the same answer."""
+        found = {host: known["hostvars"][host][register] for host in plan["nodes"]}
+        wrong = _fit.rows(
+            {host: one["proof"] for host, one in found.items()}, {host: one["findings"] for host, one in found.items()}
+        )
+        return str(_fit.refusal(wrong)) if wrong else ""
 
     def _spec(self, plan: dict[str, t.Any], state: str, known: dict[str, t.Any]) -> dict[str, t.Any]:
         """What of the plan is for this node."""

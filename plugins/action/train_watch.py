@@ -15,12 +15,14 @@ from ..module_utils import _report
 
 
 class ActionModule(ActionBase):
-    _VALID_ARGS = frozenset(("plan", "run", "wait", "interval"))
+    _VALID_ARGS = frozenset(("plan", "run", "wait", "interval", "refusal"))
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         super().run(tmp, task_vars)
         known = task_vars or {}
         plan, run = self._task.args["plan"], dict(self._task.args["run"])
+        if self._task.args.get("refusal"):
+            return {"failed": True, "msg": self._task.args["refusal"]}
         spec = plan["nodes"][known["inventory_hostname"]]
         if self._task.check_mode and run["state"] != "finished":
             return {"changed": False, "run": run}

@@ -109,6 +109,7 @@ def make(
         places = _addresses.choose({host: node["interfaces"] for host, node in facts.items()}, addresses or {})
     for rank, (host, node) in enumerate(facts.items()):
         plan.nodes[host] = _node(plan, wish, sources, places, host, node, rank, ranks)
+    _mark_listeners(plan, wish)
     plan.held = _held(plan, wish, facts)
     return plan
 
@@ -179,14 +180,22 @@ def _against_last(plan: Plan, node: Facts) -> list[str]:
     return [f"since   {last['id']} ({last['state']})", *(f"        {line}" for line in lines)]
 
 
+def _mark_listeners(plan: Plan, wish: Wish) -> None:
+    """Which nodes hold their place between staging and start: those of several that are about to start."""
+    starts = _state.joint_step([node["state"] for node in plan.nodes.values()], retry=wish.retry) == "start"
+    for node in plan.nodes.values():
+        node["listens"] = len(plan.nodes) > 1 and starts and node["state"] != "running"
+
+
 def _held(plan: Plan, wish: Wish, facts: t.Mapping[str, Facts]) -> str:
     """Who has what the run needs, where it would start now."""
-    states = _state.aggregate([node["state"] for node in plan.nodes.values()])
-    if wish.state != "finished" or _state.next_step(states, retry=wish.retry) != "start":
+    step = _state.joint_step([node["state"] for node in plan.nodes.values()], retry=wish.retry)
+    if wish.state != "finished" or step != "start":
         return ""
     for host, node in plan.nodes.items():
-        for key in node["launch"]["leases"]:
-            if key in facts[host]["leases"]:
+        for key in node["launch"]["leases"] if node["state"] != "running" else ():
+            holder = facts[host]["leases"].get(key)
+            if holder is not None and not (holder.get("staging") and holder.get("run") == plan.id):
                 return str(_report.held(key, facts[host]["leases"][key], node["user"], host))
     return ""
 

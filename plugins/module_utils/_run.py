@@ -23,7 +23,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import _node, _report, _state
+from . import _node, _proof, _report, _state
 from ._engine import files, lease, progress, state, supervisor
 from ._errors import FinetuneError
 
@@ -46,7 +46,12 @@ class Changes:
 
 
 def stage(
-    spec: dict[str, t.Any], changes: Changes, *, retry: bool, secrets: dict[str, str] | None = None
+    spec: dict[str, t.Any],
+    changes: Changes,
+    *,
+    retry: bool,
+    secrets: dict[str, str] | None = None,
+    full: bool = False,
 ) -> dict[str, t.Any]:
     """Bring everything the run needs onto the node, and say what it is and what comes next."""
     run = state.Run(Path(spec["folder"]))
@@ -64,7 +69,60 @@ def stage(
     _stage_secrets(run, secrets or {}, changes)
     restored = now == "finished" and step == "start"
     is_now = "staged" if now == "absent" else "interrupted" if restored else now  # also where check mode wrote nothing
-    return {**report(run), "state": is_now, "next": step}
+    answer = {**report(run), "state": is_now, "next": step}
+    if spec["launch"]["nnodes"] > 1 and not changes.dry:
+        answer["proof"] = _proof.proof(spec, full=full)
+        if spec["listens"]:
+            _listen(run, spec)
+    return answer
+
+
+def _listen(run: state.Run, spec: dict[str, t.Any]) -> None:
+    """Hold this node's place until the start: its leases, and the port that the other nodes try."""
+    release(run)
+    token = uuid.uuid4().hex
+    _spawn(run, spec, "listener", token)
+    deadline = time.monotonic() + START_SECONDS
+    while (told := files.read_json(run.listening)).get("token") != token:
+        if time.monotonic() > deadline:
+            log = run.logs / "listener.log"
+            last = supervisor.tail(log, 2000).splitlines()[-5:]
+            raise FinetuneError(
+                "The listener did not start.", where="\n          ".join([str(log), *last]), change="read that log"
+            )
+        time.sleep(0.05)
+    if "holder" in told:
+        raise _report.held(told["key"], told["holder"], spec["user"], spec["folder"])
+    if "why" in told:
+        raise FinetuneError(
+            f"Port {told['port']} of this node cannot be used: {told['why']}.",
+            where="train_port",
+            change="end what listens there, or set another train_port",
+        )
+
+
+def release(run: state.Run) -> None:
+    """End the listener of a run, where there is one; its leases are free then."""
+    pid = int(files.read_json(run.listening).get("pid") or 0)
+    deadline = time.monotonic() + 5
+    while pid and b"engine.listener" in _command(pid) and time.monotonic() < deadline:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+        time.sleep(0.05)
+    run.listening.unlink(missing_ok=True)
+
+
+def give_up(run: state.Run) -> dict[str, t.Any]:
+    """End the listener; the run is staged and not started."""
+    release(run)
+    return {**report(run), "changes": []}
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def report(run: state.Run) -> dict[str, t.Any]:
@@ -273,6 +331,7 @@ def ask_start(spec: dict[str, t.Any], changes: Changes) -> str:
         return ""
     if not changes.add("start", run.path):
         return ""
+    release(run)
     _refuse_if_held(spec)
     token = uuid.uuid4().hex
     files.write_json(run.start_request, {"token": token})
@@ -281,10 +340,13 @@ def ask_start(spec: dict[str, t.Any], changes: Changes) -> str:
 
 def spawn(spec: dict[str, t.Any]) -> dict[str, t.Any]:
     """Start the supervisor as the user we are, detached from this process; returns its pid."""
-    run = state.Run(Path(spec["folder"]))
-    with open(run.logs / "supervisor.log", "ab") as log:
+    return {"pid": _spawn(state.Run(Path(spec["folder"])), spec, "supervisor")}
+
+
+def _spawn(run: state.Run, spec: dict[str, t.Any], module: str, *arguments: str) -> int:
+    with open(run.logs / f"{module}.log", "ab") as log:
         child = subprocess.Popen(
-            [spec["launch"]["python"], "-m", "engine.supervisor"],
+            [spec["launch"]["python"], "-m", f"engine.{module}", *arguments],
             cwd=run.path,
             env={**os.environ, **spec["launch"]["environment"]},
             stdin=subprocess.DEVNULL,
@@ -292,7 +354,7 @@ def spawn(spec: dict[str, t.Any]) -> dict[str, t.Any]:
             stderr=log,
             start_new_session=True,
         )
-    return {"pid": child.pid}
+    return child.pid
 
 
 def _refuse_if_held(spec: dict[str, t.Any]) -> None:

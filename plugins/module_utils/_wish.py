@@ -47,6 +47,7 @@ INPUTS = (
     "train_wait",
     "train_watch_interval",
     "train_retry",
+    "train_preflight",
     "train_resolve",
 )
 """The role's inputs that a wish is read from, or that are checked with it."""
@@ -132,6 +133,7 @@ def read(
                 change="give each its own `name`",
             )
     _switch(variables, "train_wait")
+    _one_of(variables, "train_preflight", ("quick", "full"))
     _seconds(variables, "train_watch_interval")
     model = str(variables.get("train_model") or "")
     revision = str(variables.get("train_model_revision") or "main")

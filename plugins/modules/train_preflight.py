@@ -1,32 +1,36 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Ansible module: documentation of an action plugin that runs on the controller."""
+"""Ansible module: which of the other nodes this one gets through to."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: train_preflight
-short_description: What all nodes of a run do next
+short_description: What all nodes of a run do next, and whether they reach each other
 version_added: 0.1.0
 description:
-  - From what M(llmops.finetune.train_run) found on every host when it staged the run, decides what all of them do
-    next. A node that is not running joins those that are.
-  - Runs on the controller only.
+  - From what M(llmops.finetune.train_run) found on every host when it staged the run, the action plugin of the same
+    name decides what all of them do next. A node that is not running joins those that are.
+  - Where several nodes are about to start, each tries all others on the port of the rendezvous and on one that the
+    kernel picked, and compares clocks. M(llmops.finetune.train_run) with C(state=started) reads the answers of all.
 author: llmops.finetune contributors (@llmops-finetune)
 options:
   plan:
     description: What M(llmops.finetune.train_plan) returned.
     type: dict
-    required: true
   staged:
     description: Name of the variable in which each host registered M(llmops.finetune.train_run) with C(state=staged).
     type: str
-    required: true
   retry:
     description: Try a failed or stopped run again.
     type: bool
     default: false
+  peers:
+    description: The nodes to try - host, address, port, run, node_rank. Set by the action plugin.
+    type: list
+    elements: dict
+    default: []
 extends_documentation_fragment:
   - llmops.finetune.attributes
 """
@@ -50,4 +54,35 @@ next:
   description: What an apply does next on every node - start, watch or nothing.
   returned: always
   type: str
+proof:
+  description: What of this node must be the same on all nodes, by field.
+  returned: always
+  type: dict
+findings:
+  description: For each other node that was tried, why it cannot be reached (empty where it can) and by how many seconds
+    its clock is ahead.
+  returned: always
+  type: list
+  elements: dict
 """
+
+from ansible.module_utils.basic import AnsibleModule  # noqa: E402
+
+from ..module_utils import _probe  # noqa: E402
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "plan": {"type": "dict"},
+            "staged": {"type": "str"},
+            "retry": {"type": "bool", "default": False},
+            "peers": {"type": "list", "elements": "dict", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    module.exit_json(changed=False, findings=_probe.probe(module.params["peers"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -54,6 +54,19 @@ options:
     description: Try a failed or stopped run again, and restore damaged results.
     type: bool
     default: false
+  verify:
+    description:
+      - With O(state=staged) and several nodes, how the model is held against that of the other nodes. V(quick) compares
+        names, sizes and the first megabyte of every file, V(full) every byte.
+    type: str
+    choices: [quick, full]
+    default: quick
+  preflight:
+    description:
+      - With O(state=started) and several nodes, name of the variable in which each host registered
+        M(llmops.finetune.train_preflight). Where the nodes do not fit together nothing is started.
+    type: str
+    default: ""
   patience:
     description: Seconds to wait for a run to end when it is stopped.
     type: float
@@ -97,8 +110,13 @@ changes:
   returned: always
   type: list
   elements: dict
+refusal:
+  description: Why nothing was started, as a person reads it; empty where the nodes fit together.
+  returned: with O(state=started)
+  type: str
 run:
-  description: What the run is now - id, state, progress, line to read, summary, diagnosis.
+  description: What the run is now - id, state, progress, line to read, summary, diagnosis, and what of it must be the
+    same on all nodes.
   returned: with O(state=staged) and O(state=started)
   type: dict
 next:
@@ -131,13 +149,20 @@ def staged(spec: Answer, given: Answer, changes: _run.Changes) -> Answer:
         wanted = {**spec, "datasets": datasets}
         return as_user(
             spec,
-            lambda: changed(changes, _run.stage(wanted, changes, retry=given["retry"], secrets=given["secrets"])),
+            lambda: changed(
+                changes,
+                _run.stage(
+                    wanted, changes, retry=given["retry"], secrets=given["secrets"], full=given["verify"] == "full"
+                ),
+            ),
             changes,
         )
 
 
 def started(spec: Answer, given: Answer, changes: _run.Changes) -> Answer:
     run = Run(pathlib.Path(spec["folder"]))
+    if spec.get("refused"):  # the nodes do not fit together: give up this one's place
+        return as_user(spec, lambda: _run.give_up(run), changes)
     asked = as_user(spec, lambda: changed(changes, {"token": _run.ask_start(spec, changes)}), changes)
     if not asked["token"]:
         return {**as_user(spec, lambda: _run.report(run), changes), "changes": asked["changes"]}
@@ -205,6 +230,8 @@ def main() -> None:
             "name": {"type": "str", "default": ""},
             "secrets": {"type": "dict", "default": {}, "no_log": True},
             "retry": {"type": "bool", "default": False},
+            "verify": {"type": "str", "choices": ["quick", "full"], "default": "quick"},
+            "preflight": {"type": "str", "default": ""},
             "patience": {"type": "float", "default": 180},
         },
         supports_check_mode=True,

@@ -25,6 +25,10 @@ options:
     description: What M(llmops.finetune.train_run) returned last.
     type: dict
     required: true
+  refusal:
+    description: Why nothing was started, as M(llmops.finetune.train_run) returned it. Fails with it.
+    type: str
+    default: ""
   wait:
     description: Follow the run to its end. With V(false), only say how to see and end it.
     type: bool

@@ -36,6 +36,7 @@ CONTROLLER_ONLY = (
     "include_role",
     "import_tasks",
     "train_plan",
+    "train_preflight",
     "train_status",
 )
 SHORT = {"max_steps": 24, "save_steps": 8, "logging_steps": 4, "lora_dropout": 0.1, "max_samples": 40}

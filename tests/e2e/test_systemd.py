@@ -9,30 +9,22 @@ The host is a podman container (tests/hosts). Nothing is installed for it: witho
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
 import typing as t
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from .conftest import BASE, KEEP, REPOSITORY, Demo, Outcome, World
+from . import machines
+from .conftest import BASE, KEEP, Demo, Outcome, World
+from .machines import hosts
 from .test_faults import wait_for
 
-HOSTS = REPOSITORY / "tests" / "hosts" / "hosts.sh"
 ROOT = "/data/llm ops"
-HOST_PYTHON = "3.11"
 UNITS = "/etc/systemd/system"
 SECRET = "canary-77ab19"
 ENDLESS: dict[str, t.Any] = {"max_steps": 1_000_000, "save_steps": 20, "save_total_limit": 2}
-SETTINGS = {**os.environ, "HOSTS_STATE": str(BASE / "hosts"), "HOSTS_PREFIX": "e2e", "HOSTS_SUBNET": "10.213.9.0/24"}
-
-
-def hosts(*arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([HOSTS, *arguments], env=SETTINGS, input=typed, capture_output=True, text=True, check=False)
 
 
 @dataclass
@@ -43,10 +35,7 @@ class Host:
     name = "e2e1"
 
     def sh(self, command: str, check: bool = True) -> str:
-        """What a shell of root on the host answers; sudo notes its arguments in the journal, so there are none."""
-        done = hosts("ssh", self.name, "sudo sh", typed=command)
-        assert done.returncode == 0 or not check, f"{command}\n{done.stdout}{done.stderr}"
-        return done.stdout.strip()
+        return machines.sh(self.name, command, check)
 
     def play(
         self, playbook: str, *arguments: str, name: str, asked: dict[str, t.Any] | None = None, **short: t.Any
@@ -125,22 +114,13 @@ class Run:
 @pytest.fixture(scope="module")
 def host(request: pytest.FixtureRequest) -> t.Iterator[Host]:
     """One host, with the packages of the demo's environment on its disk as the cache of uv."""
-    usable = hosts("check")
-    if usable.returncode:
-        pytest.skip(usable.stderr.strip())
-    world = t.cast(World, request.getfixturevalue("world"))
-    request.getfixturevalue("demo")
+    world = machines.world(request)
     if not KEEP:
         hosts("down")
     up = hosts("up", "1")
     assert up.returncode == 0, up.stderr
-    cache = BASE / "hosts" / "disks" / Host.name / Path(ROOT).name / "cache"
-    if not cache.exists():
-        cache.mkdir(parents=True)
-        subprocess.run(["cp", "-al", world.root / "cache" / "uv", cache / "uv"], check=True)
-        subprocess.run(["find", cache.parent, "-type", "d", "-exec", "chmod", "0777", "{}", "+"], check=True)
-    built_on = re.findall(r"version_info = (\d+\.\d+)", sorted(world.root.glob("envs/*/pyvenv.cfg"))[0].read_text())
-    yield Host(world, offline=built_on == [HOST_PYTHON])
+    machines.give_packages(world, Host.name, ROOT)
+    yield Host(world, offline=machines.same_python(world))
     if not KEEP:
         hosts("down")
 

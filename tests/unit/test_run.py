@@ -58,7 +58,15 @@ def spec(root: Path, **changes: t.Any) -> Spec:
             }
         ],
         "model": {"build": False, "path": "org/model", "identity": ""},
-        "launch": {"python": sys.executable, "environment": {}, "leases": ["cpu"], "lease_dir": str(root / "leases")},
+        "root": str(root),
+        "listens": False,
+        "launch": {
+            "python": sys.executable,
+            "nnodes": 1,
+            "environment": {},
+            "leases": ["cpu"],
+            "lease_dir": str(root / "leases"),
+        },
         **changes,
     }
 

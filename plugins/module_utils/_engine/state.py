@@ -85,6 +85,11 @@ class Run:
         return self.path / "start.json"
 
     @property
+    def listening(self) -> Path:
+        """Where the node's place is held between staging and start, or why it cannot be (listener)."""
+        return self.path / "listening.json"
+
+    @property
     def stop_request(self) -> Path:
         """Tells the supervisor that a coming SIGTERM is a person's stop, not an interruption (module)."""
         return self.path / "stop.json"

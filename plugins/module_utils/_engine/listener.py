@@ -1,0 +1,72 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Holds a node's place between staging and start: `python -m engine.listener` in the run's folder.
+
+Has the leases, so that no other run takes them meanwhile, and answers on the port of the rendezvous, so that every
+other node can see whether it gets through. Also on a port that the kernel picks: a firewall that lets the first one
+through and no other is the usual reason for ranks that hang. Ends when it is told to, or after two minutes.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+import typing as t
+from pathlib import Path
+
+from . import files, lease
+from .state import Run
+
+LIFE_SECONDS = 120.0
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    run = Run(Path.cwd())
+    launch, token = files.read_json(run.launch), sys.argv[1]
+    holder = {"run": run.id, "user": getpass.getuser(), "pid": os.getpid(), "since": time.time(), "staging": True}
+    try:
+        held = lease.acquire(launch["leases"], holder, lease.directory(launch["lease_dir"]))
+    except lease.Held as error:
+        return _refuse(run, {"token": token, "key": error.key, "holder": error.holder})
+    try:
+        doors = [socket.create_server(("", port), backlog=256) for port in (launch["master_port"], 0)]
+    except OSError as error:
+        return _refuse(run, {"token": token, "port": launch["master_port"], "why": error.strerror})
+    ports = [door.getsockname()[1] for door in doors]
+    files.write_json(run.listening, {"token": token, "pid": os.getpid(), "ports": ports})
+    _answer(doors, {"run": run.id, "node_rank": launch["node_rank"], "ports": ports})
+    return 0 if held else 1
+
+
+def _refuse(run: Run, why: dict[str, t.Any]) -> int:
+    files.write_json(run.listening, why)
+    return 3
+
+
+def _answer(doors: t.Sequence[socket.socket], words: dict[str, t.Any]) -> None:
+    """Say to whoever calls who we are and what time it is here."""
+    deadline = time.monotonic() + LIFE_SECONDS
+    with selectors.DefaultSelector() as ready:
+        for door in doors:
+            ready.register(door, selectors.EVENT_READ)
+        while (left := deadline - time.monotonic()) > 0:
+            for key, _ in ready.select(left):
+                caller, _ = t.cast(socket.socket, key.fileobj).accept()
+                with caller:
+                    caller.settimeout(2)
+                    try:
+                        caller.sendall(json.dumps({**words, "time": time.time()}).encode() + b"\n")
+                    except OSError:
+                        continue
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a node has staged, in values that can be held against those of the other nodes."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import typing as t
+from pathlib import Path
+
+from . import _env
+from ._engine import files
+
+SMALL = 1 << 20
+"""Files up to so many bytes are read whole; of larger ones the name, the size and the beginning count."""
+_SAVED = {"full": 6.0, "freeze": 4.0}
+"""Bytes of a checkpoint per byte of 16-bit weights: the weights, and what AdamW keeps of each in 32 bits."""
+_ADAPTER = 0.2
+"""The same for adapters, generously."""
+FLOOR = 1 << 30
+
+
+def proof(spec: dict[str, t.Any], *, full: bool = False) -> dict[str, t.Any]:
+    """By field; all but disk_free and disk_needed (bytes) must be the same on every node. full: read every byte."""
+    environment = Path(spec["launch"]["python"]).parents[1]
+    mark = files.read_json(environment / _env.MARK)
+    model = Path(spec["model"]["path"])
+    told = {f"dataset {dataset['name']}": dataset["digest"] for dataset in spec["datasets"]}
+    if model.is_dir():
+        told["model"] = fingerprint(model, full=full)
+    return {
+        "environment": str(mark.get("digest", "")),
+        "python": ".".join(str(mark.get("python_version", "")).split(".")[:2]),
+        **told,
+        "disk_free": shutil.disk_usage(spec["root"]).free,
+        "disk_needed": needed(spec["resolved"]["arguments"], weights(model)),
+    }
+
+
+def fingerprint(folder: Path, *, full: bool) -> str:
+    """Digest over the names, sizes and contents of a folder's files."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)} {size}\n".encode())
+        if full:
+            digest.update(files.sha256(path).encode())
+        else:
+            with open(path, "rb") as file:
+                digest.update(file.read(SMALL))
+    return digest.hexdigest()
+
+
+def weights(model: Path) -> int:
+    """Bytes of a model's weights; 0 where they are not on the node."""
+    return sum(path.stat().st_size for kind in ("*.safetensors", "*.bin") for path in model.glob(kind))
+
+
+def needed(arguments: t.Mapping[str, t.Any], size: int) -> int:
+    """Bytes of disk for the checkpoints that are kept, and one more while it is written."""
+    kept = int(arguments.get("save_total_limit") or 3) + 1
+    return max(FLOOR, int(size * _SAVED.get(str(arguments.get("finetuning_type")), _ADAPTER) * kept))

@@ -1,0 +1,68 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether nodes fit together, and what is said of those that do not."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible_collections.llmops.finetune.plugins.module_utils import _fit
+
+Found = dict[str, list[dict[str, t.Any]]]
+LIKE: dict[str, t.Any] = {"environment": "e" * 16, "python": "3.11", "dataset a": "d" * 64, "model": "m" * 64}
+
+
+def proofs(**other: dict[str, t.Any]) -> dict[str, dict[str, t.Any]]:
+    room = {"disk_free": 9_000_000_000, "disk_needed": 1_000_000_000}
+    return {host: {**LIKE, **room, **other.get(host, {})} for host in ("a", "b", "c")}
+
+
+def findings(clocks: dict[str, float] | None = None, **why: str) -> Found:
+    """Everybody reaches everybody. clocks: by host, seconds ahead; why: `a_b` names what a finds of b."""
+    ahead = {"a": 0.0, "b": 0.0, "c": 0.0, **(clocks or {})}
+    return {
+        one: [
+            {"host": two, "why": why.get(f"{one}_{two}", ""), "clock": ahead[two] - ahead[one]}
+            for two in ahead
+            if two != one
+        ]
+        for one in ahead
+    }
+
+
+CASES: list[tuple[str, dict[str, t.Any], Found, list[tuple[str, str]]]] = [
+    ("all alike", proofs(), findings(), []),
+    ("another lock", proofs(b={"environment": "f" * 16}), findings(), [("b", "environment")]),
+    ("another byte of data", proofs(c={"dataset a": "0" * 64}), findings(), [("c", "dataset a")]),
+    ("rank 0 is the odd one", proofs(a={"model": "0" * 64}), findings(), [("a", "model")]),
+    ("nothing staged", proofs(b={"model": ""}), findings(), [("b", "model")]),
+    ("a full disk", proofs(c={"disk_free": 5}), findings(), [("c", "disk")]),
+    ("one way is closed", proofs(), findings(a_b="10.0.0.2:29500 does not answer within 3 s"), [("a", "reach")]),
+    ("a clock", proofs(), findings({"b": 5.0}), [("b", "clock")]),
+    ("the clock of rank 0", proofs(), findings({"a": -7.0}), [("a", "clock")]),
+    ("clocks that differ a little", proofs(), findings({"b": 1.9}), []),
+]
+
+
+@pytest.mark.parametrize(("staged", "found", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_rows(staged: dict[str, t.Any], found: Found, expected: list[tuple[str, str]]) -> None:
+    assert [(row.host, row.field) for row in _fit.rows(staged, found)] == expected
+
+
+def test_of_two_hosts_whose_clocks_differ_one_is_named() -> None:
+    found: Found = {
+        "a": [{"host": "b", "why": "", "clock": 9.0}],
+        "b": [{"host": "a", "why": "", "clock": -9.0}],
+    }
+    (row,) = _fit.rows({"a": LIKE, "b": LIKE}, found)
+    assert row == ("b", "clock", "9.0 s ahead")
+
+
+def test_the_refusal_is_a_table_with_each_remedy_once() -> None:
+    staged = proofs(b={"environment": "f" * 16, "disk_free": 5})
+    text = str(_fit.refusal(_fit.rows(staged, findings(a_b="no", b_a="no"))))
+    assert "b  environment  ffffffffffffffff, the others eeeeeeeeeeeeeeee" in text
+    assert "b  disk         0.0 GB free, checkpoints need 1.0 GB" in text
+    assert "a  reach        → b: no" in text and text.count("train_address") == 1
