@@ -69,3 +69,37 @@ def cluster(request: pytest.FixtureRequest) -> t.Iterator[Cluster]:
     yield Cluster(world, offline=machines.same_python(world))
     if not KEEP:
         hosts("down")
+
+
+@dataclass
+class First:
+    done: Outcome
+    again: Outcome
+
+    @property
+    def id(self) -> str:
+        return str(self.done.plan["id"])
+
+
+@pytest.fixture(scope="module")
+def first(cluster: Cluster) -> First:
+    done = cluster.play("train.yml", name="three")
+    assert done.rc == 0, done.text
+    return First(done, cluster.play("train.yml", name="three"))
+
+
+def test_ranks_are_the_order_of_the_inventory(first: First) -> None:
+    assert first.done.plan["resolved"]["world_size"] == 3
+    for rank, host in enumerate(NAMES):
+        memory = json.loads(sh(host, f"cat {ROOT}/runs/{first.id}/logs/memory-rank*.json"))
+        assert memory["rank"] == rank
+
+
+def test_a_second_apply_changes_nothing(first: First) -> None:
+    assert (first.again.rc, first.again.changed) == (0, []), first.again.text
+    assert len(first.again.on_node) <= 4 * len(NAMES)
+
+
+def test_every_node_has_the_adapter(first: First) -> None:
+    digests = {sh(host, f"sha256sum < {ROOT}/runs/{first.id}/output/adapter_model.safetensors") for host in NAMES}
+    assert len(digests) == 1
