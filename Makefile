@@ -7,6 +7,8 @@ ARGS ?=
 GB = 1
 
 PLAY = .venv/bin/ansible-playbook -i "$(INVENTORY)" $(ARGS)
+# Two workers: most of the time a play waits for one core.
+BOTH = --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 RUN = PATH="$(CURDIR)/.venv/bin:$$PATH"
 INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
@@ -53,7 +55,7 @@ stop: setup ## end what runs
 	$(PLAY) llmops.finetune.stop
 
 test: lint ## lint, then all tests but `systemd`; the last line is pytest's
-	$(RUN) python -m pytest tests/unit tests/sanity tests/e2e --ignore=tests/e2e/test_systemd.py --durations=25
+	$(RUN) python -m pytest $(BOTH) tests/unit tests/sanity tests/e2e --ignore=tests/e2e/test_systemd.py --durations=25
 
 lint: setup-dev docs ## ruff, mypy, yamllint, antsibull-docs, antsibull-changelog, ansible-lint
 	.venv/bin/python -m ruff check .
@@ -74,7 +76,7 @@ sanity: setup-dev ## ansible-test sanity on a copy of the tree
 	$(RUN) python -m pytest tests/sanity
 
 e2e: setup-dev ## the playbooks through ansible-runner, with real training
-	$(RUN) python -m pytest tests/e2e --ignore=tests/e2e/test_systemd.py --durations=25
+	$(RUN) python -m pytest $(BOTH) tests/e2e --ignore=tests/e2e/test_systemd.py --durations=25
 
 systemd: setup-dev ## a host that boots systemd, over ssh; root and podman needed (tests/hosts/hosts.sh check)
 	$(RUN) python -m pytest tests/e2e/test_systemd.py -rs --durations=25

@@ -8,15 +8,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import typing as t
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-if t.TYPE_CHECKING:
-    from .sanity.ansible_sanity import Report
-
 REPOSITORY = Path(__file__).parents[1]
+
+FIRST = ("test_demo_run.py", "test_sanity.py")
+"""Files that one of two workers is long busy with, while the other goes on with unit tests."""
 
 
 def files() -> list[Path]:
@@ -45,21 +44,9 @@ def copy_tree() -> t.Callable[[Path], Path]:
     return copy
 
 
-@pytest.fixture(scope="session", autouse=True)
-def sanity_report(
-    request: pytest.FixtureRequest,
-    copy_tree: t.Callable[[Path], Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> t.Iterator[Future[Report] | None]:
-    """ansible-test runs beside the other tests, which leave a core idle most of the time; its own tests come last."""
-    if not any("sanity" in item.path.parts for item in request.session.items):
-        yield None
-        return
-    from .sanity.ansible_sanity import run
-
-    with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(run, copy_tree, tmp_path_factory.mktemp("sanity"))
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: "sanity" in item.path.parts)
+    def order(item: pytest.Item) -> tuple[int, bool]:
+        name = item.path.name
+        return FIRST.index(name) if name in FIRST else len(FIRST), "unit" not in item.path.parts
+
+    items.sort(key=order)

@@ -4,12 +4,14 @@
 """The playbooks as a user runs them: a fresh clone, a real environment, real training on the CPU.
 
 Everything lies under one folder outside the checkout, which other accounts can reach too. The environment in it is
-built from nothing by `make train`, once, and shared by all tests. LLMOPS_E2E_KEEP=1 leaves the folder behind and
-takes up the one that is there; LLMOPS_E2E_BASE names another one, for a second checkout on the same machine.
+built from nothing by `make train`, once, and shared by all tests. Where two workers run tests at once each has its own
+folder; the second one takes the packages that the first one fetched. LLMOPS_E2E_KEEP=1 leaves the folders behind and
+takes up those that are there; LLMOPS_E2E_BASE names another place, for a second checkout on the same machine.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -25,10 +27,14 @@ import ansible_runner
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-BASE = Path(os.environ.get("LLMOPS_E2E_BASE") or f"/var/tmp/llmops-e2e-{os.getuid()}")
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+ALL = Path(os.environ.get("LLMOPS_E2E_BASE") or f"/var/tmp/llmops-e2e-{os.getuid()}")
+BASE = ALL / (WORKER or "alone")
 KEEP = bool(os.environ.get("LLMOPS_E2E_KEEP"))
 ACCOUNT = "llmops"
 """What the play makes when root logs in; removed afterwards, unless it was there before."""
+OURS = pytest.StashKey[bool]()
+"""Whether the tests make that account."""
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CONTROLLER_ONLY = (
     "validate_argument_spec",
@@ -185,6 +191,16 @@ def processes(run_id: str) -> list[int]:
     return found
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.stash[OURS] = not WORKER and os.getuid() == 0 and not has_account()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The account goes with the last of the workers."""
+    if session.stash[OURS] and has_account() and not KEEP:
+        subprocess.run(["userdel", "--remove", ACCOUNT], check=False, capture_output=True)
+
+
 def has_account() -> bool:
     try:
         pwd.getpwnam(ACCOUNT)
@@ -198,8 +214,9 @@ def world() -> t.Iterator[World]:
     """A clone with a blank in its path. `git clone` of what is committed, then set up by the tests through make."""
     if not KEEP:
         shutil.rmtree(BASE, ignore_errors=True)
-    BASE.mkdir(exist_ok=True)
-    BASE.chmod(0o755)
+    BASE.mkdir(parents=True, exist_ok=True)
+    for folder in (ALL, BASE):
+        folder.chmod(0o755)
     clone, root = BASE / "fresh clone", BASE / "root"
     for left in ("runner", "root/runs"):
         shutil.rmtree(BASE / left, ignore_errors=True)
@@ -213,15 +230,12 @@ def world() -> t.Iterator[World]:
     if os.getuid() == 0:
         root.chmod(0o777)  # the account is made by the play
     print(f"\nfresh clone: {clone}, Python {sys.version.split()[0]}", file=sys.stderr)
-    ours = os.getuid() == 0 and not has_account()
     leases = BASE / "leases"
     leases.mkdir(exist_ok=True)
     leases.chmod(0o1777)
     yield World(clone, root, leases)
     if not KEEP:
         shutil.rmtree(BASE, ignore_errors=True)
-        if ours and has_account():
-            subprocess.run(["userdel", "--remove", ACCOUNT], check=False, capture_output=True)
 
 
 @dataclass
@@ -238,6 +252,19 @@ class Demo:
 
 @pytest.fixture(scope="session")
 def demo(world: World) -> Demo:
+    """One worker after the other: the first one has no account and no packages, and sees what check mode touches."""
+    with open(ALL / "demo.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        caches = [folder / world.root.name / "cache" / "uv" for folder in ALL.iterdir() if folder != BASE]
+        fetched = next((cache for cache in caches if cache.exists()), None)
+        if fetched and not (world.root / "cache").exists():
+            (world.root / "cache").mkdir(mode=0o777)
+            (world.root / "cache").chmod(0o777)
+            subprocess.run(["cp", "-al", fetched, world.root / "cache" / "uv"], check=True)
+        return make_demo(world)
+
+
+def make_demo(world: World) -> Demo:
     made = world.shell(["make", "setup"], env={**os.environ, "PATH": SYSTEM_PATH})
     assert made.returncode == 0, made.stdout + made.stderr
     watched = [path for path in world.clone.iterdir() if path.name not in (".venv", ".git")]

@@ -9,19 +9,20 @@ Its environments stay in .cache/sanity between runs.
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+import typing as t
+from pathlib import Path
 
 import pytest
 from ansible.release import __version__ as core_version
 
-from .ansible_sanity import PYTHON, Report
+from .ansible_sanity import PYTHON, Report, run
 
 FEWEST = 20
 
 
 @pytest.fixture(scope="module")
-def report(sanity_report: Future[Report]) -> Report:
-    return sanity_report.result()
+def report(copy_tree: t.Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return run(copy_tree, tmp_path_factory.mktemp("sanity"))
 
 
 def test_ansible_test_ran(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
