@@ -51,9 +51,6 @@ class ActionModule(ActionBase):
             if run["state"] == "running" and run["line"]:
                 self._say([f"{run['id']}  {run['line']}"])
         self._say(_report.ended(run))
-        if run["state"] in ("failed", "interrupted"):
-            short = {key: run[key] for key in ("id", "state", "attempt", "log")}
-            return {"failed": True, "msg": _report.why(run), "run": short}
         return {"changed": False, "run": run}
 
     def _say(self, lines: t.Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
+from . import _state
 from ._engine import lease, progress
 from ._errors import FinetuneError
 
@@ -48,26 +49,6 @@ def ended(run: dict[str, t.Any]) -> list[str]:
     return []
 
 
-def why(run: dict[str, t.Any]) -> str:
-    """The refusal or failure as an error for people."""
-    if run["state"] == "interrupted":
-        return str(
-            FinetuneError(
-                f"Run {run['id']} was interrupted: its supervisor is gone or was asked to end.",
-                where=run.get("log", ""),
-                change="the same command again resumes it from the newest whole checkpoint",
-            )
-        )
-    told = run.get("diagnosis") or {}
-    return str(
-        FinetuneError(
-            f"Run {run['id']} failed in attempt {run['attempt']}. {told.get('what', '')}".rstrip(),
-            where="\n          ".join([run.get("log", ""), *run.get("tail", [])]),
-            change=f"{told.get('change', 'read the log')}; the same request again: -e train_retry=true",
-        )
-    )
-
-
 def held(key: str, holder: dict[str, t.Any], user: str, where: str) -> FinetuneError:
     """A lease that another run has. user: the account this run would belong to."""
     ways = ["wait for it"]
@@ -84,19 +65,41 @@ def nothing(asked: str) -> str:
     return f"no run matches {asked}" if asked else "no run is recorded here"
 
 
+def well(count: int) -> str:
+    """What is said where there is nothing to explain."""
+    return "no run is recorded here" if not count else "no run has failed or was interrupted"
+
+
 def others(ids: t.Sequence[str]) -> list[str]:
     """What is said of runs that a stop did not mean."""
     return [f"{run_id}  runs on: it has another name (-e train_run_id={run_id} ends it)" for run_id in ids]
 
 
-def status(runs: t.Sequence[dict[str, t.Any]]) -> list[str]:
-    """One line per run: id, state, progress or what is to be known."""
+def status(found: t.Mapping[str, t.Sequence[dict[str, t.Any]]]) -> list[str]:
+    """One line per run: where, id, state, progress or what is to be known. found: runs by host, oldest first.
+
+    A run of several hosts has one line, and one more for each host that is in another state.
+    """
+    by_id: dict[str, dict[str, dict[str, t.Any]]] = {}
+    for host, runs in found.items():
+        for run in runs:
+            by_id.setdefault(run["id"], {})[host] = run
     lines = []
-    for run in runs:
-        told = run["line"] if run["state"] in ("running", "interrupted", "stopped") else ""
-        if run["state"] == "failed":
-            told = (run.get("diagnosis") or {}).get("what", "")
-        if run["state"] == "finished" and run["summary"].get("last_loss") is not None:
-            told = f"loss {run['summary']['last_loss']:.4f}  {run['summary']['output']}"
-        lines.append(f"{run['id']}  {run['state']}  {told}".rstrip())
+    for run_id, runs_of in by_id.items():
+        now = _state.aggregate([run["state"] for run in runs_of.values()])
+        speaker = next((run for run in runs_of.values() if run["state"] == now), next(iter(runs_of.values())))
+        where = next(iter(runs_of)) if len(runs_of) == 1 else f"{len(runs_of)} nodes"
+        lines.append(f"{where}  {run_id}  {now}  {_told(speaker)}".rstrip())
+        lines += [
+            f"    {host}  {run['state']}  {_told(run)}".rstrip() for host, run in runs_of.items() if run["state"] != now
+        ]
     return lines
+
+
+def _told(run: dict[str, t.Any]) -> str:
+    if run["state"] == "failed":
+        return str((run.get("diagnosis") or {}).get("what", ""))
+    if run["state"] == "finished":
+        loss = run["summary"].get("last_loss")
+        return f"loss {loss:.4f}  {run['summary']['output']}" if loss is not None else ""
+    return str(run["line"]) if run["state"] in ("running", "interrupted", "stopped") else ""

@@ -141,8 +141,13 @@ def report(run: state.Run) -> dict[str, t.Any]:
         "log": str(run.log(int(written["attempt"]))) if written.get("attempt") else "",
         "summary": progress.summary(run) if now == "finished" else None,
     }
-    if now == "failed":
-        answer["tail"] = supervisor.last_words(run.log(int(written["attempt"])))
+    if now in ("failed", "interrupted") and answer["log"]:
+        answer["tail"] = supervisor.last_words(Path(answer["log"]))
+        answer["node_rank"] = files.read_json(run.launch).get("node_rank", 0)
+        answer["errors"] = [
+            {key: error.get(key) for key in ("rank", "node", "type", "message", "time")}
+            for error in supervisor.errors(run)
+        ]
     return answer
 
 

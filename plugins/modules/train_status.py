@@ -10,23 +10,20 @@ DOCUMENTATION = r"""
 module: train_status
 short_description: Print runs, one line each
 version_added: 0.1.0
-description: Prints what M(llmops.finetune.train_run_info) returned. Runs on the controller only.
+description:
+  - Prints what M(llmops.finetune.train_run_info) or M(llmops.finetune.train_run) returned on the hosts of the play. A
+    run of several hosts has one line, and one more for each host that is in another state.
+  - Runs on the controller only.
 author: llmops.finetune contributors (@llmops-finetune)
 options:
-  runs:
-    description: Runs as M(llmops.finetune.train_run_info) returns them.
-    type: list
-    elements: dict
+  found:
+    description: Name of the variable in which each host registered it.
+    type: str
     required: true
   asked:
     description: The id that was asked for, for what is said where none matches.
     type: str
     default: ""
-  others:
-    description: Ids of runs that are running too, as M(llmops.finetune.train_run) returns them.
-    type: list
-    elements: str
-    default: []
 extends_documentation_fragment:
   - llmops.finetune.attributes
 """
@@ -38,7 +35,8 @@ EXAMPLES = r"""
 
 - name: Show them
   llmops.finetune.train_status:
-    runs: "{{ found.runs }}"
+    found: found
+  run_once: true
 """
 
 RETURN = r"""

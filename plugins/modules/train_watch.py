@@ -13,7 +13,8 @@ version_added: 0.1.0
 description:
   - Prints one line of progress per interval, and a summary when the run is finished.
   - With O(wait=false) says at once where the run can be seen.
-  - Fails with the diagnosis when the run fails or is interrupted. Ending the play does not end the run.
+  - Ends too when the run fails or is interrupted, which M(llmops.finetune.train_explain) tells. Ending the play does
+    not end the run.
   - Runs on the controller and asks rank 0 through M(llmops.finetune.train_run_info).
 author: llmops.finetune contributors (@llmops-finetune)
 options:
@@ -55,6 +56,7 @@ EXAMPLES = r"""
     plan: "{{ plan.plan }}"
     run: "{{ started.run }}"
   run_once: true
+  register: watched
 """
 
 RETURN = r"""

@@ -31,7 +31,14 @@ def report(now: str, **more: t.Any) -> dict[str, t.Any]:
     ],
 )
 def test_status_is_one_line(run: dict[str, t.Any], expected: str) -> None:
-    assert _report.status([run]) == [expected]
+    assert _report.status({"a": [run]}) == [f"a  {expected}"]
+
+
+def test_a_run_of_several_hosts_is_one_line_and_one_for_each_that_differs() -> None:
+    found = {"a": [report("running")], "b": [report("interrupted")], "c": [report("running")]}
+    assert _report.status(found) == ["3 nodes  x-1  running  step 1/2", "    b  interrupted  step 1/2"]
+    whole = {host: [report("finished", summary={"last_loss": 1.0, "output": "/o"})] for host in "ab"}
+    assert _report.status({**whole, "c": []}) == ["2 nodes  x-1  finished  loss 1.0000  /o"]
 
 
 def test_the_end_of_a_watch_says_what_to_type_next() -> None:
@@ -40,11 +47,6 @@ def test_the_end_of_a_watch_says_what_to_type_next() -> None:
     assert "train_set" in told[-1]
     assert "train_retry=true" in _report.ended(report("stopped"))[0]
     assert _report.ended(report("interrupted")) == []
-    assert "resumes it" in _report.why(report("interrupted", log="/l"))
-    why = _report.why(
-        report("failed", log="/l", tail=["last words"], diagnosis={"what": "The disk is full.", "change": "free space"})
-    )
-    assert all(word in why for word in ("The disk is full.", "/l", "last words", "free space", "train_retry=true"))
     assert "attempt 2 from step 5. Lost." in _report.restarted(
         report("running", attempt=2, from_step=5, diagnosis={"what": "Lost."})
     )

@@ -138,7 +138,7 @@ def diagnose(*, errors: t.Sequence[dict[str, t.Any]], tail: str, signal: int = 0
     if stalled:
         return Diagnosis("stalled", stalled, "look where the ranks hung in the log; the run resumes by itself", False)
     killed = signal or _signal_in(tail)
-    own = [error for error in errors if not re.search(_PEER_LOST, _text(error))]
+    own = [error for error in errors if not follows(error)]
     errors = own or errors  # what others fail of when a rank is gone tells nothing of its reason
     if killed == 9 and not own:  # before the tail: what a rank logged earlier did not end it
         return Diagnosis(
@@ -157,6 +157,11 @@ def diagnose(*, errors: t.Sequence[dict[str, t.Any]], tail: str, signal: int = 0
     if killed:
         return Diagnosis("killed", f"A rank died of signal {killed}.", "read the last lines of the log", False)
     return _UNKNOWN
+
+
+def follows(error: dict[str, t.Any]) -> bool:
+    """Whether a rank failed only because another one was gone."""
+    return bool(re.search(_PEER_LOST, _text(error)))
 
 
 def _text(error: dict[str, t.Any]) -> str:

@@ -46,6 +46,19 @@ def descendants(root: int) -> list[Process]:
     return below
 
 
+def running(word: str, but: str) -> bool:
+    """Whether a process below this one has `word` in its command line, and not `but`."""
+    for process in descendants(os.getpid()):
+        with (
+            contextlib.suppress(OSError),
+            open(f"/proc/{process.pid}/cmdline", encoding="utf-8", errors="replace") as file,
+        ):
+            command = file.read()
+            if word in command and but not in command:
+                return True
+    return False
+
+
 def end_all(patience: float = 10.0) -> bool:
     """Kill everything below this process and reap it; False if something survives `patience` seconds."""
     deadline = time.monotonic() + patience

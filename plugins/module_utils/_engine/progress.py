@@ -39,7 +39,7 @@ def line(beat: dict[str, t.Any], *, live: bool = True) -> str:
         share = 100 * beat["step"] // beat["total_steps"]
         parts.append(f"step {beat['step']:>{width}}/{beat['total_steps']}  {share:>3}%")
     else:
-        parts.append(str(beat.get("phase", "starting")))
+        parts.append("waiting for the other nodes" if beat.get("waiting") else str(beat.get("phase", "starting")))
     if beat.get("loss") is not None:
         parts.append(f"loss {beat['loss']:.4f}")
     if beat.get("learning_rate") is not None:

@@ -72,6 +72,7 @@ def _told(here: peers.Node, error: BaseException) -> dict[str, t.Any]:
     """The error of this rank as the supervisor reads it."""
     return {
         "rank": here.rank,
+        "node": here.node,
         "type": type(error).__name__,
         "message": str(error)[-4000:],
         "traceback": "".join(traceback.format_exception(error))[-8000:],

@@ -153,7 +153,10 @@ class Supervisor:
             now = time.time()
             if now - measured >= USAGE_SECONDS:
                 measured = now
-                files.write_json(self.run.usage, meter.read())
+                waiting = self.launch["nnodes"] > 1 and not processes.running(
+                    "engine.rank", but="torch.distributed.run"
+                )
+                files.write_json(self.run.usage, {**meter.read(), "waiting": waiting})
                 if stalled := self._stalled(began, now):
                     processes.end_all()
                     child.wait()
@@ -183,10 +186,8 @@ class Supervisor:
     def _diagnose(self, attempt: int, code: int, stalled: str) -> diagnose.Diagnosis:
         if code == 0:
             return diagnose.ENDED_ELSEWHERE
-        errors = [files.read_json(path) for path in self.run.logs.glob("error-rank*.json")]
-        errors = sorted((error for error in errors if error), key=lambda error: float(error["time"]))
         return diagnose.diagnose(
-            errors=errors, tail=tail(self.run.log(attempt)), signal=-code if code < 0 else 0, stalled=stalled
+            errors=errors(self.run), tail=tail(self.run.log(attempt)), signal=-code if code < 0 else 0, stalled=stalled
         )
 
     def _write(self, now: state.State, **more: t.Any) -> None:
@@ -196,6 +197,12 @@ class Supervisor:
             self.state.pop("diagnosis", None)
         self.state.update(more, state=now, time=time.time())
         files.write_json(self.run.state, self.state)
+
+
+def errors(run: Run) -> list[dict[str, t.Any]]:
+    """What failing ranks left in the last attempt, earliest first."""
+    found = [files.read_json(path) for path in run.logs.glob("error-rank*.json")]
+    return sorted((error for error in found if error), key=lambda error: float(error["time"]))
 
 
 def wait_until_closed(address: str, port: int, patience: float = 30.0) -> None:
