@@ -1,0 +1,51 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""node_info on the controller: the first call to a host, so what stands in its way is told here, with its remedy."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
+from ansible.plugins.action import ActionBase
+
+from ..module_utils._errors import FinetuneError
+from ..plugin_utils import _connection
+
+
+class ActionModule(ActionBase):
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+        super().run(tmp, task_vars)
+        known = task_vars or {}
+        host = known["inventory_hostname"]
+        try:
+            _connection.refuse_key(str(self._option("private_key_file") or ""), host)
+            answer = self._execute_module(module_args=dict(self._task.args), task_vars=known)
+        except FinetuneError as error:
+            return {"failed": True, "msg": str(error)}
+        except AnsibleError as error:
+            told = self._explain(str(error), host)
+            if told is None:
+                raise
+            return {"failed": True, "unreachable": isinstance(error, AnsibleConnectionFailure), "msg": told}
+        if answer.get("failed") and "node" not in answer:
+            said = " ".join(str(answer.get(key, "")) for key in ("msg", "module_stderr", "module_stdout", "exception"))
+            told = self._explain(said, host) if "change:" not in str(answer.get("msg")) else None
+            if told is not None:
+                return {"failed": True, "msg": told}
+        return t.cast("dict[str, t.Any]", answer)
+
+    def _explain(self, said: str, host: str) -> str | None:
+        address, user = self._option("host"), self._option("remote_user")
+        told = _connection.explain(said, host=host, address=str(address or ""), user=str(user or ""))
+        return str(told) if told else None
+
+    def _option(self, name: str) -> t.Any:
+        """An option of the connection plugin, where it has that one."""
+        try:
+            return self._connection.get_option(name)
+        except KeyError:
+            return None
