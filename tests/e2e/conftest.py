@@ -91,7 +91,7 @@ class Outcome:
 
     @property
     def message(self) -> str:
-        return next((str(line["result"].get("msg")) for line in self.results if line["status"] == "failed"), "")
+        return next((str(line["result"].get("msg")) for line in self.results if line["status"] != "ok"), "")
 
 
 @dataclass

@@ -32,6 +32,15 @@ def sh(host: str, command: str, check: bool = True) -> str:
     return done.stdout.strip()
 
 
+def root_sh(host: str, command: str) -> str:
+    """The same without the host's sshd and sudo."""
+    settings = {**os.environ, "CONTAINERS_CONF": str(BASE / "hosts" / "containers.conf")}
+    done = subprocess.run(
+        ["podman", "exec", host, "sh", "-c", command], env=settings, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
 def world(request: pytest.FixtureRequest) -> World:
     """The world of the tests, where hosts can be started at all; else the test is skipped and says what lacks."""
     usable = hosts("check")

@@ -9,6 +9,8 @@ The hosts are podman containers (machines.py); each builds its environment itsel
 from __future__ import annotations
 
 import json
+import re
+import time
 import typing as t
 from dataclasses import dataclass
 
@@ -16,11 +18,14 @@ import pytest
 import yaml
 
 from . import machines
-from .conftest import BASE, KEEP, Outcome, World
+from .conftest import BASE, CONTROLLER_ONLY, KEEP, Outcome, World
 from .machines import hosts, sh
+from .test_faults import wait_for
 
 ROOT = "/data/llmops"
 NAMES = ("e2e1", "e2e2", "e2e3")
+SAVE = 10
+STEPS: dict[str, t.Any] = {"max_steps": 60, "save_steps": SAVE, "logging_steps": 10, "save_total_limit": 3}
 
 
 @dataclass
@@ -34,6 +39,7 @@ class Cluster:
         *arguments: str,
         name: str,
         order: t.Sequence[str] = NAMES,
+        of: dict[str, dict[str, t.Any]] | None = None,
         asked: dict[str, t.Any] | None = None,
         **short: t.Any,
     ) -> Outcome:
@@ -46,7 +52,9 @@ class Cluster:
             **(asked or {}),
         }
         known = yaml.safe_load(machines.INVENTORY.read_text(encoding="utf-8"))
-        known["trainers"]["hosts"] = {host: known["trainers"]["hosts"][host] for host in order}
+        known["trainers"]["hosts"] = {
+            host: {**known["trainers"]["hosts"][host], **(of or {}).get(host, {})} for host in order
+        }
         inventory = BASE / "cluster.yml"
         inventory.write_text(yaml.safe_dump(known, sort_keys=False), encoding="utf-8")
         return self.world.play(playbook, *arguments, variables=variables, inventory=inventory, **short)
@@ -71,6 +79,24 @@ def cluster(request: pytest.FixtureRequest) -> t.Iterator[Cluster]:
         hosts("down")
 
 
+def ranks(run_id: str, order: t.Sequence[str] = NAMES) -> list[list[int]]:
+    """The ranks that ran on each host, as they said themselves."""
+    found = []
+    for host in order:
+        names = sh(host, f"ls {ROOT}/runs/{run_id}/logs/")
+        found.append(sorted(int(rank) for rank in re.findall(r"memory-rank(\d+)\.json", names)))
+    return found
+
+
+def adapters(run_id: str, order: t.Sequence[str] = NAMES) -> set[str]:
+    return {sh(host, f"sha256sum < {ROOT}/runs/{run_id}/output/adapter_model.safetensors") for host in order}
+
+
+def last_loss(run_id: str) -> float:
+    log = sh(NAMES[0], f"cat {ROOT}/runs/{run_id}/output/trainer_log.jsonl")
+    return float([line["loss"] for line in map(json.loads, log.splitlines()) if "loss" in line][-1])
+
+
 @dataclass
 class First:
     done: Outcome
@@ -83,16 +109,15 @@ class First:
 
 @pytest.fixture(scope="module")
 def first(cluster: Cluster) -> First:
-    done = cluster.play("train.yml", name="three")
+    """A run that nothing disturbs, and the same command again."""
+    done = cluster.play("train.yml", name="three", **STEPS)
     assert done.rc == 0, done.text
-    return First(done, cluster.play("train.yml", name="three"))
+    return First(done, cluster.play("train.yml", name="three", **STEPS))
 
 
 def test_ranks_are_the_order_of_the_inventory(first: First) -> None:
     assert first.done.plan["resolved"]["world_size"] == 3
-    for rank, host in enumerate(NAMES):
-        memory = json.loads(sh(host, f"cat {ROOT}/runs/{first.id}/logs/memory-rank*.json"))
-        assert memory["rank"] == rank
+    assert ranks(first.id) == [[0], [1], [2]]
 
 
 def test_a_second_apply_changes_nothing(first: First) -> None:
@@ -100,6 +125,202 @@ def test_a_second_apply_changes_nothing(first: First) -> None:
     assert len(first.again.on_node) <= 4 * len(NAMES)
 
 
-def test_every_node_has_the_adapter(first: First) -> None:
-    digests = {sh(host, f"sha256sum < {ROOT}/runs/{first.id}/output/adapter_model.safetensors") for host in NAMES}
-    assert len(digests) == 1
+def test_a_first_apply_executes_at_most_eight_modules_on_a_host(first: First) -> None:
+    tasks = [line for line in first.done.results if line["action"].rpartition(".")[2] not in CONTROLLER_ONLY]
+    for host in NAMES:
+        assert len([line for line in tasks if line["host"] == host]) <= 8
+
+
+def test_every_node_has_the_results(first: First) -> None:
+    assert len(adapters(first.id)) == 1
+    status = cluster_status(first.done)
+    assert status == []
+
+
+def cluster_status(done: Outcome) -> list[str]:
+    """What is left of a run that came to its end: processes, units, leases."""
+    left = []
+    for host in NAMES:
+        left += sh(host, "pgrep -u llmops -a", check=False).splitlines()
+        left += sh(host, "ls /etc/systemd/system/llmops-* 2>/dev/null", check=False).splitlines()
+    return left
+
+
+def test_the_other_way_round_with_two_processes_and_a_host_left_out(cluster: Cluster) -> None:
+    order = (NAMES[2], NAMES[0], NAMES[1])
+    asked = {"train_processes_per_node": 2}
+    limit = f"{NAMES[2]},{NAMES[0]}"
+    short = {**STEPS, "max_steps": 2}
+    done = cluster.play("train.yml", "--limit", limit, name="reversed", order=order, asked=asked, **short)
+    assert done.rc == 0, done.text
+    assert done.plan["resolved"]["world_size"] == 4
+    assert ranks(str(done.plan["id"]), order[:2]) == [[0, 1], [2, 3]]
+
+
+# --- what is lost, and what becomes of it ---
+
+
+@dataclass
+class Live:
+    """A run in the background, on all hosts."""
+
+    cluster: Cluster
+    name: str
+    id: str
+
+    def read(self, host: str, name: str) -> dict[str, t.Any]:
+        return read(host, self.id, name)
+
+    def trains(self, host: str = NAMES[0], beyond: int = 0) -> int:
+        """The step, once it is beyond another one."""
+        return int(
+            wait_for(lambda: (now := int(self.read(host, "progress.json").get("step", 0))) > beyond and now, 300)
+        )
+
+    def attempt(self, host: str) -> int:
+        return int(self.read(host, "state.json").get("attempt", 0))
+
+    def rank_process(self, host: str) -> str:
+        return sh(host, "pgrep -u llmops -f 'python -u -m engine.rank'").split()[0]
+
+    def finishes(self, first: First) -> None:
+        done = self.cluster.play("train.yml", name=self.name, **STEPS)
+        assert done.rc == 0, done.text
+        assert done.run["state"] == "finished"
+        assert adapters(self.id) == adapters(first.id)
+        assert last_loss(self.id) == last_loss(first.id)
+        assert cluster_status(done) == []
+
+
+@pytest.fixture
+def live(cluster: Cluster, first: First, request: pytest.FixtureRequest) -> Live:
+    name = f"fault-{request.param}"
+    started = cluster.play("train.yml", name=name, asked={"train_wait": False}, **STEPS)
+    assert started.rc == 0, started.text
+    return Live(cluster, name, str(started.plan["id"]))
+
+
+@pytest.mark.parametrize("live", ["killed"], indirect=True)
+def test_a_killed_rank_takes_all_down_in_seconds_and_the_run_goes_on(live: Live, first: First) -> None:
+    live.trains(beyond=SAVE)
+    before = {host: live.rank_process(host) for host in NAMES}
+    sh(NAMES[1], f"kill -9 {before[NAMES[1]]}")
+    began = time.monotonic()
+    wait_for(lambda: not any(sh(host, f"ps -o pid= -p {before[host]}", check=False) for host in NAMES), 30)
+    assert time.monotonic() - began < 10
+    live.finishes(first)
+    assert live.attempt(NAMES[0]) == 2
+
+
+@pytest.mark.parametrize("live", ["silent"], indirect=True)
+def test_a_host_that_falls_silent_is_noticed_and_comes_back(live: Live, first: First) -> None:
+    live.trains(beyond=SAVE)
+    before = live.rank_process(NAMES[0])
+    for chain, way in (("INPUT", "-s"), ("OUTPUT", "-d")):  # this machine is still let in
+        rules = (f"{way} {machines.SUBNET.replace('.0/24', '.1')} -j ACCEPT", f"{way} {machines.SUBNET} -j DROP")
+        sh(NAMES[2], "; ".join(f"iptables -A {chain} {rule}" for rule in rules))
+    began = time.monotonic()
+    wait_for(lambda: not sh(NAMES[0], f"ps -o pid= -p {before}", check=False), 60)
+    assert time.monotonic() - began < 30
+    assert "Node 2 fell silent" in str(wait_for(lambda: live.read(NAMES[0], "state.json").get("diagnosis"), 30))
+    sh(NAMES[2], "iptables -F INPUT; iptables -F OUTPUT")
+    live.finishes(first)
+
+
+@pytest.mark.parametrize("live", ["power"], indirect=True)
+def test_a_host_that_loses_power_goes_on_when_it_is_back(live: Live, first: First) -> None:
+    live.trains(beyond=SAVE)
+    before = live.rank_process(NAMES[0])
+    began = time.monotonic()
+    assert hosts("kill", NAMES[1]).returncode == 0
+    wait_for(lambda: not sh(NAMES[0], f"ps -o pid= -p {before}", check=False), 60)
+    assert time.monotonic() - began < 30
+    on = hosts("start", NAMES[1])
+    assert on.returncode == 0, on.stderr
+    live.finishes(first)
+
+
+@pytest.mark.parametrize("live", ["fresh"], indirect=True)
+def test_a_replaced_host_gets_what_it_needs_and_the_run_goes_on(live: Live, first: First) -> None:
+    """Its run, with all checkpoints, is gone; the others have the state it needs."""
+    live.trains(beyond=SAVE)
+    sh(
+        NAMES[1],
+        f"systemctl kill -s KILL llmops-{live.id}.service; rm -rf {ROOT}/runs; rm -f /etc/systemd/system/llmops-*",
+    )
+    sh(NAMES[1], f"rm -f /etc/systemd/system/*/llmops-*; systemctl daemon-reload; mkdir -m 0777 {ROOT}/runs")
+    live.finishes(first)
+    assert live.attempt(NAMES[1]) == 1 and live.attempt(NAMES[0]) > 1
+
+
+# --- what does not fit together ---
+
+
+def refused(cluster: Cluster, name: str, **asked: t.Any) -> Outcome:
+    done = cluster.play("train.yml", name=name, asked=asked, **STEPS)
+    assert done.rc != 0 and "Traceback" not in done.message
+    wait_for(lambda: not any(sh(host, "pgrep -u llmops -a", check=False) for host in NAMES), 20)
+    return done
+
+
+def test_a_port_that_is_closed_one_way_is_named_with_both_hosts(cluster: Cluster, first: First) -> None:
+    sh(NAMES[1], "iptables -A INPUT -p tcp --dport 29500 -s 10.213.9.11 -j DROP")
+    try:
+        done = refused(cluster, "closed")
+    finally:
+        sh(NAMES[1], "iptables -F INPUT")
+    assert re.search(rf"{NAMES[0]} +reach +→ {NAMES[1]}: \S+:29500 does not answer", done.message), done.message
+    assert len(re.findall("reach +→", done.message)) == 1
+
+
+def test_a_port_in_use_and_another_run_are_named(cluster: Cluster, first: First) -> None:
+    taken = "import socket, time; s = socket.create_server((str(), 29500)); time.sleep(60)"
+    sh(NAMES[2], f'setsid python3 -c "{taken}" > /dev/null 2>&1 < /dev/null & echo $! > /tmp/taken')
+    time.sleep(1)
+    try:
+        done = refused(cluster, "port")
+    finally:
+        sh(NAMES[2], "kill $(cat /tmp/taken)")
+    assert "Port 29500 of this node cannot be used" in done.message and "train_port" in done.message
+
+
+def test_another_model_on_one_host_is_named(cluster: Cluster, first: First) -> None:
+    made = first.done.plan["nodes"][NAMES[0]]["model"]["path"]
+    for host in NAMES:
+        sh(host, f"cp -r {made} /srv/model; chmod -R a+rX /srv/model")
+    sh(
+        NAMES[1],
+        'sed -i \'s/"hidden_size": 128/"hidden_size": 129/\' /srv/model/config.json; echo >> /srv/model/config.json',
+    )
+    done = refused(cluster, "model", train_model="/srv/model")
+    assert re.search(rf"{NAMES[1]} +model +\w+, the others \w+", done.message), done.message
+
+
+# --- the way to a host ---
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"ansible_user": "nobody-there"}, "does not let nobody-there in"),
+        ({"ansible_ssh_private_key_file": "/no/such/key"}, "There is no key /no/such/key"),
+        ({"ansible_host": "10.213.9.99", "ansible_ssh_timeout": 3}, "does not answer at 10.213.9.99"),
+        ({"ansible_port": 2222}, "nothing listens for ssh"),
+        ({"ansible_python_interpreter": "/opt/no/python3"}, "There is no Python on e2e2"),
+    ],
+)
+def test_a_host_that_cannot_be_worked_on_is_told_with_its_remedy(
+    cluster: Cluster, change: dict[str, t.Any], expected: str
+) -> None:
+    done = cluster.play("llmops.finetune.plan", name="way", of={NAMES[1]: change})
+    assert done.rc != 0 and expected in done.message, done.message
+    assert "change:" in done.message and "Traceback" not in done.message
+
+
+def test_a_login_without_sudo_is_told_so(cluster: Cluster) -> None:
+    sh(NAMES[1], "mv /etc/sudoers.d/90-login /root/")
+    try:
+        done = cluster.play("llmops.finetune.plan", name="way")
+    finally:
+        machines.root_sh(NAMES[1], "mv /root/90-login /etc/sudoers.d/")
+    assert done.rc != 0 and "admin may not become root on e2e2" in done.message, done.text
