@@ -19,8 +19,8 @@ DEV := .venv/dev-$(call digest,requirements/dev.txt)
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup setup-dev train plan status stop test lint docs unit e2e systemd molecule sanity soak bench lock clean
-train test e2e systemd molecule soak bench: GB = 12
+.PHONY: help doctor setup setup-dev train plan status stop test lint docs unit e2e systemd cluster cluster-up cluster-down molecule sanity soak bench lock clean
+train test e2e systemd cluster molecule soak bench: GB = 12
 
 help: ## this list
 	@echo 'make train fine-tunes, make test tests. Also: make PYTHON=/path/to/python3.12 INVENTORY=… ARGS="-e train_wait=false" …'
@@ -80,6 +80,15 @@ e2e: setup-dev ## the playbooks through ansible-runner, with real training
 
 systemd: setup-dev ## a host that boots systemd, over ssh; root and podman needed (tests/hosts/hosts.sh check)
 	$(RUN) python -m pytest tests/e2e/test_systemd.py -rs --durations=25
+
+cluster: setup-dev ## three hosts over ssh, and what happens when one is lost; root and podman needed
+	$(RUN) python -m pytest tests/e2e/test_cluster.py -rs --durations=25
+
+cluster-up: setup ## start three hosts on this machine to try a cluster on; prints their inventory
+	@tests/hosts/hosts.sh up 3
+
+cluster-down: ## remove them, with their disks
+	@tests/hosts/hosts.sh down
 
 SCENARIO = local
 molecule: setup-dev ## a scenario: make molecule SCENARIO=systemd ARGS="-e uv_env_index_url=…"

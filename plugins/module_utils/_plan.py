@@ -117,7 +117,7 @@ def make(
 def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Facts]) -> list[str]:
     """The plan as a person reads it."""
     arguments, resolved = plan.resolved["arguments"], plan.resolved
-    first = next(iter(plan.nodes.values()))
+    now = _state.aggregate([node["state"] for node in plan.nodes.values()])
     model = resolved["model"]
     made = " (made on the node from the demo text)" if model["name"] == DEMO_MODEL else f" at {model['revision']}"
     if model["name"].startswith("/"):
@@ -125,7 +125,7 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
     micro, accumulation = arguments["per_device_train_batch_size"], arguments["gradient_accumulation_steps"]
     batch = f"{micro} × {accumulation} × {resolved['world_size']} (micro-batch × accumulation × ranks)"
     lines = [
-        f"Run {plan.id}: {first['state']}",
+        f"Run {plan.id}: {now}",
         f"  recipe  {plan.request['recipe']}, environment {plan.environment['lock']} {plan.environment['digest']}",
         f"  model   {model['name']}{made}",
         "  data    "

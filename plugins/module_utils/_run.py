@@ -329,6 +329,24 @@ def find(root: Path, run_id: str, name: str) -> list[state.Run]:
     return [run for run in found if not name or run.id.rpartition("-")[0] == name]
 
 
+def results(root: Path, run_id: str, name: str) -> list[dict[str, t.Any]]:
+    """What finished runs left, checkpoints aside: id, and files by name with path, sha256 and size in bytes."""
+    found = []
+    for run in find(root, run_id, name):
+        if state.observe(run) == "finished":
+            left = files.read_json(run.artefacts)
+            told = {
+                file.removeprefix("output/"): {
+                    "path": str(run.path / file),
+                    "sha256": one["sha256"],
+                    "size": one["size"],
+                }
+                for file, one in sorted(left.items())
+            }
+            found.append({"id": run.id, "files": told})
+    return found
+
+
 def ask_start(spec: dict[str, t.Any], changes: Changes) -> str:
     """Check that the leases are free and leave the token that the supervisor will answer; empty: nothing to start."""
     run = state.Run(Path(spec["folder"]))

@@ -383,3 +383,22 @@ def test_runs_are_found_by_id_by_name_or_all(root: Path) -> None:
             _run.find(root, wrong, "")
     assert found("", "a-b") == ["a-b-00000003"]
     assert found("", "") == ["a-00000002", "a-00000001", "a-b-00000003"]
+
+
+def test_results_are_those_of_finished_runs_with_their_digests(root: Path) -> None:
+    wanted = spec(root)
+    stage(wanted)
+    run = state.Run(Path(wanted["folder"]))
+    assert _run.results(root, run.id, "") == []
+    (run.output / "adapter_model.safetensors").write_bytes(b"weights")
+    (run.output / "checkpoint-4").mkdir()
+    (run.output / "checkpoint-4" / "optimizer.pt").write_bytes(b"state")
+    files.write_json(run.artefacts, state.inventory(run))
+    files.write_json(run.state, {"state": "finished", "attempt": 1})
+    (found,) = _run.results(root, "", "x")
+    path = str(run.output / "adapter_model.safetensors")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert found == {
+        "id": run.id,
+        "files": {"adapter_model.safetensors": {"path": path, "sha256": digest, "size": 7}},
+    }

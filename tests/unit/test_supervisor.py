@@ -38,6 +38,8 @@ from engine import supervisor
 
 os.fsync = lambda descriptor: None
 supervisor.POLL_SECONDS, supervisor.USAGE_SECONDS = 0.02, 0.1
+fake = supervisor.files.read_json(pathlib.Path("fake.json"))
+supervisor.WAIT_SECONDS, supervisor.AFTERMATH_SECONDS = fake.get("wait", 120), fake.get("aftermath", 15)
 sys.exit(supervisor.Supervisor(supervisor.Run(pathlib.Path.cwd())).main())
 """
 """`python -m engine.supervisor` in less time; one test starts it as the module does."""
@@ -85,10 +87,14 @@ for word in acts[min(attempt, len(acts)) - 1].split():
         save(value, whole=False)
     elif name == "beat":
         files.write_json(run.progress, {"step": 1, "total_steps": 9, "time": time.time()})
+    elif name == "leave":
+        files.write_json(run.logs / "error-rank0.json", {"type": value, "rank": 0, "time": time.time()})
     elif name == "error":
         error = {"type": value, "message": "said the rank", "rank": 0, "time": time.time()}
         files.write_json(run.logs / "error-rank0.json", error)
         sys.exit(1)
+    elif name == "nap":
+        time.sleep(float(value))
     elif name == "exit":
         sys.exit(int(value))
     elif name == "kill":
@@ -143,8 +149,8 @@ class Staged:
         files.write_json(self.run.record, {"run": self.run.id})
         self.started: list[subprocess.Popen[bytes]] = []
 
-    def acts(self, *acts: str) -> None:
-        files.write_json(self.run.path / "fake.json", {"acts": acts})
+    def acts(self, *acts: str, **more: t.Any) -> None:
+        files.write_json(self.run.path / "fake.json", {"acts": acts, **more})
 
     def start(self, token: str = "t1") -> subprocess.Popen[bytes]:
         files.write_json(self.run.start_request, {"token": token})
@@ -259,6 +265,28 @@ def test_attempts_without_a_new_whole_checkpoint_use_up_the_budget(stage: Stage)
     assert staged.resumed_from() == ["", "", "", "checkpoint-5", "checkpoint-5", "checkpoint-5"]
     assert staged.written()["attempt"] == 6
     assert "diagnosis" not in staged.written()
+
+
+def test_an_attempt_that_only_waited_for_another_node_does_not_count(stage: Stage) -> None:
+    staged = stage(nnodes=2, max_restarts=0)
+    staged.acts("nap=0.4 exit=1", "nap=0.4 exit=1", "save=5 finish", wait=0.2)
+    assert staged.work() == 0
+    assert staged.written()["attempt"] == 3
+    other = stage("nap=0.1 exit=1", nnodes=2, max_restarts=0)
+    assert other.work() == 1
+
+
+def test_a_node_that_another_one_had_save_and_end_goes_on(stage: Stage) -> None:
+    staged = stage("save=5 exit=0", "save=9 finish", nnodes=2, max_restarts=0)
+    assert staged.work() == 0
+    assert staged.resumed_from() == ["", "checkpoint-5"]
+
+
+def test_torchrun_that_waits_for_a_lost_node_is_ended_soon_after_the_first_error(stage: Stage) -> None:
+    staged = stage("leave=PeerLost hang", "save=5 finish", nnodes=2)
+    staged.acts("leave=PeerLost hang", "save=5 finish", aftermath=0.2)
+    assert staged.work() == 0
+    assert staged.written()["attempt"] == 2
 
 
 def test_a_used_up_budget_is_a_failure_with_the_last_diagnosis(stage: Stage) -> None:

@@ -32,6 +32,8 @@ from .state import Run
 
 POLL_SECONDS = 0.2
 USAGE_SECONDS = 5.0
+WAIT_SECONDS = 120.0
+"""An attempt that is longer and had no rank has waited in vain for another node."""
 AFTERMATH_SECONDS = 15.0
 """How long torchrun may go on after the first of its ranks left an error."""
 STALL_FACTOR = 10
@@ -81,6 +83,7 @@ class Supervisor:
             start = checkpoint.prepare(self.run.output, resumes=self.launch.get("resumes", True))
             before = checkpoint.step_of(start) if start else 0
             self._write("running", attempt=attempt, token=token, from_step=before, pid=os.getpid())
+            began = time.monotonic()
             code, stalled = self._attempt(attempt, start)
             processes.end_all()
             if code == 0 and files.read_json(self.run.trained).get("attempt") == attempt:
@@ -94,7 +97,9 @@ class Supervisor:
             diagnosis = self._diagnose(attempt, code, stalled)
             newest = checkpoint.newest_complete(self.run.output)
             further = self.launch.get("resumes", True) and newest and checkpoint.step_of(newest) > before
-            fruitless = 0 if further else fruitless + 1
+            met = self.run.progress.exists() or time.monotonic() - began < WAIT_SECONDS
+            if met:  # else it only waited for another node, and goes on with that
+                fruitless = 0 if further else fruitless + 1
             if diagnosis.repeats or fruitless > self.launch["max_restarts"]:
                 self._write("failed", diagnosis=diagnosis._asdict())
                 return 1
@@ -184,7 +189,7 @@ class Supervisor:
         return f"No step for {now - beat['time']:.0f} s, {limit:.0f} s allowed." if now - beat["time"] > limit else ""
 
     def _diagnose(self, attempt: int, code: int, stalled: str) -> diagnose.Diagnosis:
-        if code == 0:
+        if code == 0 and self.launch["nnodes"] > 1:
             return diagnose.ENDED_ELSEWHERE
         return diagnose.diagnose(
             errors=errors(self.run), tail=tail(self.run.log(attempt)), signal=-code if code < 0 else 0, stalled=stalled
