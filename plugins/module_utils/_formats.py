@@ -16,6 +16,8 @@ import typing as t
 Wrong = t.Optional[t.Tuple[str, str]]
 """What is wrong and what to change."""
 Record = t.Dict[str, t.Any]
+Records = t.Iterator[t.Tuple[int, t.Any, Wrong]]
+"""Number, record, and what is wrong where there is none."""
 
 PAIRS = ("rm", "dpo")
 """Stages that learn from a chosen and a rejected answer."""
@@ -281,5 +283,5 @@ _NAMES: dict[type, str] = {dict: "an object", list: "a list", int: "a number", f
 
 
 def _short(value: t.Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -15,7 +15,7 @@ import subprocess
 import typing as t
 from pathlib import Path
 
-from . import _dataset, _records, _user
+from . import _checker, _dataset, _user
 from ._engine import files, lease, state
 from ._errors import FinetuneError
 
@@ -46,6 +46,7 @@ def facts(
     if not there and account != _user.DEFAULT_ACCOUNT:
         _user.lookup(account)
     place = _user.expand(root, account)
+    parts = _checker.sources() if here else {}
 
     def read() -> dict[str, t.Any]:
         refuse_unreadable(Path(place))
@@ -54,7 +55,7 @@ def facts(
             "datasets": datasets(Path(place)),
             "models": models(Path(place)),
             "model_missing": model.startswith("/") and not (Path(model) / "config.json").is_file(),
-            "sources": [_source(dataset, stage) for dataset in here],
+            "sources": [_source(dataset, stage, Path(place), parts) for dataset in here],
         }
 
     return {
@@ -158,22 +159,12 @@ def model_intact(folder: Path, identity: str) -> bool:
     )
 
 
-def _source(dataset: _dataset.Dataset, stage: str) -> dict[str, t.Any]:
+def _source(dataset: _dataset.Dataset, stage: str, root: Path, parts: t.Mapping[str, str]) -> dict[str, t.Any]:
     path = Path(dataset.where).expanduser()
     if not path.is_file():
         return {"name": dataset.name, "missing": True}
-    report = _records.check(path, dataset, stage)
-    return {
-        "name": dataset.name,
-        "missing": False,
-        "path": str(path),
-        "digest": files.sha256(path),
-        "records": report.records,
-        "fields": sorted(report.columns),
-        "faults": [list(fault) for fault in report.faults],
-        "more": report.more,
-        "doubts": report.doubts,
-    }
+    answer = _checker.check(path, dataset, stage, root, parts)
+    return {"name": dataset.name, "missing": False, "path": str(path), "digest": files.sha256(path), **answer}
 
 
 def gpus() -> list[dict[str, t.Any]]:

@@ -17,9 +17,8 @@ import re
 import typing as t
 from pathlib import Path
 
-from ._formats import Wrong
-
-Records = t.Iterator[t.Tuple[int, t.Any, Wrong]]
+from . import _tables
+from ._formats import Records, Wrong
 
 CHUNK = 1 << 20
 ROWS = 10_000
@@ -52,8 +51,9 @@ _NOT_UTF8 = ("it is not UTF-8", "save the file as UTF-8")
 
 
 def records(path: Path) -> Records:
-    """Records of a file by its ending: .json, .jsonl, .csv or .txt."""
-    return {".csv": _table, ".txt": _texts}.get(path.suffix, _json)(path)
+    """Records of a file by its ending, one of _dataset.SUFFIXES."""
+    by_ending = {".csv": _table, ".txt": _texts, **dict.fromkeys(_tables.SUFFIXES, _tables.records)}
+    return by_ending.get(path.suffix, _json)(path)
 
 
 def _texts(path: Path) -> Records:

@@ -9,7 +9,7 @@ import typing as t
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ._dataset import CHECKED, COLUMNS, TAGS_OF, Dataset
+from ._dataset import COLUMNS, TAGS_OF, Dataset
 from ._errors import FinetuneError
 from ._formats import Layout, Wrong, doubt, fault, plain
 from ._readers import records
@@ -33,6 +33,16 @@ class Report:
     doubts: dict[str, list[int]] = field(default_factory=dict)
     """What a person should know of records that are trained on: how many there are, and which is the first."""
 
+    def as_dict(self) -> dict[str, t.Any]:
+        """The report as JSON has it."""
+        return {
+            "records": self.records,
+            "fields": sorted(self.columns),
+            "faults": [list(fault) for fault in self.faults],
+            "more": self.more,
+            "doubts": self.doubts,
+        }
+
 
 def layout(dataset: Dataset, stage: str) -> Layout:
     """How the records of a dataset are written, as far as the author told, and for which stage."""
@@ -41,10 +51,8 @@ def layout(dataset: Dataset, stage: str) -> Layout:
 
 
 def check(path: Path, dataset: Dataset, stage: str = "sft", limit: int = 20) -> Report:
-    """Read every record of a file; at most `limit` faults are kept. .parquet and .arrow are not read."""
+    """Read every record of a file; at most `limit` faults are kept."""
     report = Report()
-    if path.suffix not in CHECKED:
-        return report
     written = layout(dataset, stage)
     is_plain = plain(written)
     kinds: dict[str, tuple[type, int]] = {}

@@ -11,7 +11,7 @@ import typing as t
 from dataclasses import replace
 from pathlib import Path
 
-from . import _dataset, _lock, _recipe, _records, _schema
+from . import _dataset, _lock, _recipe, _records, _schema, _tables
 from ._dataset import Source
 from ._engine import files
 from ._errors import FinetuneError
@@ -120,6 +120,10 @@ def _on_controller(
             + ", ".join(dict.fromkeys(str(candidate.parent) for candidate in candidates)),
             change="correct `file`, or use `path` for a file on the node",
         )
+    if wrong := _tables.unreadable(path):
+        raise FinetuneError(
+            f"Dataset {dataset.name!r} cannot be read: {wrong[0]}.", where=f"{variable}, {path}", change=wrong[1]
+        )
     report = _records.check(path, dataset, stage)
     _records.refuse(dataset, variable, str(path), report)
     return Source(
@@ -146,10 +150,9 @@ def _on_nodes(dataset: _dataset.Dataset, variable: str, facts: t.Mapping[str, Fa
                 where=variable,
                 change="put it there, or use `file`",
             )
-        faults = [_records.Fault(*fault) for fault in answer["faults"]]
-        _records.refuse(
-            dataset, variable, f"{host}:{dataset.where}", _records.Report(answer["records"], faults, answer["more"])
-        )
+        faults = [_records.Fault(*fault) for fault in answer.get("faults", ())]
+        report = _records.Report(faults=faults, more=answer.get("more", 0))
+        _records.refuse(dataset, variable, f"{host}:{dataset.where}", report)
         seen[host] = answer
     digests = {answer["digest"] for answer in seen.values()}
     if len(digests) > 1:
@@ -163,8 +166,9 @@ def _on_nodes(dataset: _dataset.Dataset, variable: str, facts: t.Mapping[str, Fa
         replace(dataset, where=first["path"]),
         first["digest"],
         Path(dataset.where).suffix,
-        tuple(first["fields"]),
+        tuple(first.get("fields", ())),
         "",
         evaluates,
-        _records.doubts(first["doubts"]),
+        _records.doubts(first.get("doubts", {})),
+        next((f"{host}: {answer['unread']}" for host, answer in seen.items() if answer.get("unread")), ""),
     )

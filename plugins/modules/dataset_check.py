@@ -13,13 +13,14 @@ version_added: 0.1.0
 description:
   - Reads a file record by record and refuses those that LLaMA-Factory 0.9.5 would drop with a warning in the middle of
     its log, or die on after minutes. Fails when there are any, and names record, fault and remedy.
-  - Needs no package on the host, no GPU and no other part of this collection. Files of gigabytes are read in pieces.
+  - Needs no GPU, no other part of this collection, and no package on the host but pyarrow for .parquet and .arrow
+    files. Files of gigabytes are read in pieces.
   - The role C(llmops.finetune.train) does the same for its C(train_datasets); this module is for pipelines that make
     data.
 author: llmops.finetune contributors (@llmops-finetune)
 options:
   path:
-    description: Full path of a .json, .jsonl, .csv or .txt file on the host.
+    description: Full path of a .json, .jsonl, .csv, .txt, .parquet or .arrow file on the host.
     type: path
     required: true
   stage:
@@ -95,7 +96,7 @@ import pathlib  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
-from ..module_utils import _dataset, _records  # noqa: E402
+from ..module_utils import _dataset, _records, _tables  # noqa: E402
 from ..module_utils._errors import FinetuneError  # noqa: E402
 
 
@@ -115,14 +116,14 @@ def main() -> None:
     path = pathlib.Path(given["path"])
     found: dict[str, object] = {}
     try:
-        if path.suffix not in _dataset.CHECKED:
-            raise FinetuneError(
-                f"{path} has no ending that is read here.",
-                where="path",
-                change="use one of " + " ".join(_dataset.CHECKED),
-            )
         if not path.is_file():
             raise FinetuneError(f"There is no file {path}.", where="path", change="correct it")
+        if wrong := _tables.unreadable(path):
+            raise FinetuneError(
+                f"{path} cannot be read: {wrong[0]}.",
+                where="path",
+                change=f"{wrong[1]}; or name a Python that has it with ansible_python_interpreter",
+            )
         entry = {key: given[key] for key in ("formatting", "columns", "tags") if given[key]}
         (dataset,) = _dataset.parse([{"path": str(path.absolute()), **entry}], "dataset")
         report = _records.check(path, dataset, given["stage"], given["limit"])

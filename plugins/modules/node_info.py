@@ -43,7 +43,8 @@ options:
   datasets:
     description:
       - Entries as in the role's C(train_datasets). Those with V(path) lie on the node; they are digested and checked
-        record by record, the others are left alone.
+        record by record, the others are left alone. Files .parquet and .arrow are read with pyarrow, by an environment
+        below O(root) where the node's Python lacks it; while there is none, their C(unread) says so.
     type: list
     elements: raw
     default: []

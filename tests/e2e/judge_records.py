@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """LLaMA-Factory's own converters and processors as the judge of records: which are dropped, which end the run.
 
-Run with the Python of a node environment: judge_records.py MODEL PORT. Files come on standard input as text, suffix,
-stage and their entry in dataset_info.json; the answer is the numbers of the bad records, or why a file is none.
+Run with the Python of a node environment: judge_records.py MODEL PORT. Files come on standard input as path, stage
+and their entry in dataset_info.json; the answer is the numbers of the bad records, or why a file is none.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ import typing as t
 from pathlib import Path
 
 from upstream import RANK
-
-LOADERS = {".csv": "csv", ".txt": "text", ".json": "json", ".jsonl": "json"}
 
 
 class Judge:
@@ -44,9 +42,9 @@ class Judge:
         from llamafactory.data.converter import get_dataset_converter
         from llamafactory.data.loader import _get_dataset_processor
         from llamafactory.data.parser import get_dataset_list
+        from llamafactory.extras.constants import FILEEXT2TYPE
 
-        path = self.folder / f"{number}{case['suffix']}"
-        path.write_text(case["text"], encoding="utf-8")
+        path = Path(case["path"])
         entry = {**case["info"], "file_name": str(path)}
         (self.folder / "dataset_info.json").write_text(json.dumps({"x": entry}), encoding="utf-8")
         (attributes,) = get_dataset_list(["x"], str(self.folder))
@@ -55,7 +53,7 @@ class Judge:
         converter = get_dataset_converter(attributes.formatting, attributes, self.data_args)
         cache = str(self.folder / f"cache-{number}")
         try:
-            loader = LOADERS[case["suffix"]]
+            loader = FILEEXT2TYPE[path.suffix[1:]]
             rows = list(datasets.load_dataset(loader, data_files=[str(path)], split="train", cache_dir=cache))
         except Exception as error:
             return f"{type(error).__name__}: {error}"[:300]

@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import json
 import typing as t
+from pathlib import Path
+
+import pyarrow
+from pyarrow import ipc, parquet
 
 Record = t.Any
 ASK, ANSWER = {"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}
@@ -149,6 +153,48 @@ FINE: list[tuple[str, Record]] = [
     ("sharegpt tags", chat({"role": "system", "content": "Be brief."}, USER, ASSISTANT)),
     ("openai", chat({"role": "system", "content": "Be brief."}, USER, ASSISTANT)),
 ]
+
+
+def write(path: Path, records: t.Sequence[Record]) -> None:
+    """The records as a file of the path's ending; ValueError where a table has no column for them."""
+    if path.suffix == ".json":
+        path.write_text(json.dumps(records), encoding="utf-8")
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    else:
+        write_table(path, table(records))
+
+
+def table(records: t.Sequence[Record]) -> t.Any:
+    """One column for each field, with the one type of all its values."""
+    if not all(isinstance(record, dict) and record for record in records):
+        raise ValueError("no record of a table")
+    names = dict.fromkeys(name for record in records for name in record)
+    try:
+        return pyarrow.table({name: [record.get(name) for record in records] for name in names})
+    except pyarrow.ArrowException as error:
+        raise ValueError(error) from None
+
+
+def write_table(path: Path, rows: t.Any) -> None:
+    if path.suffix == ".parquet":
+        parquet.write_table(rows, path)
+    else:
+        with ipc.new_stream(path, rows.schema) as sink:
+            sink.write_table(rows)
+
+
+def as_table(form: str, record: Record) -> list[Record] | None:
+    """The record between good ones where one table can hold them, else alone; None where no table can hold it."""
+    good = FORMS[form].good
+    for records in ([good, record, good], [record]):
+        try:
+            table(records)
+        except ValueError:
+            continue
+        return records
+    return None
+
 
 GOOD = json.dumps(ALPACA)
 HEAD = "instruction,input,output\n"
