@@ -16,8 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from . import _dataset, _records, _tables
+from ._media import Media
 
-PARTS = ("_checker", "_config", "_dataset", "_errors", "_formats", "_readers", "_records", "_tables")
+PARTS = ("_checker", "_config", "_dataset", "_errors", "_formats", "_media", "_readers", "_records", "_tables")
 """What the check is made of: this module and all that it imports."""
 _NONE = "no environment with pyarrow is there yet"
 
@@ -30,14 +31,16 @@ def sources() -> dict[str, str]:
     return {f"{name}.py": inspect.getsource(module) for name, module in modules.items()}
 
 
-def check(path: Path, dataset: _dataset.Dataset, stage: str, root: Path, parts: t.Mapping[str, str]) -> Answer:
+def check(
+    path: Path, dataset: _dataset.Dataset, stage: str, media: Media, root: Path, parts: t.Mapping[str, str]
+) -> Answer:
     """The report on a file as JSON has it, or `unread`: why no Python here can read it.
 
     root: where environments are. parts: what `sources` gave.
     """
     if not _tables.unreadable(path):
-        return _records.check(path, dataset, stage).as_dict()
-    asked = json.dumps([str(path), asdict(dataset), stage])
+        return _records.check(path, dataset, stage, media=media).as_dict()
+    asked = json.dumps([str(path), asdict(dataset), stage, media])
     answer: Answer = {"unread": _NONE}
     for mark in sorted(root.glob("envs/*/environment.json")):
         answer = _ask(mark.with_name("bin") / "python", asked, parts)
@@ -65,8 +68,9 @@ def _ask(python: Path, asked: str, parts: t.Mapping[str, str]) -> Answer:
 
 def main() -> None:
     """The other Python's side: the question on standard input, the answer on standard output."""
-    path, dataset, stage = json.load(sys.stdin)
-    json.dump(_records.check(Path(path), _dataset.Dataset(**dataset), stage).as_dict(), sys.stdout)
+    path, dataset, stage, media = json.load(sys.stdin)
+    report = _records.check(Path(path), _dataset.Dataset(**dataset), stage, media=Media(*media))
+    json.dump(report.as_dict(), sys.stdout)
 
 
 if __name__ == "__main__":

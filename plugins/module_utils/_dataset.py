@@ -83,6 +83,8 @@ class Source:
     evaluates: bool = False
     doubts: tuple[str, ...] = ()
     """What a person should know of its records, though they are trained on."""
+    media: bool = False
+    """Its records hold images, videos or audios."""
     unread: str = ""
     """Why its records could not be read yet; the environment, once it is there, can."""
 

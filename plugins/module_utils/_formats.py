@@ -13,6 +13,8 @@ import json
 import re
 import typing as t
 
+from . import _media
+
 Wrong = t.Optional[t.Tuple[str, str]]
 """What is wrong and what to change."""
 Record = t.Dict[str, t.Any]
@@ -21,7 +23,6 @@ Records = t.Iterator[t.Tuple[int, t.Any, Wrong]]
 
 PAIRS = ("rm", "dpo")
 """Stages that learn from a chosen and a rejected answer."""
-_MEDIA = (("images", "<image>"), ("videos", "<video>"), ("audios", "<audio>"))
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 DROPPED = "the record would be dropped"
 
@@ -34,6 +35,7 @@ class Layout(t.NamedTuple):
     """LLaMA-Factory's word for a field → its name in the records."""
     tags: t.Mapping[str, str]
     stage: str
+    media: _media.Media = _media.Media()
 
     def of(self, record: Record, role: str) -> t.Any:
         """The field that plays a role; None where there is none."""
@@ -46,7 +48,7 @@ def plain(layout: Layout) -> t.Callable[[t.Any], bool]:
     answer, asked = layout.columns.get("response", ""), layout.columns.get("prompt", "")
     added = layout.columns.get("query", "")
     rare = {name for role, name in layout.columns.items() if role not in ("prompt", "query", "response")}
-    if layout.formatting != "alpaca" or layout.stage != "sft" or not answer or not asked:
+    if layout.formatting != "alpaca" or layout.stage != "sft" or layout.media.taken or not answer or not asked:
         return lambda record: False
 
     def is_plain(record: t.Any) -> bool:
@@ -94,7 +96,7 @@ def _alpaca(record: Record, layout: Layout) -> Wrong:
             return f"{layout.columns[role]!r} is {_kind(record, layout.columns[role])}, not text", "write text into it"
         texts.append(value or "")
     answers, wrong = _alpaca_answers(record, layout)
-    return wrong or _frame(record, layout, [*texts, *answers])
+    return wrong or _frame(record, layout, texts, answers)
 
 
 def _alpaca_answers(record: Record, layout: Layout) -> tuple[list[str], Wrong]:
@@ -157,8 +159,8 @@ def _conversation(record: Record, layout: Layout) -> Wrong:
         if not isinstance(message, dict):
             return f"message {i} is {_short(message)}, no JSON object", "write the messages as objects"
     turns, texts = _turns(messages, layout)
-    if turns and layout.tags.get("system_tag") and messages[0].get(role_key) == layout.tags["system_tag"]:
-        turns = turns[1:]
+    system = bool(turns and layout.tags.get("system_tag")) and messages[0].get(role_key) == layout.tags["system_tag"]
+    turns, pair = turns[system:], []
     asks, answers = _tags(layout, "user_tag", "observation_tag"), _tags(layout, "assistant_tag", "function_tag")
     for i, role in enumerate(turns):
         expected = answers if i % 2 else asks
@@ -174,14 +176,14 @@ def _conversation(record: Record, layout: Layout) -> Wrong:
         wrong = _pair(record, layout)
         if wrong:
             return wrong
-        texts += [layout.of(record, role)[content_key] for role in ("chosen", "rejected")]
+        pair = [layout.of(record, role)[content_key] for role in ("chosen", "rejected")]
     elif not turns or len(turns) % 2:
         return f"it does not end with an answer: {DROPPED}", "add the answer or remove the last message"
     for i, text in enumerate(texts, 1):
         if not isinstance(text, str):
             return f"message {i} has {_short(text)} in {content_key!r}, no text", "write text"
     wrong = _calls(messages, layout) or (None if layout.stage in PAIRS else _tag(record, layout))
-    return wrong or _frame(record, layout, texts)
+    return wrong or _frame(record, layout, texts[system:], pair)
 
 
 def _turns(messages: list[Record], layout: Layout) -> tuple[list[t.Any], list[t.Any]]:
@@ -196,6 +198,8 @@ def _turns(messages: list[Record], layout: Layout) -> tuple[list[t.Any], list[t.
         if role == layout.tags.get("assistant_tag") and message.get("tool_calls"):
             role, content = layout.tags.get("function_tag"), json.dumps(message["tool_calls"])
         if role == layout.tags.get("observation_tag") and turns and turns[-1] == role:
+            if isinstance(texts[-1], str):
+                texts[-1] = texts[-1] + content if isinstance(content, str) else content
             continue
         turns.append(role)
         texts.append(content)
@@ -249,8 +253,8 @@ def _is_call(call: t.Any) -> bool:
     return isinstance(call, dict) and {"name", "arguments"} <= call.keys()
 
 
-def _frame(record: Record, layout: Layout, texts: t.Sequence[str]) -> Wrong:
-    """System prompt, tools and media, which all forms share."""
+def _frame(record: Record, layout: Layout, texts: t.Sequence[str], answers: t.Sequence[str]) -> Wrong:
+    """System prompt, tools and media, which all forms share. Of a pair, each answer follows the same texts."""
     system = layout.of(record, "system")
     if system is not None and not isinstance(system, str):
         return f"{layout.columns['system']!r} is {_kind(record, layout.columns['system'])}, not text", "write text"
@@ -260,17 +264,7 @@ def _frame(record: Record, layout: Layout, texts: t.Sequence[str]) -> Wrong:
             json.loads(tools)
         except (TypeError, ValueError):
             return f"{layout.columns['tools']!r} is no JSON text", "write the list of tools as a JSON string"
-    for role, placeholder in _MEDIA:
-        if role in layout.columns:
-            media = layout.of(record, role)
-            count = len(media) if isinstance(media, list) else int(media is not None)
-            asked = sum(text.count(placeholder) for text in texts)
-            if count != asked:
-                return (
-                    f"{layout.columns[role]!r} holds {count}, its texts have {asked} {placeholder}",
-                    f"write one {placeholder} for each",
-                )
-    return None
+    return _media.fault(record, layout, [[*texts, answer] for answer in answers] or [texts])
 
 
 def _kind(record: Record, name: str) -> str:

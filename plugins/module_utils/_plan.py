@@ -162,6 +162,7 @@ def _refuse_what_cannot_run(
         bf16=bool(gpus) and all(gpu["compute_capability"] >= 8 for gpu in gpus),
         datasets=sum(not source.evaluates for source in sources),
         eval_datasets=sum(source.evaluates for source in sources),
+        media=any(source.media for source in sources),
         model=wish.model,
     )
     _schema.refuse(_rules.problems(arguments, schema, situation, wish.args), origins)

@@ -57,7 +57,7 @@ def sources(wish: Wish, folders: t.Sequence[Path], facts: t.Mapping[str, Facts])
                 dataset = _registered(dataset, variable, wish.stage)
             _refuse_other_answers(dataset, variable, wish.stage)
             if dataset.source == "file":
-                found.append(_on_controller(dataset, variable, folders, evaluates, wish.stage))
+                found.append(_on_controller(dataset, variable, folders, evaluates, wish))
             elif dataset.source == "path":
                 found.append(_on_nodes(dataset, variable, facts, evaluates))
             else:
@@ -108,7 +108,7 @@ def registry() -> dict[str, t.Any]:
 
 
 def _on_controller(
-    dataset: _dataset.Dataset, variable: str, folders: t.Sequence[Path], evaluates: bool, stage: str
+    dataset: _dataset.Dataset, variable: str, folders: t.Sequence[Path], evaluates: bool, wish: Wish
 ) -> Source:
     wanted = Path(dataset.where).expanduser()
     candidates = [wanted] if wanted.is_absolute() else [folder / wanted for folder in folders]
@@ -124,7 +124,7 @@ def _on_controller(
         raise FinetuneError(
             f"Dataset {dataset.name!r} cannot be read: {wrong[0]}.", where=f"{variable}, {path}", change=wrong[1]
         )
-    report = _records.check(path, dataset, stage)
+    report = _records.check(path, dataset, wish.stage, media=wish.media)
     _records.refuse(dataset, variable, str(path), report)
     return Source(
         dataset,
@@ -134,6 +134,7 @@ def _on_controller(
         str(path.absolute()),
         evaluates,
         _records.doubts(report.doubts),
+        report.media,
     )
 
 
@@ -170,5 +171,6 @@ def _on_nodes(dataset: _dataset.Dataset, variable: str, facts: t.Mapping[str, Fa
         "",
         evaluates,
         _records.doubts(first.get("doubts", {})),
+        first.get("media", False),
         next((f"{host}: {answer['unread']}" for host, answer in seen.items() if answer.get("unread")), ""),
     )

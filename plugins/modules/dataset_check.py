@@ -41,6 +41,15 @@ options:
     description: LLaMA-Factory's words for roles and their names in the file, as in C(dataset_info.json).
     type: dict
     default: {}
+  media:
+    description:
+      - Whether the chat template is for images, videos or audios, so that every C(<image>), C(<video>) and C(<audio>)
+        in a text stands for one. Otherwise only records that hold any are looked at so.
+    type: bool
+    default: false
+  media_dir:
+    description: LLaMA-Factory's C(media_dir), in which relative paths are looked for. Not given, the folder of O(path).
+    type: path
   limit:
     description: How many faults are listed; the rest is counted.
     type: int
@@ -98,6 +107,7 @@ from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
 from ..module_utils import _dataset, _records, _tables  # noqa: E402
 from ..module_utils._errors import FinetuneError  # noqa: E402
+from ..module_utils._media import Media  # noqa: E402
 
 
 def main() -> None:
@@ -108,6 +118,8 @@ def main() -> None:
             "formatting": {"type": "str", "choices": ["alpaca", "sharegpt", "openai"], "default": "alpaca"},
             "columns": {"type": "dict", "default": {}},
             "tags": {"type": "dict", "default": {}},
+            "media": {"type": "bool", "default": False},
+            "media_dir": {"type": "path"},
             "limit": {"type": "int", "default": 20},
         },
         supports_check_mode=True,
@@ -126,7 +138,8 @@ def main() -> None:
             )
         entry = {key: given[key] for key in ("formatting", "columns", "tags") if given[key]}
         (dataset,) = _dataset.parse([{"path": str(path.absolute()), **entry}], "dataset")
-        report = _records.check(path, dataset, given["stage"], given["limit"])
+        media = Media(given["media"], given["media_dir"] or str(path.absolute().parent), here=True)
+        report = _records.check(path, dataset, given["stage"], given["limit"], media)
         found = {
             "records": report.records,
             "faults": [fault._asdict() for fault in report.faults],

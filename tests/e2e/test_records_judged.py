@@ -12,14 +12,34 @@ import typing as t
 from pathlib import Path
 
 from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _records
+from ansible_collections.llmops.finetune.plugins.module_utils._media import Media
 
-from ..unit.broken_records import BROKEN, FILES, FINE, FORMS, Record, as_table, write
+from ..unit.broken_records import (
+    BROKEN,
+    FILES,
+    FINE,
+    FORMS,
+    MEDIA,
+    MEDIA_BROKEN,
+    MEDIA_FINE,
+    PICTURE,
+    Record,
+    as_table,
+    write,
+)
 from .conftest import REPOSITORY, Demo
 
 CASES: list[tuple[str, Record]] = [
     *((form, record) for form, record, _says in BROKEN),
     *FINE,
     *((name, form.good) for name, form in FORMS.items()),
+]
+
+
+MEDIA_CASES: list[tuple[str, Record]] = [
+    *((form, record) for form, record, _says in MEDIA_BROKEN),
+    *MEDIA_FINE,
+    *((name, form.good) for name, form in MEDIA.items()),
 ]
 
 
@@ -40,27 +60,30 @@ def judged(demo: Demo, cases: list[dict[str, t.Any]]) -> list[list[int] | str]:
 def test_the_same_records_are_refused(demo: Demo, tmp_path: Path) -> None:
     """A record of each kind between two good ones: as lines, as a list, and as rows where a table can hold it."""
     assert len(BROKEN) >= 40
-    cases, ours = [], []
-    for number, (form, record) in enumerate(CASES):
-        entry, stage, good = FORMS[form]
+    (tmp_path / "a.ppm").write_bytes(PICTURE)
+    cases: list[dict[str, t.Any]] = []
+    ours: list[list[int]] = []
+    for number, (form, record) in enumerate([*CASES, *MEDIA_CASES]):
+        entry, stage, good = {**FORMS, **MEDIA}[form]
+        folder = str(tmp_path) if form in MEDIA else ""
         rows = as_table(form, record)
         for suffix in (".jsonl", ".json", *((".parquet", ".arrow") if rows else ())):
             path = tmp_path / f"{number}{suffix}"
             write(path, [good, record, good] if suffix.startswith(".json") else rows or ())
             dataset = _dataset.parse({"file": str(path), **entry}, "v")[0]
-            report = _records.check(path, dataset, stage)
+            report = _records.check(path, dataset, stage, media=Media(bool(folder), folder, here=True))
             ours.append(sorted({fault.record for fault in report.faults}))
             info = _dataset.info(dataset, "x", sorted(report.columns))
-            cases.append({"path": str(path), "stage": stage, "info": info})
+            cases.append({"path": str(path), "stage": stage, "info": info, "media_dir": folder})
     theirs = judged(demo, cases)
     wrong = []
     for case, our, their in zip(cases, ours, theirs, strict=True):
-        odd = CASES[int(Path(case["path"]).stem)]
+        odd = [*CASES, *MEDIA_CASES][int(Path(case["path"]).stem)]
         expected = [2] if isinstance(their, str) else their  # no table can be made of the file: of its odd record
         if our != expected:
             wrong.append(f"{case['path']} {odd}: ours {our}, theirs {their}")
     assert wrong == []
-    assert sum(bool(their) for their in theirs) >= 160
+    assert sum(bool(their) for their in theirs) >= 210
 
 
 def test_the_same_files_are_refused(demo: Demo, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ SYSTEM = {"from": "system", "value": "Be brief."}
 CALL = {"from": "function_call", "value": '{"name": "f", "arguments": {}}'}
 RESULT = {"from": "observation", "value": "1"}
 USER, ASSISTANT = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
+CALLING = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+TOLD = {"role": "tool", "content": "1"}
 ALPACA = {"instruction": "Why?", "input": "", "output": "Because."}
 TOOLS = '[{"name": "f", "description": "", "parameters": {"properties": {}, "required": []}}]'
 TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
@@ -130,6 +132,8 @@ BROKEN: list[tuple[str, Record, str]] = [
     ("openai", chat(ASSISTANT, USER), "turn 1 is from 'assistant'"),
     ("openai", chat(USER, {"role": "assistant", "content": None}), "message 2 has null in 'content'"),
     ("openai", chat(USER, {"role": "tool", "content": "1"}), "it does not end with an answer"),
+    ("openai", chat(USER, CALLING, *[{"role": "tool", "content": None}] * 2, ASSISTANT), "has null in 'content'"),
+    ("openai", chat(USER, CALLING, TOLD, {"role": "tool", "content": None}, ASSISTANT), "has null in 'content'"),
 ]
 
 FINE: list[tuple[str, Record]] = [
@@ -152,7 +156,52 @@ FINE: list[tuple[str, Record]] = [
     ("sharegpt tags", chat(USER, ASSISTANT, USER, ASSISTANT)),
     ("sharegpt tags", chat({"role": "system", "content": "Be brief."}, USER, ASSISTANT)),
     ("openai", chat({"role": "system", "content": "Be brief."}, USER, ASSISTANT)),
+    ("openai", chat(USER, CALLING, TOLD, TOLD, ASSISTANT)),
 ]
+
+
+MEDIA_TALK = talk({"from": "human", "value": "<image>Why?"}, ANSWER, images=["a.ppm"])
+MEDIA: dict[str, Form] = {
+    "image": Form({}, "sft", alpaca(instruction="<image>Why?", images=["a.ppm"])),
+    "images of a talk": Form({"formatting": "sharegpt"}, "sft", MEDIA_TALK),
+    "images of a pair": Form(
+        {"ranking": True, "columns": {**PAIR_COLUMNS, "images": "images"}},
+        "dpo",
+        {**PAIR, "instruction": "<image>Why?", "images": ["a.ppm"]},
+    ),
+    "video": Form({}, "sft", alpaca(instruction="<video>Why?", videos=[["a.ppm", "a.ppm"]])),
+}
+"""With a template for media; a.ppm is there, in media_dir."""
+
+MEDIA_BROKEN: list[tuple[str, Record, str]] = [
+    ("image", alpaca(instruction="<image>Why?", images=[]), "'images' holds 0, its texts have 1 <image>"),
+    ("image", alpaca(instruction="<image>Why?", images=None), "'images' holds 0"),
+    ("image", alpaca(instruction="<image>Why?"), "'images' holds 0"),
+    ("image", alpaca(images=["a.ppm"]), "'images' holds 1, its texts have 0 <image>"),
+    ("image", alpaca(instruction="<image><image>", images=["a.ppm"]), "its texts have 2 <image>"),
+    ("image", alpaca(instruction="<image>", images=["a.ppm", "a.ppm"]), "'images' holds 2"),
+    ("image", alpaca(instruction="<image>", system="<image>", images=["a.ppm", "a.ppm"]), "its texts have 1"),
+    ("image", alpaca(instruction="<image><video>", images=["a.ppm"]), "'videos' holds 0"),
+    ("image", alpaca(instruction="<image>", images=["none.ppm"]), "there is no file"),
+    ("image", alpaca(instruction="<image><image>", images=["a.ppm", "none.ppm"]), "there is no file"),
+    ("image", alpaca(instruction="<image>", images=["/none/a.ppm"]), "there is no file /none/a.ppm"),
+    ("image", alpaca(instruction="<image>", images=[None]), "'images' holds None, no path"),
+    ("images of a talk", talk({"from": "system", "value": "<image>"}, ASK, ANSWER, images=["a.ppm"]), "texts have 0"),
+    ("images of a pair", {**PAIR, "chosen": "<image>", "rejected": "", "images": ["a.ppm"]}, "its texts have 0"),
+    ("images of a pair", {**PAIR, "chosen": "<image>", "rejected": "<image>", "images": ["a.ppm"] * 2}, "have 1 <im"),
+    ("video", alpaca(instruction="<video>", videos=[["a.ppm", "none.ppm"]]), "there is no file"),
+    ("video", alpaca(instruction="<video>", videos=[["a.ppm"], ["a.ppm"]]), "'videos' holds 2"),
+]
+MEDIA_FINE: list[tuple[str, Record]] = [
+    ("image", alpaca(instruction="Why?", images=[])),
+    ("image", alpaca(instruction="<image>", output="<image>", images=["a.ppm", "a.ppm"])),
+    ("image", alpaca(instruction="Why?", input="<image>", history=[["<image>", "x"]], images=["a.ppm", "a.ppm"])),
+    ("image", alpaca(instruction="<image>", images="a.ppm")),
+    ("images of a talk", talk(ASK, ANSWER)),
+    ("images of a pair", {**PAIR, "chosen": "<image>", "rejected": "<image>", "images": ["a.ppm"]}),
+]
+PICTURE = b"P6 56 56 255\n" + bytes(56 * 56 * 3)
+"""What a.ppm holds."""
 
 
 def write(path: Path, records: t.Sequence[Record]) -> None:
@@ -186,7 +235,7 @@ def write_table(path: Path, rows: t.Any) -> None:
 
 def as_table(form: str, record: Record) -> list[Record] | None:
     """The record between good ones where one table can hold them, else alone; None where no table can hold it."""
-    good = FORMS[form].good
+    good = {**FORMS, **MEDIA}[form].good
     for records in ([good, record, good], [record]):
         try:
             table(records)

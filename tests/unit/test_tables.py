@@ -168,7 +168,8 @@ def environment(root: Path, name: str, python: str) -> None:
 
 
 def ask(path: Path, root: Path) -> dict[str, t.Any]:
-    return _checker.check(path, _dataset.parse({"path": str(path)}, "v")[0], "sft", root, _checker.sources())
+    dataset = _dataset.parse({"path": str(path)}, "v")[0]
+    return _checker.check(path, dataset, "sft", _records.UNKNOWN, root, _checker.sources())
 
 
 @pytest.mark.usefixtures("bare")
