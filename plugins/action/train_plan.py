@@ -36,7 +36,7 @@ class ActionModule(ActionBase):
                     "changed": False,
                     "name": wish.name,
                     "stage": wish.stage,
-                    "media": wish.media._asdict(),
+                    "media": {"taken": wish.media.taken, "folder": wish.media.folder},
                     "model": wish.model,
                 }
             facts = {host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]}

@@ -18,7 +18,18 @@ from pathlib import Path
 from . import _dataset, _records, _tables
 from ._media import Media
 
-PARTS = ("_checker", "_config", "_dataset", "_errors", "_formats", "_media", "_readers", "_records", "_tables")
+PARTS = (
+    "_checker",
+    "_config",
+    "_dataset",
+    "_errors",
+    "_formats",
+    "_media",
+    "_plain",
+    "_readers",
+    "_records",
+    "_tables",
+)
 """What the check is made of: this module and all that it imports."""
 _NONE = "no environment with pyarrow is there yet"
 

@@ -43,25 +43,6 @@ class Layout(t.NamedTuple):
         return record.get(name) if name else None
 
 
-def plain(layout: Layout) -> t.Callable[[t.Any], bool]:
-    """A quick look that tells of most good records that they are good; of others, `fault` and `doubt` tell more."""
-    answer, asked = layout.columns.get("response", ""), layout.columns.get("prompt", "")
-    added = layout.columns.get("query", "")
-    rare = {name for role, name in layout.columns.items() if role not in ("prompt", "query", "response")}
-    if layout.formatting != "alpaca" or layout.stage != "sft" or layout.media.taken or not answer or not asked:
-        return lambda record: False
-
-    def is_plain(record: t.Any) -> bool:
-        if not isinstance(record, dict) or not rare.isdisjoint(record):
-            return False
-        question, reply, more = record.get(asked), record.get(answer), record.get(added)
-        if not (isinstance(question, str) and isinstance(reply, str) and (more is None or isinstance(more, str))):
-            return False
-        return bool(question and reply.strip())
-
-    return is_plain
-
-
 def fault(record: t.Any, layout: Layout) -> Wrong:
     """What LLaMA-Factory would drop this record for or die of; None when it trains on it."""
     if not isinstance(record, dict):

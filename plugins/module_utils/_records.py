@@ -11,8 +11,9 @@ from pathlib import Path
 
 from ._dataset import COLUMNS, TAGS_OF, Dataset
 from ._errors import FinetuneError
-from ._formats import Layout, Wrong, doubt, fault, plain
+from ._formats import Layout, Wrong, doubt, fault
 from ._media import Media, held
+from ._plain import plain
 from ._readers import records
 
 UNKNOWN = Media()

@@ -134,6 +134,30 @@ def test_a_list_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert [found[1] for found in _readers.records(path)] == [odd, odd, odd]
 
 
+@pytest.mark.parametrize("start", ["[", ""])
+@pytest.mark.parametrize("odd", ['{"output": x}', '{"output": "a" "b"}', '{"a": 1, "a": 2} x'])
+def test_a_fault_in_the_middle_is_found_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str, odd: str
+) -> None:
+    """The rest of a file of gigabytes is not taken into memory for it."""
+    wide = json.dumps(ALPACA, indent=1)
+    comma = "," if start else ""
+    path = tmp_path / "a.json"
+    path.write_text(start + f"{wide}{comma}\n" * 50 + odd + f"{comma}\n{wide}" * 5000, encoding="utf-8")
+    monkeypatch.setattr(_readers, "CHUNK", 1000)
+    read = 0
+
+    class Counted(_readers._Text):
+        def _more(self, amount: int = 1000) -> bool:
+            nonlocal read
+            read += amount
+            return super()._more(amount)
+
+    monkeypatch.setattr(_readers, "_Text", Counted)
+    *_good, (number, _value, wrong) = _readers.records(path)
+    assert wrong and number in (51, 52) and read < 20_000
+
+
 def test_columns_and_tags_of_the_author_are_what_is_checked(tmp_path: Path) -> None:
     columns = {"prompt": "q", "response": "a"}
     assert check(tmp_path, [{"q": "Why?", "a": "So."}], columns=columns).faults == []
