@@ -18,12 +18,13 @@ Look = t.Callable[[t.Any], bool]
 def plain(layout: Layout) -> Look:
     """The look for records that are written like this."""
     columns, pair = layout.columns, layout.stage in PAIRS
-    answers = [columns.get(role, "") for role in (("chosen", "rejected") if pair else ("response",))]
+    roles = ("chosen", "rejected") if pair else () if layout.stage == "pt" else ("response",)
+    answers = [columns.get(role, "") for role in roles]
     tag = columns.get("kto_tag", "") if layout.stage == "kto" else ""
     talk = layout.formatting != "alpaca"
     asked = columns.get("messages" if talk else "prompt", "")
     needed = [asked, *(answers if pair or not talk else ()), *([tag] if layout.stage == "kto" else ())]
-    if layout.media.taken or layout.stage == "pt" or not all(needed):
+    if layout.media.taken or not all(needed):
         return lambda record: False
     look = _talk(layout, asked, answers if pair else []) if talk else _texts(asked, columns.get("query", ""), answers)
     rest = set(columns.values()) - {*needed, *([] if talk else [columns.get("query", "")])}
