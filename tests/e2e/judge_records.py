@@ -52,7 +52,9 @@ class Judge:
             self.data_args = dataclasses.replace(self.defaults, media_dir=media_dir)
             self.seeing = dataclasses.replace(self.template, mm_plugin=plugin)
             self.processor = types.SimpleNamespace(
-                image_processor=Qwen2VLImageProcessor(), video_processor=Qwen2VLVideoProcessor()
+                model_input_names=[],
+                image_processor=Qwen2VLImageProcessor(),
+                video_processor=Qwen2VLVideoProcessor(),
             )
 
     def bad_records(self, number: int, case: dict[str, t.Any]) -> list[int] | str:
