@@ -11,6 +11,7 @@ from __future__ import annotations
 import typing as t
 
 from ._formats import PAIRS, Layout
+from ._media import KINDS
 
 Look = t.Callable[[t.Any], bool]
 
@@ -29,10 +30,13 @@ def plain(layout: Layout) -> Look:
     look = _talk(layout, asked, answers if pair else []) if talk else _texts(asked, columns.get("query", ""), answers)
     rest = set(columns.values()) - {*needed, *([] if talk else [columns.get("query", "")])}
 
+    media = {columns.get(role) for role, _placeholder in KINDS}  # an empty path is one that is not there
+    rare = [(name, (None,) if name in media else (None, "")) for name in rest]
+
     def is_plain(record: t.Any) -> bool:
         if not isinstance(record, dict):
             return False
-        if not rest.isdisjoint(record) and any(record.get(name) not in (None, "") for name in rest):
+        if not rest.isdisjoint(record) and any(record.get(name) not in empty for name, empty in rare):
             return False
         return look(record) and (not tag or isinstance(record.get(tag), bool))
 
@@ -82,4 +86,6 @@ def _talk(layout: Layout, name: str, pair: t.Sequence[str]) -> Look:
                 return False
         return turns > 0 and turns % 2 != even
 
-    return look if role and content and user and assistant and user != assistant else lambda record: False
+    named = [tags[key] for key in tags if key not in ("role_tag", "content_tag") and tags[key]]
+    clear = role and content and user and assistant and len(set(named)) == len(named)
+    return look if clear else lambda record: False
