@@ -102,9 +102,9 @@ def test_records_that_only_the_environment_reads_are_noted() -> None:
 
 
 def test_media_need_a_template_for_them() -> None:
-    for told in ({}, {"train_set": "template=llama3"}):
+    for told in ("", "template=llama3"):
         with pytest.raises(FinetuneError, match="the template is for text"):
-            make({"a": node()}, sources=(replace(DATA, media=True),), train_model="org/m", **told)
+            make({"a": node()}, sources=(replace(DATA, media=True),), train_model="org/m", train_set=told)
     assert make({"a": node()}, sources=(replace(DATA, media=True),), train_model="org/m", train_set="template=qwen2_vl")
 
 
