@@ -16,16 +16,20 @@ from ansible_collections.llmops.finetune.plugins.module_utils._media import Medi
 
 from ..unit.broken_records import (
     BROKEN,
+    COLUMNS,
     FILES,
     FINE,
     FORMS,
     MEDIA,
     MEDIA_BROKEN,
     MEDIA_FINE,
+    NO_TABLES,
     PICTURE,
     Record,
     as_table,
+    column,
     write,
+    write_table,
 )
 from .conftest import REPOSITORY, Demo
 
@@ -93,5 +97,17 @@ def test_the_same_files_are_refused(demo: Demo, tmp_path: Path) -> None:
         path = tmp_path / f"{number}{suffix}"
         path.write_text(text, encoding="utf-8")
         cases.append({"path": str(path), "stage": "sft", "info": info})
-    for (suffix, text, record, _says), their in zip(FILES, judged(demo, cases), strict=True):
-        assert bool(their) == (record is not None), f"{suffix} {text}: {their}"
+    tables = [(column("more", values), False) for values in COLUMNS] + [(rows, True) for rows, _says in NO_TABLES]
+    for number, (rows, _refused) in enumerate(tables):
+        for suffix in (".parquet", ".arrow"):
+            path = tmp_path / f"table-{number}{suffix}"
+            write_table(path, rows)
+            cases.append({"path": str(path), "stage": "sft", "info": info})
+    expected = [(f"{suffix} {text}", record is not None) for suffix, text, record, _says in FILES]
+    expected += [(str(rows.schema), refused) for rows, refused in tables for _suffix in range(2)]
+    wrong = [
+        f"{what}: {their}"
+        for (what, refused), their in zip(expected, judged(demo, cases), strict=True)
+        if bool(their) != refused
+    ]
+    assert wrong == []

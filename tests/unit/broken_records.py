@@ -233,6 +233,35 @@ def write_table(path: Path, rows: t.Any) -> None:
             sink.write_table(rows)
 
 
+def column(name: str, values: t.Any) -> t.Any:
+    """A table of good records with one column more."""
+    return table([ALPACA] * 2).append_column(name, values)
+
+
+COLUMNS = [
+    # of these types `datasets` makes something
+    pyarrow.array(["a", "a"]).dictionary_encode(),
+    pyarrow.array(["a", "a"], pyarrow.large_string()),
+    pyarrow.array([1, 1], pyarrow.timestamp("ns")),
+    pyarrow.array([1, 1], pyarrow.timestamp("us", tz="Europe/Berlin")),
+    pyarrow.array([1, 1], pyarrow.time64("ns")),
+    pyarrow.array([1, 1], pyarrow.duration("ns")),
+    pyarrow.array([[1.5], None], pyarrow.list_(pyarrow.float32(), 1)),
+    pyarrow.array([b"\xff", None]),
+]
+NO_TABLES: list[tuple[t.Any, str]] = [
+    # and of these nothing: what is said of the file
+    (column("more", pyarrow.array([[("a", 1)], []], pyarrow.map_(pyarrow.string(), pyarrow.int64()))), "map<"),
+    (column("more", pyarrow.array([b"a", b"b"], pyarrow.binary(1))), "fixed_size_binary"),
+    (
+        column("more", pyarrow.array([[{"a": b"a"}], []], pyarrow.list_(pyarrow.struct({"a": pyarrow.binary(1)})))),
+        "fixed_size_binary",
+    ),
+    (column("more", pyarrow.array(["a", "b"], pyarrow.string_view())), "string_view"),
+    (column("output", pyarrow.array(["a", "b"])), "two columns are named 'output'"),
+]
+
+
 def as_table(form: str, record: Record) -> list[Record] | None:
     """The record between good ones where one table can hold them, else alone; None where no table can hold it."""
     good = {**FORMS, **MEDIA}[form].good

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import datetime
 import importlib.util
 import json
 import os
@@ -19,7 +18,19 @@ import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _checker, _dataset, _records, _tables
 from pyarrow import ipc, parquet
 
-from .broken_records import ALPACA, BROKEN, FINE, FORMS, alpaca, as_table, table, write_table
+from .broken_records import (
+    ALPACA,
+    BROKEN,
+    COLUMNS,
+    FINE,
+    FORMS,
+    NO_TABLES,
+    alpaca,
+    as_table,
+    column,
+    table,
+    write_table,
+)
 
 ENDINGS = ("parquet", "arrow")
 EXPRESSIBLE = [case for case in BROKEN if as_table(case[0], case[1])]
@@ -73,47 +84,15 @@ def test_numbers_go_on_over_pieces(tmp_path: Path, ending: str, monkeypatch: pyt
     assert ([fault.record for fault in report.faults], report.records) == ([7], 8)
 
 
-def column(name: str, values: t.Any) -> t.Any:
-    return table([ALPACA] * 2).append_column(name, values)
-
-
-MOMENT = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
-
-
 @pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize(
-    "values",
-    [
-        pyarrow.array(["a", "a"]).dictionary_encode(),
-        pyarrow.array(["a", "a"], pyarrow.large_string()),
-        pyarrow.array([1, 1], pyarrow.timestamp("ns")),
-        pyarrow.array([MOMENT] * 2, pyarrow.timestamp("us", tz="Mars/Olympus")),
-        pyarrow.array([1, 1], pyarrow.time64("ns")),
-        pyarrow.array([[1.5], None], pyarrow.list_(pyarrow.float32(), 1)),
-        pyarrow.array([b"\xff", None]),
-    ],
-    ids=lambda values: str(values.type),
-)
+@pytest.mark.parametrize("values", COLUMNS, ids=lambda values: str(values.type))
 def test_a_column_of_any_type_that_datasets_knows_is_passed_over(tmp_path: Path, values: t.Any, ending: str) -> None:
     write_table(tmp_path / f"a.{ending}", column("more", values))
     assert check(tmp_path / f"a.{ending}").faults == []
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize(
-    ("rows", "says"),
-    [
-        (column("more", pyarrow.array([[("a", 1)], []], pyarrow.map_(pyarrow.string(), pyarrow.int64()))), "map<"),
-        (column("more", pyarrow.array([b"a", b"b"], pyarrow.binary(1))), "fixed_size_binary"),
-        (
-            column("more", pyarrow.array([[{"a": b"a"}], []], pyarrow.list_(pyarrow.struct({"a": pyarrow.binary(1)})))),
-            "fixed_size_binary",
-        ),
-        (column("output", pyarrow.array(["a", "b"])), "two columns are named 'output'"),
-        (table([ALPACA]).slice(0, 0), "no record"),
-    ],
-    ids=["map", "bytes", "nested", "twice", "empty"],
-)
+@pytest.mark.parametrize(("rows", "says"), [*NO_TABLES, (table([ALPACA]).slice(0, 0), "no record")])
 def test_what_datasets_makes_no_table_of_is_refused_as_a_whole(
     tmp_path: Path, rows: t.Any, says: str, ending: str
 ) -> None:
