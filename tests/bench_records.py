@@ -78,11 +78,11 @@ def write(path: Path, rows: t.Sequence[Row], size: int) -> None:
         times = max(1, size // table.nbytes)
         if path.suffix == ".parquet":  # not compressed: the rate is that of its content
             with parquet.ParquetWriter(path, table.schema, compression="none", use_dictionary=False) as writer:
-                for _ in range(0, times, 100):
+                for _hundred in range(0, times, 100):
                     writer.write_table(pyarrow.concat_tables([table] * 100))
         else:
             with ipc.new_stream(path, table.schema) as sink:
-                for _ in range(times):
+                for _time in range(times):
                     sink.write_table(table, max_chunksize=1000)
         return
     begin, between, end = {".json": ("[", ",\n", "]"), ".csv": (",".join(rows[0]) + "\n", "", "")}.get(

@@ -67,7 +67,7 @@ def altered(record: t.Any, chance: random.Random) -> t.Any:
 def test_it_passes_nothing_that_the_long_look_does_not() -> None:
     chance = random.Random(3)
     records = list(RECORDS)
-    records += [(form, altered(record, chance)) for form, record in RECORDS if record for _ in range(200)]
+    records += [(form, altered(record, chance)) for form, record in RECORDS if record for _again in range(200)]
     passed = 0
     for form, record in records:
         for media in (Media(), Media(taken=True)):
