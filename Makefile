@@ -97,8 +97,9 @@ molecule: setup-dev ## a scenario: make molecule SCENARIO=systemd ARGS="-e uv_en
 soak: setup-dev ## long fault campaigns; report in docs/soak.md
 	$(RUN) python -m tests.e2e.soak
 
-bench: setup-dev ## ratios, side by side; report in docs/bench.md
-	$(RUN) python -m tests.bench
+PART =
+bench: setup-dev ## ratios, side by side; report in docs/bench.md; make bench PART=records
+	$(RUN) python -m tests.bench $(PART)
 
 lock: setup ## requirements/*.txt from requirements/*.in
 	$(RUN) sh scripts/lock.sh

@@ -1,10 +1,12 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`make bench`: what this collection costs over the bare tools, side by side in one run; docs/bench.md.
+"""`make bench`: measured on this machine, into docs/bench.md. PART names one of its parts, the other is kept.
 
+plays: what this collection costs over the bare tools, side by side in one run.
 1. A no-op apply. 2. A first apply with a warm environment beside the bare trainer with the same train.yaml.
 3. An environment from nothing beside a bare `uv pip install` of the same lock, each with an empty cache.
+records: how fast records are checked, and in how much memory (tests/bench_records.py).
 """
 
 from __future__ import annotations
@@ -15,9 +17,12 @@ import platform
 import shutil
 import statistics
 import subprocess
+import sys
 import time
 import typing as t
 from pathlib import Path
+
+from . import bench_records
 
 REPOSITORY = Path(__file__).parents[1]
 BASE = Path("/var/tmp") / f"llmops-bench-{os.getuid()}"
@@ -95,13 +100,31 @@ def row(what: str, ours: float, beside: str, theirs: float) -> list[str]:
     return line
 
 
-def main() -> None:
-    shutil.rmtree(BASE, ignore_errors=True)
-    (BASE / "leases").mkdir(parents=True)
-    try:
-        rows = [environment_from_nothing(), first_apply(), no_op()]
-    finally:
-        shutil.rmtree(BASE, ignore_errors=True)
+def plays() -> str:
+    rows = [environment_from_nothing(), first_apply(), no_op()]
+    told = (
+        f"{machine()} Medians of {TIMES}, except the environment, which is built once on each side. Downloads are part "
+        "of it."
+    )
+    return section("plays", told, ("what", "ours", "beside", "takes", "ratio", "difference"), rows)
+
+
+def records() -> str:
+    rows = bench_records.rows(BASE)
+    told = (
+        f"{machine()} The demo's records again and again, and the same with answers six times as long. Rate and memory "
+        "are those of the process that checks them; of parquet and arrow not compressed."
+    )
+    return section("records", told, bench_records.TITLE, rows)
+
+
+def section(part: str, told: str, title: t.Sequence[str], rows: t.Sequence[t.Sequence[str]]) -> str:
+    lines = [title, ["---"] * len(title), *rows]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"## {part.capitalize()}\n\n`make bench PART={part}` {told}\n\n{table}\n"
+
+
+def machine() -> str:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
@@ -110,15 +133,26 @@ def main() -> None:
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if "model name" in line
     )
-    text = (
-        f"# Bench\n\n`make bench` on commit {commit.stdout.strip()}: {os.cpu_count()} × {cpu}, {platform.system()}, "
-        f"Python {platform.python_version()}; load {os.getloadavg()[0]:.1f} at the end. Medians of {TIMES}, except the "
-        "environment, which is built once on each side. Downloads are part of it.\n\n"
-        "| what | ours | beside | takes | ratio | difference |\n|---|---|---|---|---|---|\n"
+    return (
+        f"on commit {commit.stdout.strip()}: {os.cpu_count()} × {cpu}, {platform.system()}, "
+        f"Python {platform.python_version()}; load {os.getloadavg()[0]:.1f} at the end."
     )
-    text += "\n".join("| " + " | ".join(line) + " |" for line in rows) + "\n"
-    (REPOSITORY / "docs").mkdir(exist_ok=True)
-    (REPOSITORY / "docs" / "bench.md").write_text(text, encoding="utf-8")
+
+
+PARTS = {"plays": plays, "records": records}
+
+
+def main() -> None:
+    report = REPOSITORY / "docs" / "bench.md"
+    kept = report.read_text(encoding="utf-8").split("\n## ")[1:]
+    parts = {text.partition("\n")[0].lower(): f"## {text.rstrip()}\n" for text in kept}
+    shutil.rmtree(BASE, ignore_errors=True)
+    (BASE / "leases").mkdir(parents=True)
+    try:
+        parts |= {part: PARTS[part]() for part in sys.argv[1:] or PARTS}
+    finally:
+        shutil.rmtree(BASE, ignore_errors=True)
+    report.write_text("\n".join(["# Bench\n", *(parts[part] for part in PARTS if part in parts)]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,13 @@ class ActionModule(ActionBase):
             variables = {name: self._templar.template(known[name]) for name in _wish.INPUTS if name in known}
             wish = _wish.read(variables, schemas, self._imported(variables, known, schemas))
             if not register:
-                return {"changed": False, "name": wish.name, "stage": wish.stage, "model": wish.model}
+                return {
+                    "changed": False,
+                    "name": wish.name,
+                    "stage": wish.stage,
+                    "media": {"taken": wish.media.taken, "folder": wish.media.folder},
+                    "model": wish.model,
+                }
             facts = {host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]}
             sources = _sources.sources(wish, self._folders(known), facts)
             lock = _sources.lock_path(wish.environment)

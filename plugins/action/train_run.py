@@ -48,7 +48,7 @@ class ActionModule(ActionBase):
         spec = {**plan["nodes"][known["inventory_hostname"]], "id": plan["id"], "name": plan["name"]}
         if state in ("stopped", "absent"):
             return spec
-        spec["request"], spec["resolved"] = plan["request"], plan["resolved"]
+        spec.update({key: plan[key] for key in ("request", "resolved", "unread")})
         spec["files"] = {
             "train.yaml": render("train.yaml.j2", plan=plan, spec=spec),
             "dataset_info.json": render("dataset_info.json.j2", spec=spec),

@@ -10,7 +10,7 @@ import typing as t
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import _config
+from . import _config, _tables
 from ._errors import FinetuneError
 
 ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "history": "history", "system": "system"}
@@ -41,9 +41,8 @@ COLUMNS = {
     "openai": {**SHAREGPT, **MORE, "messages": "messages"},
 }
 TAGS_OF = {"alpaca": TAGS, "sharegpt": TAGS, "openai": OPENAI_TAGS}
-CHECKED = (".json", ".jsonl", ".csv", ".txt")
-"""Endings of files whose records are read; the others need packages that no controller has to have."""
-SUFFIXES = (*CHECKED, ".parquet", ".arrow")
+SUFFIXES = (".json", ".jsonl", ".csv", ".txt", *_tables.SUFFIXES)
+"""Endings of files that LLaMA-Factory reads."""
 
 Origin = t.Literal["file", "path", "hub", "registered"]
 _SOURCES: tuple[Origin, ...] = ("file", "path", "hub", "registered")
@@ -84,6 +83,10 @@ class Source:
     evaluates: bool = False
     doubts: tuple[str, ...] = ()
     """What a person should know of its records, though they are trained on."""
+    media: bool = False
+    """Its records hold images, videos or audios."""
+    unread: str = ""
+    """Why its records could not be read yet; the environment, once it is there, can."""
 
     def folder(self, root: str) -> str:
         return f"{root}/datasets/{self.digest[:16]}"

@@ -13,13 +13,16 @@ import json
 import re
 import typing as t
 
+from . import _media
+
 Wrong = t.Optional[t.Tuple[str, str]]
 """What is wrong and what to change."""
 Record = t.Dict[str, t.Any]
+Records = t.Iterator[t.Tuple[int, t.Any, Wrong]]
+"""Number, record, and what is wrong where there is none."""
 
 PAIRS = ("rm", "dpo")
 """Stages that learn from a chosen and a rejected answer."""
-_MEDIA = (("images", "<image>"), ("videos", "<video>"), ("audios", "<audio>"))
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 DROPPED = "the record would be dropped"
 
@@ -32,30 +35,12 @@ class Layout(t.NamedTuple):
     """LLaMA-Factory's word for a field → its name in the records."""
     tags: t.Mapping[str, str]
     stage: str
+    media: _media.Media = _media.Media()
 
     def of(self, record: Record, role: str) -> t.Any:
         """The field that plays a role; None where there is none."""
         name = self.columns.get(role)
         return record.get(name) if name else None
-
-
-def plain(layout: Layout) -> t.Callable[[t.Any], bool]:
-    """A quick look that tells of most good records that they are good; of others, `fault` and `doubt` tell more."""
-    answer, asked = layout.columns.get("response", ""), layout.columns.get("prompt", "")
-    added = layout.columns.get("query", "")
-    rare = {name for role, name in layout.columns.items() if role not in ("prompt", "query", "response")}
-    if layout.formatting != "alpaca" or layout.stage != "sft" or not answer or not asked:
-        return lambda record: False
-
-    def is_plain(record: t.Any) -> bool:
-        if not isinstance(record, dict) or not rare.isdisjoint(record):
-            return False
-        question, reply, more = record.get(asked), record.get(answer), record.get(added)
-        if not (isinstance(question, str) and isinstance(reply, str) and (more is None or isinstance(more, str))):
-            return False
-        return bool(question and reply.strip())
-
-    return is_plain
 
 
 def fault(record: t.Any, layout: Layout) -> Wrong:
@@ -92,7 +77,7 @@ def _alpaca(record: Record, layout: Layout) -> Wrong:
             return f"{layout.columns[role]!r} is {_kind(record, layout.columns[role])}, not text", "write text into it"
         texts.append(value or "")
     answers, wrong = _alpaca_answers(record, layout)
-    return wrong or _frame(record, layout, [*texts, *answers])
+    return wrong or _frame(record, layout, texts, answers)
 
 
 def _alpaca_answers(record: Record, layout: Layout) -> tuple[list[str], Wrong]:
@@ -155,8 +140,8 @@ def _conversation(record: Record, layout: Layout) -> Wrong:
         if not isinstance(message, dict):
             return f"message {i} is {_short(message)}, no JSON object", "write the messages as objects"
     turns, texts = _turns(messages, layout)
-    if turns and layout.tags.get("system_tag") and messages[0].get(role_key) == layout.tags["system_tag"]:
-        turns = turns[1:]
+    system = bool(turns and layout.tags.get("system_tag")) and messages[0].get(role_key) == layout.tags["system_tag"]
+    turns, pair = turns[system:], []
     asks, answers = _tags(layout, "user_tag", "observation_tag"), _tags(layout, "assistant_tag", "function_tag")
     for i, role in enumerate(turns):
         expected = answers if i % 2 else asks
@@ -172,14 +157,14 @@ def _conversation(record: Record, layout: Layout) -> Wrong:
         wrong = _pair(record, layout)
         if wrong:
             return wrong
-        texts += [layout.of(record, role)[content_key] for role in ("chosen", "rejected")]
+        pair = [layout.of(record, role)[content_key] for role in ("chosen", "rejected")]
     elif not turns or len(turns) % 2:
         return f"it does not end with an answer: {DROPPED}", "add the answer or remove the last message"
     for i, text in enumerate(texts, 1):
         if not isinstance(text, str):
             return f"message {i} has {_short(text)} in {content_key!r}, no text", "write text"
     wrong = _calls(messages, layout) or (None if layout.stage in PAIRS else _tag(record, layout))
-    return wrong or _frame(record, layout, texts)
+    return wrong or _frame(record, layout, texts[system:], pair)
 
 
 def _turns(messages: list[Record], layout: Layout) -> tuple[list[t.Any], list[t.Any]]:
@@ -194,6 +179,8 @@ def _turns(messages: list[Record], layout: Layout) -> tuple[list[t.Any], list[t.
         if role == layout.tags.get("assistant_tag") and message.get("tool_calls"):
             role, content = layout.tags.get("function_tag"), json.dumps(message["tool_calls"])
         if role == layout.tags.get("observation_tag") and turns and turns[-1] == role:
+            if isinstance(texts[-1], str):
+                texts[-1] = texts[-1] + content if isinstance(content, str) else content
             continue
         turns.append(role)
         texts.append(content)
@@ -247,8 +234,8 @@ def _is_call(call: t.Any) -> bool:
     return isinstance(call, dict) and {"name", "arguments"} <= call.keys()
 
 
-def _frame(record: Record, layout: Layout, texts: t.Sequence[str]) -> Wrong:
-    """System prompt, tools and media, which all forms share."""
+def _frame(record: Record, layout: Layout, texts: t.Sequence[str], answers: t.Sequence[str]) -> Wrong:
+    """System prompt, tools and media, which all forms share. Of a pair, each answer follows the same texts."""
     system = layout.of(record, "system")
     if system is not None and not isinstance(system, str):
         return f"{layout.columns['system']!r} is {_kind(record, layout.columns['system'])}, not text", "write text"
@@ -258,17 +245,7 @@ def _frame(record: Record, layout: Layout, texts: t.Sequence[str]) -> Wrong:
             json.loads(tools)
         except (TypeError, ValueError):
             return f"{layout.columns['tools']!r} is no JSON text", "write the list of tools as a JSON string"
-    for role, placeholder in _MEDIA:
-        if role in layout.columns:
-            media = layout.of(record, role)
-            count = len(media) if isinstance(media, list) else int(media is not None)
-            asked = sum(text.count(placeholder) for text in texts)
-            if count != asked:
-                return (
-                    f"{layout.columns[role]!r} holds {count}, its texts have {asked} {placeholder}",
-                    f"write one {placeholder} for each",
-                )
-    return None
+    return _media.fault(record, layout, [[*texts, answer] for answer in answers] or [texts])
 
 
 def _kind(record: Record, name: str) -> str:
@@ -281,5 +258,5 @@ _NAMES: dict[type, str] = {dict: "an object", list: "a list", int: "a number", f
 
 
 def _short(value: t.Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 40 else f"{text[:37]}..."

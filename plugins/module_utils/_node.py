@@ -15,9 +15,10 @@ import subprocess
 import typing as t
 from pathlib import Path
 
-from . import _dataset, _records, _user
+from . import _checker, _dataset, _records, _user
 from ._engine import files, lease, state
 from ._errors import FinetuneError
+from ._media import Media
 
 NOTHING: dict[str, t.Any] = {"runs": {}, "datasets": [], "models": [], "sources": [], "model_missing": False}
 """What lies under the root of an account that is still to be made."""
@@ -33,11 +34,13 @@ def facts(
     stage: str = "sft",
     lease_dir: str = "",
     model: str = "",
+    media: Media = _records.UNKNOWN,
 ) -> dict[str, t.Any]:
     """The facts the plan needs.
 
     name: only runs of this name are read. here: datasets that lie on the node, to digest and check for the stage.
     lease_dir: where the leases are, empty for the host's one place. model: train_model, looked for where it is a path.
+    media: what is known of them besides that they are here.
     """
     present = gpus()
     login = _user.login()
@@ -46,6 +49,14 @@ def facts(
     if not there and account != _user.DEFAULT_ACCOUNT:
         _user.lookup(account)
     place = _user.expand(root, account)
+    parts = _checker.sources() if here else {}
+
+    def source(dataset: _dataset.Dataset) -> dict[str, t.Any]:
+        path = Path(dataset.where).expanduser()
+        if not path.is_file():
+            return {"name": dataset.name, "missing": True}
+        answer = _checker.check(path, dataset, stage, media._replace(here=True), Path(place), parts)
+        return {"name": dataset.name, "missing": False, "path": str(path), "digest": files.sha256(path), **answer}
 
     def read() -> dict[str, t.Any]:
         refuse_unreadable(Path(place))
@@ -54,7 +65,7 @@ def facts(
             "datasets": datasets(Path(place)),
             "models": models(Path(place)),
             "model_missing": model.startswith("/") and not (Path(model) / "config.json").is_file(),
-            "sources": [_source(dataset, stage) for dataset in here],
+            "sources": [source(dataset) for dataset in here],
         }
 
     return {
@@ -156,24 +167,6 @@ def model_intact(folder: Path, identity: str) -> bool:
         (folder / name).is_file() and files.sha256(folder / name) == digest
         for name, digest in manifest["files"].items()
     )
-
-
-def _source(dataset: _dataset.Dataset, stage: str) -> dict[str, t.Any]:
-    path = Path(dataset.where).expanduser()
-    if not path.is_file():
-        return {"name": dataset.name, "missing": True}
-    report = _records.check(path, dataset, stage)
-    return {
-        "name": dataset.name,
-        "missing": False,
-        "path": str(path),
-        "digest": files.sha256(path),
-        "records": report.records,
-        "fields": sorted(report.columns),
-        "faults": [list(fault) for fault in report.faults],
-        "more": report.more,
-        "doubts": report.doubts,
-    }
 
 
 def gpus() -> list[dict[str, t.Any]]:

@@ -37,6 +37,8 @@ class Plan:
     environment: dict[str, t.Any] = field(default_factory=dict)
     difference: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    unread: dict[str, str] = field(default_factory=dict)
+    """Datasets whose records no Python on a node can read before the environment is there, and why."""
     held: str = ""
     """Why an apply would be refused now: another run has what this one needs. Empty when nothing stands in the way."""
 
@@ -103,6 +105,7 @@ def make(
     plan = Plan(run_id, wish.name, wanted, record if recorded else resolved, origins, recorded, {})
     plan.environment = {**plan.resolved["environment"], "current": plan.resolved["environment"] == environment}
     plan.difference = _against_last(plan, first)
+    plan.unread = {source.dataset.name: source.unread for source in sources if source.unread}
     plan.notices = _notices(wish, plan, record, resolved, sources)
     places = dict.fromkeys(facts, _addresses.LOOPBACK)
     if len(facts) > 1:
@@ -159,6 +162,7 @@ def _refuse_what_cannot_run(
         bf16=bool(gpus) and all(gpu["compute_capability"] >= 8 for gpu in gpus),
         datasets=sum(not source.evaluates for source in sources),
         eval_datasets=sum(source.evaluates for source in sources),
+        media=any(source.media for source in sources),
         model=wish.model,
     )
     _schema.refuse(_rules.problems(arguments, schema, situation, wish.args), origins)
@@ -218,6 +222,11 @@ def _notices(
         notices.append(f"Stage {wish.stage} cannot go on from a checkpoint: after an interruption it begins again.")
     for source in sources:
         notices += [f"Dataset {source.dataset.name}: {told}." for told in source.doubts]
+        if source.unread:
+            notices.append(
+                f"Dataset {source.dataset.name}: its records are read when the environment is there, and the plan is "
+                "made again with them before anything is staged."
+            )
         if source.dataset.formatting == "openai":
             notices.append(
                 f"Dataset {source.dataset.name}: to records of formatting openai without tools, LLaMA-Factory adds the "

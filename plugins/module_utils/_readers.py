@@ -17,9 +17,8 @@ import re
 import typing as t
 from pathlib import Path
 
-from ._formats import Wrong
-
-Records = t.Iterator[t.Tuple[int, t.Any, Wrong]]
+from . import _tables
+from ._formats import Records, Wrong
 
 CHUNK = 1 << 20
 ROWS = 10_000
@@ -52,8 +51,9 @@ _NOT_UTF8 = ("it is not UTF-8", "save the file as UTF-8")
 
 
 def records(path: Path) -> Records:
-    """Records of a file by its ending: .json, .jsonl, .csv or .txt."""
-    return {".csv": _table, ".txt": _texts}.get(path.suffix, _json)(path)
+    """Records of a file by its ending, one of _dataset.SUFFIXES."""
+    by_ending = {".csv": _table, ".txt": _texts, **dict.fromkeys(_tables.SUFFIXES, _tables.records)}
+    return by_ending.get(path.suffix, _json)(path)
 
 
 def _texts(path: Path) -> Records:
@@ -74,7 +74,8 @@ def _table(path: Path) -> Records:
         try:
             names = next(rows, [])
             while part := [row for row in itertools.islice(rows, ROWS) if row]:
-                columns = [_column([row[i] if i < len(row) else "" for row in part]) for i in range(len(names))]
+                fields = itertools.zip_longest(names, *part, fillvalue="")  # names too: a part may lack the last ones
+                columns = [_column(texts[1:]) for texts in itertools.islice(fields, len(names))]
                 for row, values in zip(part, zip(*columns)):
                     if len(row) > len(names):
                         wrong = (
@@ -91,15 +92,14 @@ def _table(path: Path) -> Records:
             yield number, None, (f"it is no row: {error}", "close every quote")
 
 
-def _column(texts: list[str]) -> list[t.Any]:
+def _column(texts: t.Sequence[str]) -> t.Sequence[t.Any]:
     """The values of a column: numbers or true and false where all of them are, else texts; null for what is none."""
     present = [text for text in texts if text not in _NULLS]
-    kind: t.Callable[[str], t.Any] = str
     if present and all(map(_NUMBER.fullmatch, present)):
-        kind = float
-    elif present and all(text in _SWITCHES for text in present):
-        kind = _SWITCHES.__getitem__
-    return [None if text in _NULLS else kind(text) for text in texts]
+        return [None if text in _NULLS else float(text) for text in texts]
+    if present and all(text in _SWITCHES for text in present):
+        return [None if text in _NULLS else _SWITCHES[text] for text in texts]
+    return texts if len(present) == len(texts) else [None if text in _NULLS else text for text in texts]
 
 
 def _json(path: Path) -> Records:
@@ -128,34 +128,25 @@ def _lines(file: t.BinaryIO) -> Records:
     for number, line in enumerate(file, 1):
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
-        if not line.strip():  # empty lines are no records, to LLaMA-Factory too
-            continue
         try:
-            for value in _values(line.decode("utf-8")):
+            text = line.decode("utf-8").strip()  # empty lines are no records, to LLaMA-Factory too
+            at = 0
+            while at < len(text):  # nearly always once
+                value, end = _CAREFUL.raw_decode(text, at)
+                if "\\u" in text:
+                    _refuse_half_letters(value, text[at:end])
                 yield number, value, None
+                at = end
+                while at < len(text) and text[at].isspace():
+                    at += 1
         except UnicodeDecodeError:
             yield number, None, _NOT_UTF8
         except ValueError as error:
             yield number, None, (f"it is not JSON: {error}", _CUT)
 
 
-def _values(text: str) -> t.Iterator[t.Any]:
-    """The values of a line, of which there is nearly always one."""
-    text = text.strip()
-    at = 0
-    while at < len(text):
-        value, end = _PLAIN.raw_decode(text, at)
-        _refuse_what_no_line_may_hold(value, text[at:end])  # all of it: no copy
-        yield value
-        at = end
-        while at < len(text) and text[at].isspace():
-            at += 1
-
-
-def _refuse_what_no_line_may_hold(value: t.Any, text: str) -> None:
-    r"""An object that names a key twice, and half of a letter that JSON writes in two (`\ud83d` alone)."""
-    if not isinstance(value, dict) or text.count('":') != len(value):  # a look that clears most
-        _CAREFUL.decode(text)
+def _refuse_half_letters(value: t.Any, text: str) -> None:
+    r"""Half of a letter that JSON writes in two (`\ud83d` alone)."""
     if "\\ud" in text or "\\uD" in text:
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -252,21 +243,27 @@ class _Text:
     def take(self, count: int) -> None:
         self._at += count
 
+    def _may_go_on(self, error: ValueError) -> bool:
+        """Whether more text may mend it; else the rest of the file would be read for nothing."""
+        if not isinstance(error, json.JSONDecodeError):
+            return False
+        return error.pos > len(self._text) - 16 or error.msg.startswith("Unterminated string")
+
     def value(self, *, in_list: bool = True) -> t.Any:
         """The JSON value that begins here. Lists are read by another reader than lines, which takes more."""
         amount = CHUNK
+        decoder = _PLAIN if in_list else _CAREFUL
         while True:
             try:
-                value, end = _PLAIN.raw_decode(self._text, self._at)
+                value, end = decoder.raw_decode(self._text, self._at)
                 if end == len(self._text) and self._more(amount):  # a number may go on
                     continue
                 break
-            except ValueError:
-                if not self._more(amount):
+            except ValueError as error:
+                if not self._may_go_on(error) or not self._more(amount):
                     raise
                 amount *= 2
-        text = self._text[self._at : end]
-        self._at = end
         if not in_list:
-            _refuse_what_no_line_may_hold(value, text)
+            _refuse_half_letters(value, self._text[self._at : end])
+        self._at = end
         return value

@@ -9,10 +9,15 @@ import typing as t
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ._dataset import CHECKED, COLUMNS, TAGS_OF, Dataset
+from ._dataset import COLUMNS, TAGS_OF, Dataset
 from ._errors import FinetuneError
-from ._formats import Layout, Wrong, doubt, fault, plain
+from ._formats import Layout, Wrong, doubt, fault
+from ._media import Media, held
+from ._plain import plain
 from ._readers import records
+
+UNKNOWN = Media()
+_UNSEEN = "media, which are looked for when the run starts and not before; data with `path` have them looked for now"
 
 
 class Fault(t.NamedTuple):
@@ -32,20 +37,31 @@ class Report:
     """Names of the fields that occur in the file."""
     doubts: dict[str, list[int]] = field(default_factory=dict)
     """What a person should know of records that are trained on: how many there are, and which is the first."""
+    media: bool = False
+    """Records hold images, videos or audios."""
+
+    def as_dict(self) -> dict[str, t.Any]:
+        """The report as JSON has it."""
+        return {
+            "records": self.records,
+            "fields": sorted(self.columns),
+            "faults": [list(fault) for fault in self.faults],
+            "more": self.more,
+            "doubts": self.doubts,
+            "media": self.media,
+        }
 
 
-def layout(dataset: Dataset, stage: str) -> Layout:
+def layout(dataset: Dataset, stage: str, media: Media) -> Layout:
     """How the records of a dataset are written, as far as the author told, and for which stage."""
-    known = TAGS_OF[dataset.formatting]
-    return Layout(dataset.formatting, dataset.columns or COLUMNS[dataset.formatting], {**known, **dataset.tags}, stage)
+    tags = {**TAGS_OF[dataset.formatting], **dataset.tags}
+    return Layout(dataset.formatting, dataset.columns or COLUMNS[dataset.formatting], tags, stage, media)
 
 
-def check(path: Path, dataset: Dataset, stage: str = "sft", limit: int = 20) -> Report:
-    """Read every record of a file; at most `limit` faults are kept. .parquet and .arrow are not read."""
+def check(path: Path, dataset: Dataset, stage: str = "sft", limit: int = 20, media: Media = UNKNOWN) -> Report:
+    """Read every record of a file; at most `limit` faults are kept."""
     report = Report()
-    if path.suffix not in CHECKED:
-        return report
-    written = layout(dataset, stage)
+    written = layout(dataset, stage, media)
     is_plain = plain(written)
     kinds: dict[str, tuple[type, int]] = {}
     shapes: set[tuple[t.Any, ...]] = set()
@@ -72,8 +88,12 @@ def check(path: Path, dataset: Dataset, stage: str = "sft", limit: int = 20) -> 
                 report.faults.append(Fault(number, what, change))
             else:
                 report.more += 1
-        if not wrongs and (told := doubt(record, written)):
-            report.doubts.setdefault(told, [0, number])[0] += 1
+        told = [doubt(record, written)] if not wrongs else []
+        if isinstance(record, dict) and held(record, written):
+            report.media = True
+            told += [] if wrongs or media.here else [_UNSEEN]
+        for what in filter(None, told):
+            report.doubts.setdefault(what, [0, number])[0] += 1
     report.faults += _absent(dataset, report)
     return report
 

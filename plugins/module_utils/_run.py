@@ -55,6 +55,8 @@ def stage(
 ) -> dict[str, t.Any]:
     """Bring everything the run needs onto the node, and say what it is and what comes next."""
     run = state.Run(Path(spec["folder"]))
+    if spec["unread"] and not changes.dry:
+        raise _unread(spec["unread"])
     now = state.observe(run)
     step = _state.next_step(now, retry=retry)
     if step == "refuse":
@@ -149,6 +151,14 @@ def report(run: state.Run) -> dict[str, t.Any]:
             for error in supervisor.errors(run)
         ]
     return answer
+
+
+def _unread(datasets: t.Mapping[str, str]) -> FinetuneError:
+    return FinetuneError(
+        f"The records of {', '.join(datasets)} could not be read, and none is trained on unseen.",
+        where="train_datasets\n          " + "\n          ".join(datasets.values()),
+        change="have the environment made (playbook llmops.finetune.environment), or save the records as .jsonl",
+    )
 
 
 def _failed(run: state.Run) -> FinetuneError:

@@ -11,7 +11,7 @@ import typing as t
 from dataclasses import replace
 from pathlib import Path
 
-from . import _dataset, _lock, _recipe, _records, _schema
+from . import _dataset, _lock, _recipe, _records, _schema, _tables
 from ._dataset import Source
 from ._engine import files
 from ._errors import FinetuneError
@@ -57,7 +57,7 @@ def sources(wish: Wish, folders: t.Sequence[Path], facts: t.Mapping[str, Facts])
                 dataset = _registered(dataset, variable, wish.stage)
             _refuse_other_answers(dataset, variable, wish.stage)
             if dataset.source == "file":
-                found.append(_on_controller(dataset, variable, folders, evaluates, wish.stage))
+                found.append(_on_controller(dataset, variable, folders, evaluates, wish))
             elif dataset.source == "path":
                 found.append(_on_nodes(dataset, variable, facts, evaluates))
             else:
@@ -108,7 +108,7 @@ def registry() -> dict[str, t.Any]:
 
 
 def _on_controller(
-    dataset: _dataset.Dataset, variable: str, folders: t.Sequence[Path], evaluates: bool, stage: str
+    dataset: _dataset.Dataset, variable: str, folders: t.Sequence[Path], evaluates: bool, wish: Wish
 ) -> Source:
     wanted = Path(dataset.where).expanduser()
     candidates = [wanted] if wanted.is_absolute() else [folder / wanted for folder in folders]
@@ -120,7 +120,11 @@ def _on_controller(
             + ", ".join(dict.fromkeys(str(candidate.parent) for candidate in candidates)),
             change="correct `file`, or use `path` for a file on the node",
         )
-    report = _records.check(path, dataset, stage)
+    if wrong := _tables.unreadable(path):
+        raise FinetuneError(
+            f"Dataset {dataset.name!r} cannot be read: {wrong[0]}.", where=f"{variable}, {path}", change=wrong[1]
+        )
+    report = _records.check(path, dataset, wish.stage, media=wish.media)
     _records.refuse(dataset, variable, str(path), report)
     return Source(
         dataset,
@@ -130,6 +134,7 @@ def _on_controller(
         str(path.absolute()),
         evaluates,
         _records.doubts(report.doubts),
+        report.media,
     )
 
 
@@ -146,10 +151,9 @@ def _on_nodes(dataset: _dataset.Dataset, variable: str, facts: t.Mapping[str, Fa
                 where=variable,
                 change="put it there, or use `file`",
             )
-        faults = [_records.Fault(*fault) for fault in answer["faults"]]
-        _records.refuse(
-            dataset, variable, f"{host}:{dataset.where}", _records.Report(answer["records"], faults, answer["more"])
-        )
+        faults = [_records.Fault(*fault) for fault in answer.get("faults", ())]
+        report = _records.Report(faults=faults, more=answer.get("more", 0))
+        _records.refuse(dataset, variable, f"{host}:{dataset.where}", report)
         seen[host] = answer
     digests = {answer["digest"] for answer in seen.values()}
     if len(digests) > 1:
@@ -163,8 +167,10 @@ def _on_nodes(dataset: _dataset.Dataset, variable: str, facts: t.Mapping[str, Fa
         replace(dataset, where=first["path"]),
         first["digest"],
         Path(dataset.where).suffix,
-        tuple(first["fields"]),
+        tuple(first.get("fields", ())),
         "",
         evaluates,
-        _records.doubts(first["doubts"]),
+        _records.doubts(first.get("doubts", {})),
+        first.get("media", False),
+        next((f"{host}: {answer['unread']}" for host, answer in seen.items() if answer.get("unread")), ""),
     )

@@ -10,7 +10,7 @@ import re
 import typing as t
 from dataclasses import dataclass
 
-from . import _config, _dataset, _recipe, _schema
+from . import _config, _dataset, _media, _recipe, _schema
 from ._errors import FinetuneError
 
 IMPORTED = "config"
@@ -78,6 +78,7 @@ class Wish:
     eval_datasets: list[_dataset.Dataset]
     stage: str
     """LLaMA-Factory's, from the recipe unless the author wrote another."""
+    media: _media.Media
     engine: str
     gpus: str
     global_batch_size: int | None
@@ -114,6 +115,7 @@ def read(
     single = _schema.typed(single, schema, "train_set")
     name = str(variables.get("train_name") or recipe.replace("_", "-"))
     base = {**found.arguments, **given.arguments}
+    arguments = {**base, **written, **single}
     if not _NAME.fullmatch(name):
         raise FinetuneError(
             f"{name!r} is no name for a run.", where="train_name", change="use small letters, digits, . _ and -"
@@ -165,7 +167,11 @@ def read(
         model_revision=revision,
         datasets=datasets,
         eval_datasets=eval_datasets,
-        stage=str({**base, **written, **single}["stage"]),
+        stage=str(arguments["stage"]),
+        media=_media.Media(
+            bool(schema.templates.get(str(arguments.get("template")), {}).get("media")),
+            str(arguments.get("media_dir") or ""),
+        ),
         engine=_one_of(variables, "train_engine", _ENGINES),
         gpus=_gpus(variables.get("train_gpus", "all")),
         global_batch_size=_count(variables, "train_global_batch_size"),

@@ -13,13 +13,14 @@ version_added: 0.1.0
 description:
   - Reads a file record by record and refuses those that LLaMA-Factory 0.9.5 would drop with a warning in the middle of
     its log, or die on after minutes. Fails when there are any, and names record, fault and remedy.
-  - Needs no package on the host, no GPU and no other part of this collection. Files of gigabytes are read in pieces.
+  - Needs no GPU, no other part of this collection, and no package on the host but pyarrow for .parquet and .arrow
+    files. Files of gigabytes are read in pieces.
   - The role C(llmops.finetune.train) does the same for its C(train_datasets); this module is for pipelines that make
     data.
 author: llmops.finetune contributors (@llmops-finetune)
 options:
   path:
-    description: Full path of a .json, .jsonl, .csv or .txt file on the host.
+    description: Full path of a .json, .jsonl, .csv, .txt, .parquet or .arrow file on the host.
     type: path
     required: true
   stage:
@@ -40,6 +41,15 @@ options:
     description: LLaMA-Factory's words for roles and their names in the file, as in C(dataset_info.json).
     type: dict
     default: {}
+  media:
+    description:
+      - Whether the chat template is for images, videos or audios, so that every C(<image>), C(<video>) and C(<audio>)
+        in a text stands for one. Otherwise only records that hold any are looked at so.
+    type: bool
+    default: false
+  media_dir:
+    description: LLaMA-Factory's C(media_dir), in which relative paths are looked for. Not given, the folder of O(path).
+    type: path
   limit:
     description: How many faults are listed; the rest is counted.
     type: int
@@ -95,8 +105,9 @@ import pathlib  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
-from ..module_utils import _dataset, _records  # noqa: E402
+from ..module_utils import _dataset, _records, _tables  # noqa: E402
 from ..module_utils._errors import FinetuneError  # noqa: E402
+from ..module_utils._media import Media  # noqa: E402
 
 
 def main() -> None:
@@ -107,6 +118,8 @@ def main() -> None:
             "formatting": {"type": "str", "choices": ["alpaca", "sharegpt", "openai"], "default": "alpaca"},
             "columns": {"type": "dict", "default": {}},
             "tags": {"type": "dict", "default": {}},
+            "media": {"type": "bool", "default": False},
+            "media_dir": {"type": "path"},
             "limit": {"type": "int", "default": 20},
         },
         supports_check_mode=True,
@@ -115,17 +128,18 @@ def main() -> None:
     path = pathlib.Path(given["path"])
     found: dict[str, object] = {}
     try:
-        if path.suffix not in _dataset.CHECKED:
-            raise FinetuneError(
-                f"{path} has no ending that is read here.",
-                where="path",
-                change="use one of " + " ".join(_dataset.CHECKED),
-            )
         if not path.is_file():
             raise FinetuneError(f"There is no file {path}.", where="path", change="correct it")
+        if wrong := _tables.unreadable(path):
+            raise FinetuneError(
+                f"{path} cannot be read: {wrong[0]}.",
+                where="path",
+                change=f"{wrong[1]}; or name a Python that has it with ansible_python_interpreter",
+            )
         entry = {key: given[key] for key in ("formatting", "columns", "tags") if given[key]}
         (dataset,) = _dataset.parse([{"path": str(path.absolute()), **entry}], "dataset")
-        report = _records.check(path, dataset, given["stage"], given["limit"])
+        media = Media(given["media"], given["media_dir"] or str(path.absolute().parent), here=True)
+        report = _records.check(path, dataset, given["stage"], given["limit"], media)
         found = {
             "records": report.records,
             "faults": [fault._asdict() for fault in report.faults],

@@ -36,6 +36,19 @@ options:
     type: str
     choices: [pt, sft, rm, ppo, dpo, kto]
     default: sft
+  media:
+    description: What is known of images, videos and audios of O(datasets).
+    type: dict
+    default: {}
+    suboptions:
+      taken:
+        description: The chat template is for media, so that a placeholder in a text is one.
+        type: bool
+        default: false
+      folder:
+        description: LLaMA-Factory's C(media_dir), in which relative paths are looked for.
+        type: str
+        default: ""
   lease_dir:
     description: Where the locks on GPUs are. Empty for the one place of the host.
     type: str
@@ -43,7 +56,8 @@ options:
   datasets:
     description:
       - Entries as in the role's C(train_datasets). Those with V(path) lie on the node; they are digested and checked
-        record by record, the others are left alone.
+        record by record, the others are left alone. Files .parquet and .arrow are read with pyarrow, by an environment
+        below O(root) where the node's Python lacks it; while there is none, their C(unread) says so.
     type: list
     elements: raw
     default: []
@@ -100,7 +114,7 @@ node:
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
-from ..module_utils import _dataset, _node  # noqa: E402
+from ..module_utils import _dataset, _media, _node  # noqa: E402
 from ..module_utils._errors import FinetuneError  # noqa: E402
 
 
@@ -112,6 +126,11 @@ def main() -> None:
             "name": {"type": "str", "default": ""},
             "model": {"type": "str", "default": ""},
             "stage": {"type": "str", "choices": ["pt", "sft", "rm", "ppo", "dpo", "kto"], "default": "sft"},
+            "media": {
+                "type": "dict",
+                "default": {},
+                "options": {"taken": {"type": "bool", "default": False}, "folder": {"type": "str", "default": ""}},
+            },
             "lease_dir": {"type": "str", "default": ""},
             "datasets": {"type": "list", "elements": "raw", "default": []},
         },
@@ -120,8 +139,8 @@ def main() -> None:
     given = module.params
     try:
         here = [dataset for dataset in _dataset.parse(given["datasets"], "train_datasets") if dataset.source == "path"]
-        asked = [given[key] for key in ("stage", "lease_dir", "model")]
-        node = _node.facts(given["user"], given["root"], given["name"], here, *asked)
+        asked = {key: given[key] for key in ("user", "root", "name", "stage", "lease_dir", "model")}
+        node = _node.facts(here=here, media=_media.Media(**given["media"]), **asked)
     except FinetuneError as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, node=node)

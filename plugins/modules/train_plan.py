@@ -60,6 +60,10 @@ stage:
   description: LLaMA-Factory's stage, which the records of datasets are checked for.
   returned: without O(facts)
   type: str
+media:
+  description: Whether the chat template takes images, videos and audios, and the folder that C(media_dir) names.
+  returned: without O(facts)
+  type: dict
 model:
   description: Hub id or full path of the model.
   returned: without O(facts)
@@ -89,6 +93,9 @@ plan:
       description: What a person should know, such as drift.
       type: list
       elements: str
+    unread:
+      description: Datasets whose records no Python on a node can read before the environment is there, and why.
+      type: dict
     held:
       description: Which other run has what this one needs, where it would start now; else empty.
       type: str

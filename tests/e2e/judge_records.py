@@ -3,22 +3,23 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """LLaMA-Factory's own converters and processors as the judge of records: which are dropped, which end the run.
 
-Run with the Python of a node environment: judge_records.py MODEL PORT. Files come on standard input as text, suffix,
-stage and their entry in dataset_info.json; the answer is the numbers of the bad records, or why a file is none.
+Run with the Python of a node environment: judge_records.py MODEL PORT. Files come on standard input as path, stage
+and their entry in dataset_info.json, and media_dir where a template for media takes them; the answer is the numbers of
+the bad records, or why a file is none.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
 import tempfile
+import types
 import typing as t
 from pathlib import Path
 
 from upstream import RANK
-
-LOADERS = {".csv": "csv", ".txt": "text", ".json": "json", ".jsonl": "json"}
 
 
 class Judge:
@@ -35,27 +36,45 @@ class Judge:
         }
         given |= {"output_dir": str(folder / "output"), "stage": "sft", "do_train": True, "finetuning_type": "lora"}
         model_args, self.data_args, *_others = get_train_args({**given, "report_to": "none"})
+        self.defaults = self.data_args
         self.tokenizer = load_tokenizer(model_args)["tokenizer"]
         self.template = get_template_and_fix_tokenizer(self.tokenizer, self.data_args)
         self.folder = folder
+
+    def use(self, media_dir: str | None) -> None:
+        """The template for texts, or one that sees, with the processors of a model that does."""
+        from llamafactory.data.mm_plugin import get_mm_plugin
+        from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
+
+        self.data_args, self.seeing, self.processor = self.defaults, self.template, None
+        if media_dir:
+            plugin = get_mm_plugin("qwen2_vl", image_token="<|image_pad|>", video_token="<|video_pad|>")
+            self.data_args = dataclasses.replace(self.defaults, media_dir=media_dir)
+            self.seeing = dataclasses.replace(self.template, mm_plugin=plugin)
+            self.processor = types.SimpleNamespace(
+                model_input_names=[],
+                image_processor=Qwen2VLImageProcessor(),
+                video_processor=Qwen2VLVideoProcessor(),
+            )
 
     def bad_records(self, number: int, case: dict[str, t.Any]) -> list[int] | str:
         import datasets
         from llamafactory.data.converter import get_dataset_converter
         from llamafactory.data.loader import _get_dataset_processor
         from llamafactory.data.parser import get_dataset_list
+        from llamafactory.extras.constants import FILEEXT2TYPE
 
-        path = self.folder / f"{number}{case['suffix']}"
-        path.write_text(case["text"], encoding="utf-8")
+        path = Path(case["path"])
         entry = {**case["info"], "file_name": str(path)}
         (self.folder / "dataset_info.json").write_text(json.dumps({"x": entry}), encoding="utf-8")
         (attributes,) = get_dataset_list(["x"], str(self.folder))
         stage = "rm" if case["stage"] == "dpo" else case["stage"]
-        processor = _get_dataset_processor(self.data_args, stage, self.template, self.tokenizer, None)
+        self.use(case.get("media_dir"))
+        processor = _get_dataset_processor(self.data_args, stage, self.seeing, self.tokenizer, self.processor)
         converter = get_dataset_converter(attributes.formatting, attributes, self.data_args)
         cache = str(self.folder / f"cache-{number}")
         try:
-            loader = LOADERS[case["suffix"]]
+            loader = FILEEXT2TYPE[path.suffix[1:]]
             rows = list(datasets.load_dataset(loader, data_files=[str(path)], split="train", cache_dir=cache))
         except Exception as error:
             return f"{type(error).__name__}: {error}"[:300]
@@ -65,6 +84,9 @@ class Judge:
         try:
             batch = {key: [value] for key, value in converter(row).items()}
             made = processor.preprocess_dataset(batch)
+            if self.processor:  # as the collator does, when the record's turn has come
+                media = [batch[key][0] or [] for key in ("_images", "_videos", "_audios")]
+                self.seeing.mm_plugin.get_mm_inputs(*media, *([len(one)] for one in media), [[]], self.processor)
         except Exception:
             return False
         return any(len(values) for values in made.values())

@@ -318,9 +318,9 @@ def test_a_host_that_cannot_be_worked_on_is_told_with_its_remedy(
 
 
 def test_a_login_without_sudo_is_told_so(cluster: Cluster) -> None:
-    sh(NAMES[1], "mv /etc/sudoers.d/90-login /root/")
+    sh(NAMES[1], "mv /etc/sudoers.d/90-login /var/")
     try:
         done = cluster.play("llmops.finetune.plan", name="way")
     finally:
-        machines.root_sh(NAMES[1], "mv /root/90-login /etc/sudoers.d/")
+        machines.root_sh(NAMES[1], "mv /var/90-login /etc/sudoers.d/")
     assert done.rc != 0 and "admin may not become root on e2e2" in done.message, done.text

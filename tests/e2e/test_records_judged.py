@@ -12,14 +12,38 @@ import typing as t
 from pathlib import Path
 
 from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _records
+from ansible_collections.llmops.finetune.plugins.module_utils._media import Media
 
-from ..unit.broken_records import BROKEN, FILES, FINE, FORMS, Record
+from ..unit.broken_records import (
+    BROKEN,
+    COLUMNS,
+    FILES,
+    FINE,
+    FORMS,
+    MEDIA,
+    MEDIA_BROKEN,
+    MEDIA_FINE,
+    NO_TABLES,
+    PICTURE,
+    Record,
+    as_table,
+    column,
+    write,
+    write_table,
+)
 from .conftest import REPOSITORY, Demo
 
 CASES: list[tuple[str, Record]] = [
     *((form, record) for form, record, _says in BROKEN),
     *FINE,
     *((name, form.good) for name, form in FORMS.items()),
+]
+
+
+MEDIA_CASES: list[tuple[str, Record]] = [
+    *((form, record) for form, record, _says in MEDIA_BROKEN),
+    *MEDIA_FINE,
+    *((name, form.good) for name, form in MEDIA.items()),
 ]
 
 
@@ -38,35 +62,52 @@ def judged(demo: Demo, cases: list[dict[str, t.Any]]) -> list[list[int] | str]:
 
 
 def test_the_same_records_are_refused(demo: Demo, tmp_path: Path) -> None:
-    """A record of each kind between two good ones, as a file of lines and as a list."""
+    """A record of each kind between two good ones: as lines, as a list, and as rows where a table can hold it."""
     assert len(BROKEN) >= 40
-    cases, ours = [], []
-    for number, (form, record) in enumerate(CASES):
-        entry, stage, good = FORMS[form]
-        for suffix in (".jsonl", ".json"):
-            records = [good, record, good]
-            text = json.dumps(records) if suffix == ".json" else "".join(json.dumps(one) + "\n" for one in records)
+    (tmp_path / "a.ppm").write_bytes(PICTURE)
+    cases: list[dict[str, t.Any]] = []
+    ours: list[list[int]] = []
+    for number, (form, record) in enumerate([*CASES, *MEDIA_CASES]):
+        entry, stage, good = {**FORMS, **MEDIA}[form]
+        folder = str(tmp_path) if form in MEDIA else ""
+        rows = as_table(form, record)
+        for suffix in (".jsonl", ".json", *((".parquet", ".arrow") if rows else ())):
             path = tmp_path / f"{number}{suffix}"
-            path.write_text(text, encoding="utf-8")
+            write(path, [good, record, good] if suffix.startswith(".json") else rows or ())
             dataset = _dataset.parse({"file": str(path), **entry}, "v")[0]
-            report = _records.check(path, dataset, stage)
+            report = _records.check(path, dataset, stage, media=Media(bool(folder), folder, here=True))
             ours.append(sorted({fault.record for fault in report.faults}))
             info = _dataset.info(dataset, "x", sorted(report.columns))
-            cases.append({"suffix": suffix, "text": text, "stage": stage, "info": info})
+            cases.append({"path": str(path), "stage": stage, "info": info, "media_dir": folder})
     theirs = judged(demo, cases)
     wrong = []
     for case, our, their in zip(cases, ours, theirs, strict=True):
+        odd = [*CASES, *MEDIA_CASES][int(Path(case["path"]).stem)]
         expected = [2] if isinstance(their, str) else their  # no table can be made of the file: of its odd record
         if our != expected:
-            wrong.append(f"{case['suffix']} {case['text']}: ours {our}, theirs {their}")
+            wrong.append(f"{case['path']} {odd}: ours {our}, theirs {their}")
     assert wrong == []
-    assert sum(bool(their) for their in theirs) >= 80
+    assert sum(bool(their) for their in theirs) >= 210
 
 
 def test_the_same_files_are_refused(demo: Demo, tmp_path: Path) -> None:
     cases = []
     info = _dataset.info(_dataset.parse({"file": "a.json"}, "v")[0], "x", ("instruction", "input", "output"))
-    for suffix, text, _record, _says in FILES:
-        cases.append({"suffix": suffix, "text": text, "stage": "sft", "info": info})
-    for (suffix, text, record, _says), their in zip(FILES, judged(demo, cases), strict=True):
-        assert bool(their) == (record is not None), f"{suffix} {text}: {their}"
+    for number, (suffix, text, _record, _says) in enumerate(FILES):
+        path = tmp_path / f"{number}{suffix}"
+        path.write_text(text, encoding="utf-8")
+        cases.append({"path": str(path), "stage": "sft", "info": info})
+    tables = [(column("more", values), False) for values in COLUMNS] + [(rows, True) for rows, _says in NO_TABLES]
+    for number, (rows, _refused) in enumerate(tables):
+        for suffix in (".parquet", ".arrow"):
+            path = tmp_path / f"table-{number}{suffix}"
+            write_table(path, rows)
+            cases.append({"path": str(path), "stage": "sft", "info": info})
+    expected = [(f"{suffix} {text}", record is not None) for suffix, text, record, _says in FILES]
+    expected += [(str(rows.schema), refused) for rows, refused in tables for _suffix in range(2)]
+    wrong = [
+        f"{what}: {their}"
+        for (what, refused), their in zip(expected, judged(demo, cases), strict=True)
+        if bool(their) != refused
+    ]
+    assert wrong == []

@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import json
 import typing as t
+from pathlib import Path
+
+import pyarrow
+from pyarrow import ipc, parquet
 
 Record = t.Any
 ASK, ANSWER = {"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}
@@ -17,6 +21,8 @@ SYSTEM = {"from": "system", "value": "Be brief."}
 CALL = {"from": "function_call", "value": '{"name": "f", "arguments": {}}'}
 RESULT = {"from": "observation", "value": "1"}
 USER, ASSISTANT = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
+CALLING = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+TOLD = {"role": "tool", "content": "1"}
 ALPACA = {"instruction": "Why?", "input": "", "output": "Because."}
 TOOLS = '[{"name": "f", "description": "", "parameters": {"properties": {}, "required": []}}]'
 TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
@@ -126,6 +132,8 @@ BROKEN: list[tuple[str, Record, str]] = [
     ("openai", chat(ASSISTANT, USER), "turn 1 is from 'assistant'"),
     ("openai", chat(USER, {"role": "assistant", "content": None}), "message 2 has null in 'content'"),
     ("openai", chat(USER, {"role": "tool", "content": "1"}), "it does not end with an answer"),
+    ("openai", chat(USER, CALLING, *[{"role": "tool", "content": None}] * 2, ASSISTANT), "has null in 'content'"),
+    ("openai", chat(USER, CALLING, TOLD, {"role": "tool", "content": None}, ASSISTANT), "has null in 'content'"),
 ]
 
 FINE: list[tuple[str, Record]] = [
@@ -148,7 +156,123 @@ FINE: list[tuple[str, Record]] = [
     ("sharegpt tags", chat(USER, ASSISTANT, USER, ASSISTANT)),
     ("sharegpt tags", chat({"role": "system", "content": "Be brief."}, USER, ASSISTANT)),
     ("openai", chat({"role": "system", "content": "Be brief."}, USER, ASSISTANT)),
+    ("openai", chat(USER, CALLING, TOLD, TOLD, ASSISTANT)),
 ]
+
+
+MEDIA_TALK = talk({"from": "human", "value": "<image>Why?"}, ANSWER, images=["a.ppm"])
+MEDIA: dict[str, Form] = {
+    "image": Form({}, "sft", alpaca(instruction="<image>Why?", images=["a.ppm"])),
+    "images of a talk": Form({"formatting": "sharegpt"}, "sft", MEDIA_TALK),
+    "images of a pair": Form(
+        {"ranking": True, "columns": {**PAIR_COLUMNS, "images": "images"}},
+        "dpo",
+        {**PAIR, "instruction": "<image>Why?", "images": ["a.ppm"]},
+    ),
+    "video": Form({}, "sft", alpaca(instruction="<video>Why?", videos=[["a.ppm", "a.ppm"]])),
+}
+"""With a template for media; a.ppm is there, in media_dir."""
+
+MEDIA_BROKEN: list[tuple[str, Record, str]] = [
+    ("image", alpaca(instruction="<image>Why?", images=[]), "'images' holds 0, its texts have 1 <image>"),
+    ("image", alpaca(instruction="<image>Why?", images=None), "'images' holds 0"),
+    ("image", alpaca(instruction="<image>Why?"), "'images' holds 0"),
+    ("image", alpaca(images=["a.ppm"]), "'images' holds 1, its texts have 0 <image>"),
+    ("image", alpaca(instruction="<image><image>", images=["a.ppm"]), "its texts have 2 <image>"),
+    ("image", alpaca(instruction="<image>", images=["a.ppm", "a.ppm"]), "'images' holds 2"),
+    ("image", alpaca(instruction="<image>", system="<image>", images=["a.ppm", "a.ppm"]), "its texts have 1"),
+    ("image", alpaca(instruction="<image><video>", images=["a.ppm"]), "'videos' holds 0"),
+    ("image", alpaca(instruction="<image>", images=["none.ppm"]), "there is no file"),
+    ("image", alpaca(instruction="<image><image>", images=["a.ppm", "none.ppm"]), "there is no file"),
+    ("image", alpaca(instruction="<image>", images=["/none/a.ppm"]), "there is no file /none/a.ppm"),
+    ("image", alpaca(instruction="<image>", images=[None]), "'images' holds None, no path"),
+    ("images of a talk", talk({"from": "system", "value": "<image>"}, ASK, ANSWER, images=["a.ppm"]), "texts have 0"),
+    ("images of a pair", {**PAIR, "chosen": "<image>", "rejected": "", "images": ["a.ppm"]}, "its texts have 0"),
+    ("images of a pair", {**PAIR, "chosen": "<image>", "rejected": "<image>", "images": ["a.ppm"] * 2}, "have 1 <im"),
+    ("video", alpaca(instruction="<video>", videos=[["a.ppm", "none.ppm"]]), "there is no file"),
+    ("video", alpaca(instruction="<video>", videos=[["a.ppm"], ["a.ppm"]]), "'videos' holds 2"),
+]
+MEDIA_FINE: list[tuple[str, Record]] = [
+    ("image", alpaca(instruction="Why?", images=[])),
+    ("image", alpaca(instruction="<image>", output="<image>", images=["a.ppm", "a.ppm"])),
+    ("image", alpaca(instruction="Why?", input="<image>", history=[["<image>", "x"]], images=["a.ppm", "a.ppm"])),
+    ("image", alpaca(instruction="<image>", images="a.ppm")),
+    ("images of a talk", talk(ASK, ANSWER)),
+    ("images of a pair", {**PAIR, "chosen": "<image>", "rejected": "<image>", "images": ["a.ppm"]}),
+]
+PICTURE = b"P6 56 56 255\n" + bytes(56 * 56 * 3)
+"""What a.ppm holds."""
+
+
+def write(path: Path, records: t.Sequence[Record]) -> None:
+    """The records as a file of the path's ending; ValueError where a table has no column for them."""
+    if path.suffix == ".json":
+        path.write_text(json.dumps(records), encoding="utf-8")
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    else:
+        write_table(path, table(records))
+
+
+def table(records: t.Sequence[Record]) -> t.Any:
+    """One column for each field, with the one type of all its values."""
+    if not all(isinstance(record, dict) and record for record in records):
+        raise ValueError("no record of a table")
+    names = dict.fromkeys(name for record in records for name in record)
+    try:
+        return pyarrow.table({name: [record.get(name) for record in records] for name in names})
+    except pyarrow.ArrowException as error:
+        raise ValueError(error) from None
+
+
+def write_table(path: Path, rows: t.Any) -> None:
+    if path.suffix == ".parquet":
+        parquet.write_table(rows, path)
+    else:
+        with ipc.new_stream(path, rows.schema) as sink:
+            sink.write_table(rows)
+
+
+def column(name: str, values: t.Any) -> t.Any:
+    """A table of good records with one column more."""
+    return table([ALPACA] * 2).append_column(name, values)
+
+
+COLUMNS = [
+    # of these types `datasets` makes something
+    pyarrow.array(["a", "a"]).dictionary_encode(),
+    pyarrow.array(["a", "a"], pyarrow.large_string()),
+    pyarrow.array([1, 1], pyarrow.timestamp("ns")),
+    pyarrow.array([1, 1], pyarrow.timestamp("us", tz="Europe/Berlin")),
+    pyarrow.array([1, 1], pyarrow.time64("ns")),
+    pyarrow.array([1, 1], pyarrow.duration("ns")),
+    pyarrow.array([[1.5], None], pyarrow.list_(pyarrow.float32(), 1)),
+    pyarrow.array([b"\xff", None]),
+]
+NO_TABLES: list[tuple[t.Any, str]] = [
+    # and of these nothing: what is said of the file
+    (column("more", pyarrow.array([[("a", 1)], []], pyarrow.map_(pyarrow.string(), pyarrow.int64()))), "map<"),
+    (column("more", pyarrow.array([b"a", b"b"], pyarrow.binary(1))), "fixed_size_binary"),
+    (
+        column("more", pyarrow.array([[{"a": b"a"}], []], pyarrow.list_(pyarrow.struct({"a": pyarrow.binary(1)})))),
+        "fixed_size_binary",
+    ),
+    (column("more", pyarrow.array(["a", "b"], pyarrow.string_view())), "string_view"),
+    (column("output", pyarrow.array(["a", "b"])), "two columns are named 'output'"),
+]
+
+
+def as_table(form: str, record: Record) -> list[Record] | None:
+    """The record between good ones where one table can hold them, else alone; None where no table can hold it."""
+    good = {**FORMS, **MEDIA}[form].good
+    for records in ([good, record, good], [record]):
+        try:
+            table(records)
+        except ValueError:
+            continue
+        return records
+    return None
+
 
 GOOD = json.dumps(ALPACA)
 HEAD = "instruction,input,output\n"

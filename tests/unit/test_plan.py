@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import typing as t
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,9 @@ DATA = _dataset.Source(
 )
 HELD_OUT = _dataset.Source(
     _dataset.parse({"file": "h.jsonl"}, "v")[0], "e" * 64, ".jsonl", (), "/controller/h.jsonl", True
+)
+TABLE = replace(
+    _dataset.Source(_dataset.parse({"path": "/srv/t.parquet"}, "v")[0], "f" * 64, ".parquet"), unread="a: no pyarrow"
 )
 HUB = _dataset.Source(_dataset.parse({"hub": "org/data"}, "v")[0], "")
 
@@ -88,6 +92,20 @@ def recorded(plan: _plan.Plan, **facts: t.Any) -> dict[str, t.Any]:
 
 
 # --- one node ---
+
+
+def test_records_that_only_the_environment_reads_are_noted() -> None:
+    plan = make({"a": node()}, sources=(DATA, TABLE))
+    assert plan.unread == {"t": "a: no pyarrow"}
+    assert [notice.partition(":")[0] for notice in plan.notices] == ["Dataset t"]
+    assert make({"a": node()}).unread == {}
+
+
+def test_media_need_a_template_for_them() -> None:
+    for told in ("", "template=llama3"):
+        with pytest.raises(FinetuneError, match="the template is for text"):
+            make({"a": node()}, sources=(replace(DATA, media=True),), train_model="org/m", train_set=told)
+    assert make({"a": node()}, sources=(replace(DATA, media=True),), train_model="org/m", train_set="template=qwen2_vl")
 
 
 def test_one_node_without_gpu_is_one_process_on_loopback_with_the_lease_of_its_cpus() -> None:

@@ -13,21 +13,19 @@ import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _readers, _records
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
-from .broken_records import ALPACA, ANSWER, ASK, BROKEN, FILES, FINE, FORMS, Form, alpaca, talk
+from .broken_records import ALPACA, ANSWER, ASK, BROKEN, FILES, FINE, FORMS, Form, alpaca, talk, write
 
 
 def check(folder: Path, records: t.Sequence[t.Any], ending: str = "jsonl", **entry: t.Any) -> _records.Report:
     path = folder / f"data.{ending}"
-    text = json.dumps(records) if ending == "json" else "".join(json.dumps(record) + "\n" for record in records)
-    path.write_text(text, encoding="utf-8")
+    write(path, records)
     return _records.check(path, _dataset.parse({"file": path.name, **entry}, "train_datasets")[0])
 
 
 def written(folder: Path, form: Form, records: t.Sequence[t.Any], ending: str = "jsonl") -> _records.Report:
     """The report on a file of these records, in this form and for its stage."""
     path = folder / f"data.{ending}"
-    text = json.dumps(records) if ending == "json" else "".join(json.dumps(record) + "\n" for record in records)
-    path.write_text(text, encoding="utf-8")
+    write(path, records)
     return _records.check(path, _dataset.parse({"file": path.name, **form.entry}, "v")[0], form.stage)
 
 
@@ -136,6 +134,30 @@ def test_a_list_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert [found[1] for found in _readers.records(path)] == [odd, odd, odd]
 
 
+@pytest.mark.parametrize("start", ["[", ""])
+@pytest.mark.parametrize("odd", ['{"output": x}', '{"output": "a" "b"}', '{"a": 1, "a": 2} x'])
+def test_a_fault_in_the_middle_is_found_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str, odd: str
+) -> None:
+    """The rest of a file of gigabytes is not taken into memory for it."""
+    wide = json.dumps(ALPACA, indent=1)
+    comma = "," if start else ""
+    path = tmp_path / "a.json"
+    path.write_text(start + f"{wide}{comma}\n" * 50 + odd + f"{comma}\n{wide}" * 5000, encoding="utf-8")
+    monkeypatch.setattr(_readers, "CHUNK", 1000)
+    read = 0
+
+    class Counted(_readers._Text):
+        def _more(self, amount: int = 1000) -> bool:
+            nonlocal read
+            read += amount
+            return super()._more(amount)
+
+    monkeypatch.setattr(_readers, "_Text", Counted)
+    *_good, (number, _value, wrong) = _readers.records(path)
+    assert wrong and number in (51, 52) and read < 20_000
+
+
 def test_columns_and_tags_of_the_author_are_what_is_checked(tmp_path: Path) -> None:
     columns = {"prompt": "q", "response": "a"}
     assert check(tmp_path, [{"q": "Why?", "a": "So."}], columns=columns).faults == []
@@ -154,12 +176,6 @@ def test_columns_and_tags_of_the_author_are_what_is_checked(tmp_path: Path) -> N
 def test_not_more_faults_are_kept_than_a_person_reads(tmp_path: Path) -> None:
     report = check(tmp_path, [{"output": 1}] * 50)
     assert (len(report.faults), report.more, report.records) == (20, 30, 50)
-
-
-@pytest.mark.parametrize("ending", ["parquet", "arrow"])
-def test_other_endings_are_not_read(tmp_path: Path, ending: str) -> None:
-    path = tmp_path / f"missing.{ending}"
-    assert _records.check(path, _dataset.parse({"file": path.name}, "v")[0]) == _records.Report()
 
 
 def test_a_refusal_lists_every_fault() -> None:

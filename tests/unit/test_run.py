@@ -46,6 +46,7 @@ def spec(root: Path, **changes: t.Any) -> Spec:
         "folder": str(root / "runs/x-00000000"),
         "request": {"name": "x"},
         "resolved": {"world_size": 1},
+        "unread": {},
         "files": {"train.yaml": "stage: sft\n", "launch.json": "{}\n"},
         "engine": {"__init__.py": "", "rank.py": "# rank\n"},
         "datasets": [
@@ -114,6 +115,17 @@ def test_a_run_is_staged_once(root: Path) -> None:
     before = tree(root)
     assert stage(spec(root))[1] == []
     assert tree(root) == before
+
+
+def test_a_dataset_that_could_not_be_read_is_not_trained_on(root: Path) -> None:
+    """Check mode may still be without the environment that reads it."""
+    wanted = spec(root, unread={"a": "x: no environment with pyarrow is there yet"})
+    assert _run.stage(wanted, _run.Changes(dry=True), retry=False)["next"] == "start"
+    with pytest.raises(FinetuneError) as refusal:
+        _run.stage(wanted, _run.Changes(dry=False), retry=False)
+    assert "records of a" in refusal.value.what and "no environment" in refusal.value.where
+    assert ".jsonl" in refusal.value.change
+    assert tree(root) == {}
 
 
 @pytest.mark.parametrize(

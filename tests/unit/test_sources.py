@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import typing as t
 from pathlib import Path
 
@@ -30,6 +31,17 @@ def find(folders: t.Sequence[Path], facts: dict[str, t.Any] | None = None, **wis
 def answer(digest: str = "00", **more: t.Any) -> dict[str, t.Any]:
     told = {"name": "a", "missing": False, "path": "/home/me/a.jsonl", "digest": digest}
     return {"sources": [{**told, "records": 1, "fields": ["output"], "faults": [], "more": 0, "doubts": {}, **more}]}
+
+
+LATER = {"name": "a", "missing": False, "path": "/home/me/a.jsonl", "digest": "00"}
+
+
+def test_a_table_is_refused_where_nothing_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.parquet").touch()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FinetuneError) as refusal:
+        find([tmp_path], train_datasets=[{"file": "a.parquet"}])
+    assert refusal.value.where.startswith("train_datasets, ") and "pyarrow" in refusal.value.change
 
 
 def test_a_file_is_taken_from_the_first_folder_that_has_it(tmp_path: Path) -> None:
@@ -97,6 +109,8 @@ def test_a_file_on_the_nodes_must_be_the_same_everywhere() -> None:
     entry = [{"path": "~/a.jsonl"}]
     (source,) = find([], {"x": answer(), "y": answer()}, train_datasets=entry)
     assert (source.dataset.where, source.digest, source.local) == ("/home/me/a.jsonl", "00", "")
+    (source,) = find([], {"x": answer(), "y": {"sources": [{**LATER, "unread": "no pyarrow"}]}}, train_datasets=entry)
+    assert (source.fields, source.unread) == (("output",), "y: no pyarrow")
     for facts, what in (
         ({"x": answer(), "y": answer("11")}, "differs between nodes"),
         ({"x": answer(), "y": {"sources": []}}, "on y"),

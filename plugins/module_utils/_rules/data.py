@@ -107,8 +107,8 @@ RULES: t.Tuple[Rule, ...] = (
     ),
     Rule(
         ("template", "train_datasets"),
-        lambda c: c.now.media and c["template"] and c.template and not c.template.get("media"),
-        "the datasets hold images, videos or audios, and this template is for text",
+        lambda c: c.now.media and not c.template.get("media") and (c.template or not c["template"]),
+        "the datasets hold images, videos or audios, and the template is for text",
         "use the template of a model that sees or hears",
         "data/mm_plugin.py",
     ),
