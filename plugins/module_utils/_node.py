@@ -215,7 +215,7 @@ def interfaces() -> list[dict[str, t.Any]]:
     routes = _lines("/proc/net/route")
     by_default = {fields[0] for fields in map(str.split, routes) if len(fields) > 1 and fields[1] == "00000000"}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
+        for name in (pair[1] for pair in socket.if_nameindex()):
             request = struct.pack("256s", name.encode()[:15])
             try:
                 address, mask = (

@@ -84,7 +84,7 @@ def test_a_port_in_use_is_told(place: dict[str, t.Any]) -> None:
 
 def test_something_else_that_listens_is_told_apart(place: dict[str, t.Any]) -> None:
     def serve(door: socket.socket) -> None:
-        caller, _ = door.accept()
+        caller = door.accept()[0]
         caller.sendall(b"SSH-2.0-OpenSSH\n")
         caller.close()
 
@@ -98,6 +98,6 @@ def test_a_silent_peer_takes_no_longer_than_the_patience(place: dict[str, t.Any]
     monkeypatch.setattr(_probe, "PATIENCE_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as door:
         began = time.monotonic()
-        found = _probe.probe([peer(place, port=door.getsockname()[1]) for _ in range(8)])
+        found = _probe.probe([peer(place, port=door.getsockname()[1]) for number in range(8)])
     assert time.monotonic() - began < 3
     assert all("does not answer" in finding["why"] for finding in found)

@@ -196,7 +196,7 @@ class Nodes:
         """Copy what is one node's alone to its neighbour, after a save; returns what each node wrote."""
         import torch.distributed as dist
 
-        saved: list[Sizes] = [{} for _ in range(self.here.nodes)]
+        saved: list[Sizes] = [{} for node in range(self.here.nodes)]
         dist.all_gather_object(saved, checkpoint.sizes(path), self.group)
         send_files(mirror(saved), path, self.here.node, self.leaders, self.group)
         return saved

@@ -55,11 +55,11 @@ def _answer(doors: t.Sequence[socket.socket], words: dict[str, t.Any]) -> None:
     """Say to whoever calls who we are and what time it is here."""
     deadline = time.monotonic() + LIFE_SECONDS
     with selectors.DefaultSelector() as ready:
-        for door in doors:
-            ready.register(door, selectors.EVENT_READ)
+        for listening in doors:
+            ready.register(listening, selectors.EVENT_READ)
         while (left := deadline - time.monotonic()) > 0:
-            for key, _ in ready.select(left):
-                caller, _ = t.cast(socket.socket, key.fileobj).accept()
+            for door in (key.fileobj for key, mask in ready.select(left) if mask):
+                caller = t.cast(socket.socket, door).accept()[0]
                 with caller:
                     caller.settimeout(2)
                     try:

@@ -103,7 +103,7 @@ class Liveness:
             except Exception:
                 return self.lose("Node 0, where ranks meet, is gone.")
             self.turn = time.monotonic()
-            gone = silent({node: at for node, (_, at) in heard.items()}, waiting, self.turn)
+            gone = silent({node: beat[1] for node, beat in heard.items()}, waiting, self.turn)
             if gone:
                 return self.lose(f"Node {', '.join(map(str, gone))} fell silent.")
         return None
