@@ -32,7 +32,8 @@ class ActionModule(ActionBase):
             variables = {name: self._templar.template(known[name]) for name in _wish.INPUTS if name in known}
             wish = _wish.read(variables, schemas, self._imported(variables, known, schemas))
             if not register:
-                return {"changed": False, "name": wish.name, "stage": wish.stage, "model": wish.model}
+                asked = {"name": wish.name, "stage": wish.stage, "model": wish.model}
+                return {"changed": False, "reward_model": wish.reward_model, **asked}
             facts = {host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]}
             sources = _sources.sources(wish, self._folders(known), facts)
             lock = _sources.lock_path(wish.environment)
@@ -58,7 +59,7 @@ class ActionModule(ActionBase):
     ) -> _config.Imported | None:
         """The file of train_config, where there is one."""
         wanted = str(variables.get("train_config") or "")
-        return _import.find(wanted, self._folders(known), schemas["main"]) if wanted else None
+        return _import.find(wanted, self._folders(known), schemas) if wanted else None
 
     def _folders(self, known: t.Mapping[str, t.Any]) -> list[Path]:
         """Where relative dataset files are looked for: beside the inventory, beside the playbook, here."""

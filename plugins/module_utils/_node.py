@@ -19,7 +19,14 @@ from . import _dataset, _records, _user
 from ._engine import files, lease, state
 from ._errors import FinetuneError
 
-NOTHING: dict[str, t.Any] = {"runs": {}, "datasets": [], "models": [], "sources": [], "model_missing": False}
+NOTHING: dict[str, t.Any] = {
+    "runs": {},
+    "datasets": [],
+    "models": [],
+    "sources": [],
+    "model_missing": False,
+    "reward_model": None,
+}
 """What lies under the root of an account that is still to be made."""
 _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B
 _GPU_QUERY = ("index", "uuid", "name", "memory.total", "compute_cap", "driver_version")
@@ -33,11 +40,13 @@ def facts(
     stage: str = "sft",
     lease_dir: str = "",
     model: str = "",
+    reward_model: str = "",
 ) -> dict[str, t.Any]:
     """The facts the plan needs.
 
     name: only runs of this name are read. here: datasets that lie on the node, to digest and check for the stage.
-    lease_dir: where the leases are, empty for the host's one place. model: train_model, looked for where it is a path.
+    lease_dir: where the leases are, empty for the host's one place. model, reward_model: of the run, looked into where
+    they are paths.
     """
     present = gpus()
     login = _user.login()
@@ -53,6 +62,7 @@ def facts(
             "runs": runs(Path(place), name),
             "datasets": datasets(Path(place)),
             "models": models(Path(place)),
+            "reward_model": reward_files(Path(reward_model)) if reward_model.startswith("/") else None,
             "model_missing": model.startswith("/") and not (Path(model) / "config.json").is_file(),
             "sources": [_source(dataset, stage) for dataset in here],
         }
@@ -156,6 +166,13 @@ def model_intact(folder: Path, identity: str) -> bool:
         (folder / name).is_file() and files.sha256(folder / name) == digest
         for name, digest in manifest["files"].items()
     )
+
+
+def reward_files(folder: Path) -> list[str]:
+    """Which of the files that make a reward model are in the folder."""
+    return [
+        name for name in ("value_head.safetensors", "adapter_config.json", "config.json") if (folder / name).is_file()
+    ]
 
 
 def _source(dataset: _dataset.Dataset, stage: str) -> dict[str, t.Any]:

@@ -10,7 +10,7 @@ import typing as t
 
 import pytest
 
-from .conftest import BASE, Demo, World
+from .conftest import BASE, Demo, Outcome, World
 
 PAIRS = [
     {
@@ -34,6 +34,14 @@ PREFERENCES: dict[str, t.Any] = {
 }
 
 
+def train(world: World, recipe: str, variables: dict[str, t.Any]) -> Outcome:
+    """A short run of the recipe."""
+    text = "".join(json.dumps(pair) + "\n" for pair in PAIRS)
+    (BASE / "pairs.jsonl").write_text(text, encoding="utf-8")
+    asked = {"train_name": recipe.replace("_", "-"), "train_recipe": recipe, **variables}
+    return world.play(variables=asked, max_steps=16, logging_steps=2, learning_rate=1e-3)
+
+
 @pytest.mark.parametrize(
     ("recipe", "variables", "left"),
     [
@@ -43,10 +51,7 @@ PREFERENCES: dict[str, t.Any] = {
     ],
 )
 def test_it_trains(world: World, demo: Demo, recipe: str, variables: dict[str, t.Any], left: list[str]) -> None:
-    text = "".join(json.dumps(pair) + "\n" for pair in PAIRS)
-    (BASE / "pairs.jsonl").write_text(text, encoding="utf-8")
-    asked = {"train_name": recipe.replace("_", "-"), "train_recipe": recipe, **variables}
-    done = world.play(variables=asked, max_steps=16, logging_steps=2, learning_rate=1e-3)
+    done = train(world, recipe, variables)
     assert done.rc == 0, done.text
     output = world.folder(done) / "output"
     for name in left:
@@ -54,7 +59,7 @@ def test_it_trains(world: World, demo: Demo, recipe: str, variables: dict[str, t
     log = [json.loads(line) for line in (output / "trainer_log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in log if "loss" in line]
     assert len(losses) == 8 and sum(losses[-3:]) < sum(losses[:3]), losses
-    again = world.play(variables=asked, max_steps=16, logging_steps=2, learning_rate=1e-3)
+    again = train(world, recipe, variables)
     assert again.rc == 0 and again.changed == []
 
 

@@ -39,7 +39,7 @@ eval_strategy: no
 
 
 def read(text: str) -> _config.Imported:
-    return _import.read(text, "my.yaml", SCHEMAS["main"])
+    return _import.read(text, "my.yaml", SCHEMAS)
 
 
 def test_a_file_is_arguments_with_their_lines_model_and_data() -> None:
@@ -100,7 +100,7 @@ def test_datasets_are_those_of_the_dataset_info_above_the_file(tmp_path: Path) -
     info = {"mine": entry, "far": {"hf_hub_url": "org/far", "split": "test"}, "script": {"script_url": "x"}}
     (tmp_path / "data/dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
     (tmp_path / "examples/lora/my.yaml").write_text("stage: sft\ndataset: mine,far,other\n", encoding="utf-8")
-    found = _import.find("lora/my.yaml", [tmp_path, tmp_path / "examples"], SCHEMAS["main"])
+    found = _import.find("lora/my.yaml", [tmp_path, tmp_path / "examples"], SCHEMAS)
     assert found.datasets == [
         {
             "name": "mine",

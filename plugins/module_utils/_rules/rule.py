@@ -24,6 +24,8 @@ class Situation(t.NamedTuple):
     media: bool = False
     """A dataset has images, videos or audios."""
     model: str = ""
+    reward_model: t.FrozenSet[str] | None = None
+    """Files of a reward model that its folder has on every node; None where it is no path on the nodes."""
 
 
 class View:
