@@ -195,7 +195,7 @@ def _reward_model(arguments: t.Mapping[str, t.Any]) -> str:
     if found.startswith(("~", ".")):
         raise FinetuneError(
             f"{found!r} is neither a full path on the node nor a hub id.",
-            where="train_args, key reward_model",
+            where="key reward_model",
             change="begin the path with /",
         )
     return found

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import REPOSITORY, Demo, Outcome, World, processes
+from .test_agreement import combinations, compare, extracted, twins
 from .test_recipes import PREFERENCES, train
 
 STEPS = {"max_steps": 12, "save_steps": 4, "logging_steps": 2, "max_new_tokens": 48}
@@ -124,6 +125,18 @@ def test_the_reward_model_is_the_same_in_both_environments(demo: Demo, ppo: Ppo)
     assert ours["scores"] == pytest.approx(theirs["scores"], rel=1e-4)
     good, bad, _ = ours["scores"]
     assert good > bad
+
+
+def test_what_its_llamafactory_refuses_is_refused_and_nothing_else_but_what_fails_later(ppo: Ppo) -> None:
+    configurations = [*twins("ppo"), *combinations("ppo", 200, seed=20261125)]
+    wrong, refused = compare(ppo.python, configurations)
+    assert wrong == []
+    assert 30 < refused < len(configurations) - 30
+
+
+def test_the_stored_schema_is_what_its_llamafactory_says(ppo: Ppo, tmp_path: Path) -> None:
+    found = extracted(ppo.python, tmp_path)
+    assert found == {"llamafactory-0.9.3/keys.json": True, "llamafactory-0.9.3/templates.json": True}
 
 
 def test_a_folder_without_a_reward_model_is_refused_in_no_time(world: World, ppo: Ppo) -> None:

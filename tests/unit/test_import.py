@@ -58,6 +58,14 @@ def test_what_a_managed_run_owns_is_left_out_with_a_notice() -> None:
     assert "start the run again from step 0" in notices[1]
 
 
+def test_the_stage_tells_which_version_reads_a_file() -> None:
+    assert read("stage: ppo\nuse_cache: false\n").arguments["use_cache"] is False
+    with pytest.raises(FinetuneError, match=r"LLaMA-Factory 0\.9\.3 has no key oft_rank"):
+        read("stage: ppo\noft_rank: 8\n")
+    with pytest.raises(FinetuneError, match=r"LLaMA-Factory 0\.9\.5 has no key use_cache"):
+        read("stage: sft\nuse_cache: false\n")
+
+
 @pytest.mark.parametrize(
     ("text", "where", "change"),
     [

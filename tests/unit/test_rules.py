@@ -9,6 +9,7 @@ import typing as t
 
 import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _recipe, _rules, _schema, _sources
+from ansible_collections.llmops.finetune.plugins.module_utils._engine import base_model
 
 SCHEMAS = _sources.schemas()
 MAIN = SCHEMAS["main"]
@@ -441,3 +442,6 @@ def test_recipes_are_taken_as_they_are(recipe: str) -> None:
     assert told({**arguments, **needed}, {}) == []
     schema = SCHEMAS[_recipe.environment(arguments["stage"])]
     assert _schema.typed(arguments, schema, "recipe") == arguments
+    own = base_model.IN_ENVIRONMENT.get(_recipe.environment(arguments["stage"]), {})
+    demo = {**arguments, **needed, **base_model.RECIPE["fine_tuning"], **own}
+    assert told(demo, {}) == [] and _schema.typed(demo, schema, "model demo") == demo
