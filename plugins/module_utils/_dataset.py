@@ -84,6 +84,8 @@ class Source:
     evaluates: bool = False
     doubts: tuple[str, ...] = ()
     """What a person should know of its records, though they are trained on."""
+    records: int | None = None
+    """None where only its hub knows."""
 
     def folder(self, root: str) -> str:
         return f"{root}/datasets/{self.digest[:16]}"

@@ -159,10 +159,17 @@ def _refuse_what_cannot_run(
         bf16=bool(gpus) and all(gpu["compute_capability"] >= 8 for gpu in gpus),
         datasets=sum(not source.evaluates for source in sources),
         eval_datasets=sum(source.evaluates for source in sources),
+        records=_records(sources),
         model=wish.model,
         reward_model=_in_every(node.get("reward_model") for node in facts.values()),
     )
     _schema.refuse(_rules.problems(arguments, schema, situation, wish.args), origins)
+
+
+def _records(sources: t.Sequence[Source]) -> int | None:
+    """How many there are to train on; None where only hubs know."""
+    counts = [source.records for source in sources if not source.evaluates]
+    return None if None in counts else sum(count or 0 for count in counts)
 
 
 def _in_every(found: t.Iterable[t.Sequence[str] | None]) -> frozenset[str] | None:

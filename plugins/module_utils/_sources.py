@@ -130,6 +130,7 @@ def _on_controller(
         str(path.absolute()),
         evaluates,
         _records.doubts(report.doubts),
+        report.records,
     )
 
 
@@ -167,4 +168,5 @@ def _on_nodes(dataset: _dataset.Dataset, variable: str, facts: t.Mapping[str, Fa
         "",
         evaluates,
         _records.doubts(first["doubts"]),
+        first["records"],
     )

@@ -19,7 +19,7 @@ from .conftest import REPOSITORY, Demo, Outcome, World, processes
 from .test_agreement import combinations, compare, extracted, twins
 from .test_recipes import PREFERENCES, train
 
-STEPS = {"max_steps": 12, "save_steps": 4, "logging_steps": 2, "max_new_tokens": 48}
+STEPS: dict[str, t.Any] = {"max_steps": 12, "save_steps": 4, "logging_steps": 2, "max_new_tokens": 48}
 
 
 @dataclass

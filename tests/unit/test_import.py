@@ -120,4 +120,4 @@ def test_datasets_are_those_of_the_dataset_info_above_the_file(tmp_path: Path) -
         "other",
     ]
     with pytest.raises(FinetuneError, match=r"no file other\.yaml"):
-        _import.find("other.yaml", [tmp_path], SCHEMAS["main"])
+        _import.find("other.yaml", [tmp_path], SCHEMAS)

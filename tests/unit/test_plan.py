@@ -528,7 +528,7 @@ def test_a_model_that_is_not_on_a_node_is_refused_before_anything_is_staged() ->
 
 
 def test_a_reward_model_must_be_on_every_node_unless_the_run_is_finished() -> None:
-    asked = {"train_recipe": "ppo", "train_set": "reward_model=/srv/reward"}
+    asked: Variables = {"train_recipe": "ppo", "train_set": "reward_model=/srv/reward"}
     whole = ["value_head.safetensors", "adapter_config.json"]
     plan = make({"a": node(reward_model=whole), "b": node(reward_model=whole)}, **asked)
     assert lines(plan)["reward_model"] == "/srv/reward"

@@ -174,6 +174,8 @@ CASES: list[Case] = [
     ),
     ("no held-out data", PPO, HELD_OUT, PPO, {}),
     ("no held-out data", {**PPO, "val_size": 0.1}, {}, PPO, {}),
+    ("fewer records than one", PPO, {"records": 7, "world_size": 2}, PPO, {"records": 8}),
+    ("fewer records than one", {**PPO, "max_samples": 9, "ppo_buffer_size": 2}, {}, {**PPO, "max_samples": 9}, {}),
     ("counts logging_steps", {**PPO, "logging_steps": 0.1}, {}, {**PPO, "logging_steps": 1}, {}),
     ("counts save_steps", {**PPO, "save_strategy": "no"}, {}, {**PPO, "save_steps": 9}, {}),
     (

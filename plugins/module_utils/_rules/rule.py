@@ -21,6 +21,8 @@ class Situation(t.NamedTuple):
     fsdp: bool = False
     datasets: int = 1
     eval_datasets: int = 0
+    records: int | None = None
+    """To train on; None where that is not known."""
     media: bool = False
     """A dataset has images, videos or audios."""
     model: str = ""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import typing as t
 
 from .rule import Rule, View
@@ -28,6 +29,16 @@ def _other_reward_model(c: View) -> bool:
     """A whole model where an adapter is due, or the other way round."""
     there, mark = _reward_folder(c), {"lora": "adapter_config.json", "full": "config.json"}
     return there is not None and "value_head.safetensors" in there and mark[c["reward_model_type"]] not in there
+
+
+def _less_than_a_batch(c: View) -> bool:
+    """PPO leaves out the batch that is not full, so that of too few records nothing is left."""
+    keys = ("per_device_train_batch_size", "gradient_accumulation_steps", "ppo_buffer_size")
+    batch = math.prod([c[key] for key in keys]) * c.now.world_size
+    most = None if c["max_samples"] is None else c["max_samples"] * c.now.datasets
+    return bool(
+        c["stage"] == "ppo" and min(count for count in (c.now.records, most, batch) if count is not None) < batch
+    )
 
 
 def _ppo_steps(kind: str) -> t.Callable[[View], t.Any]:
@@ -137,6 +148,13 @@ RULES: t.Tuple[Rule, ...] = (
         lambda c: c["stage"] == "ppo" and (c.now.eval_datasets or c["val_size"] > 1e-6),
         "PPO takes no held-out data",
         "set train_eval_datasets: [], and remove val_size",
+        _PPO,
+    ),
+    Rule(
+        ("train_datasets", "train_global_batch_size", "max_samples"),
+        _less_than_a_batch,
+        "PPO trains on full batches alone, and there are fewer records than one",
+        "lower train_global_batch_size or ppo_buffer_size, or give more records",
         _PPO,
     ),
     *(
