@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a reward model says of texts: its scores as a JSON list, and on which versions.
+"""What a reward model says of answers: its scores as a JSON list, and on which versions.
 
 Run with the Python of a node's environment: score.py <base model> <output of a reward run>. Tokenizer, adapter and
 value head are read from that output as any reader would, without LLaMA-Factory.
@@ -13,10 +13,10 @@ import json
 import os
 import sys
 
-TEXTS = (
-    "How do I train?\nRun the playbook train.",
-    "How do I train?\nI do not know.",
-    "How do I see my runs?\nRun the playbook status.",
+CHATS = (
+    ("How do I train?", "Run the playbook train."),
+    ("How do I train?", "I do not know."),
+    ("How do I see my runs?", "Run the playbook status."),
 )
 
 
@@ -33,7 +33,9 @@ def main() -> None:
     model = peft.PeftModel.from_pretrained(model, reward).eval()
     head = load_file(f"{reward}/value_head.safetensors")
     tokens, scores = [], []
-    for text in TEXTS:
+    for question, answer in CHATS:
+        chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
         ids = tokenizer(text, return_tensors="pt")["input_ids"]
         with torch.no_grad():
             last = model(ids, output_hidden_states=True).hidden_states[-1][0, -1]

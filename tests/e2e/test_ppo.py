@@ -113,13 +113,9 @@ def test_the_reward_model_is_the_same_in_both_environments(demo: Demo, ppo: Ppo)
     """Tokenizer, adapter and value head as the newer packages wrote them."""
     main = str(json.loads((demo.folder / "launch.json").read_text())["python"])
     base = str(demo.applied.plan["nodes"]["localhost"]["model"]["path"])
-    answers = []
-    for python in (main, ppo.python):
-        command = [python, str(REPOSITORY / "tests/e2e/score.py"), base, str(ppo.reward)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        answers.append(json.loads(done.stdout))
-    ours, theirs = answers
+    arguments = [str(REPOSITORY / "tests/e2e/score.py"), base, str(ppo.reward)]
+    asked = [subprocess.Popen([python, *arguments], stdout=subprocess.PIPE) for python in (main, ppo.python)]
+    ours, theirs = (json.loads(process.communicate()[0]) for process in asked)
     assert ours["transformers"] != theirs["transformers"] and ours["peft"] != theirs["peft"]
     assert ours["tokens"] == theirs["tokens"]
     assert ours["scores"] == pytest.approx(theirs["scores"], rel=1e-4)

@@ -41,6 +41,13 @@ CASES: list[Case] = [
         {"export_quantization_bit": 4, "export_quantization_dataset": "d"},
         {},
     ),
+    (
+        "by slow tokenizers",
+        {**PPO, "split_special_tokens": True},
+        {},
+        {**PPO, "split_special_tokens": True, "use_fast_tokenizer": False},
+        {},
+    ),
     ("dies on a list", {"adapter_name_or_path": ["/a"]}, {}, {"adapter_name_or_path": "/a"}, {}),
     ("an adapter goes with", {**FULL, "adapter_name_or_path": "/a"}, {}, {"adapter_name_or_path": "/a"}, {}),
     ("several adapters", {**BITS, "adapter_name_or_path": "/a,/b"}, {}, {**BITS, "adapter_name_or_path": "/a"}, {}),
