@@ -63,7 +63,7 @@ def facts(
             "datasets": datasets(Path(place)),
             "models": models(Path(place)),
             "reward_model": reward_files(Path(reward_model)) if reward_model.startswith("/") else None,
-            "model_missing": model.startswith("/") and not (Path(model) / "config.json").is_file(),
+            "model_missing": model.startswith("/") and not os.path.isfile(f"{model}/config.json"),
             "sources": [_source(dataset, stage) for dataset in here],
         }
 
@@ -169,9 +169,11 @@ def model_intact(folder: Path, identity: str) -> bool:
 
 
 def reward_files(folder: Path) -> list[str]:
-    """Which of the files that make a reward model are in the folder."""
+    """Which of the files that make a reward model are in the folder, as far as the account may look."""
     return [
-        name for name in ("value_head.safetensors", "adapter_config.json", "config.json") if (folder / name).is_file()
+        name
+        for name in ("value_head.safetensors", "adapter_config.json", "config.json")
+        if os.path.isfile(folder / name)
     ]
 
 

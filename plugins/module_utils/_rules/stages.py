@@ -98,7 +98,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("reward_model",),
         _no_reward_model,
         "there is no reward model in that folder on every node",
-        "name the folder `output` of a finished run of recipe reward, which holds value_head.safetensors",
+        "name the folder `output` of a finished run of recipe reward, which the account may read",
         "train/trainer_utils.py",
     ),
     Rule(
