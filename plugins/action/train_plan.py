@@ -38,6 +38,7 @@ class ActionModule(ActionBase):
                     "stage": wish.stage,
                     "media": {"taken": wish.media.taken, "folder": wish.media.folder},
                     "model": wish.model,
+                    "reward_model": wish.reward_model,
                 }
             facts = {host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]}
             sources = _sources.sources(wish, self._folders(known), facts)
@@ -64,7 +65,7 @@ class ActionModule(ActionBase):
     ) -> _config.Imported | None:
         """The file of train_config, where there is one."""
         wanted = str(variables.get("train_config") or "")
-        return _import.find(wanted, self._folders(known), schemas["main"]) if wanted else None
+        return _import.find(wanted, self._folders(known), schemas) if wanted else None
 
     def _folders(self, known: t.Mapping[str, t.Any]) -> list[Path]:
         """Where relative dataset files are looked for: beside the inventory, beside the playbook, here."""

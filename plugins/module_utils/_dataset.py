@@ -87,6 +87,8 @@ class Source:
     """Its records hold images, videos or audios."""
     unread: str = ""
     """Why its records could not be read yet; the environment, once it is there, can."""
+    records: int | None = None
+    """None where only its hub knows."""
 
     def folder(self, root: str) -> str:
         return f"{root}/datasets/{self.digest[:16]}"

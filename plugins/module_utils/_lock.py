@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from . import _markers
 from ._errors import FinetuneError
 
+PYTHONS = ((3, 11), (3, 12), (3, 13))
+"""Versions that environments are built on; a lock may be for fewer, which the markers of its lines say."""
+
 
 @dataclass(frozen=True)
 class Requirement:
@@ -75,10 +78,8 @@ def read_lock(text: str, name: str = "the lock") -> list[Requirement]:
 def parse_lock(text: str, python_version: tuple[int, ...], name: str = "the lock") -> dict[str, str]:
     """What the lock installs for this Python on Linux x86-64: {name: version}."""
     wanted: dict[str, str] = {}
-    marker_values = _markers.target(python_version)
-    for requirement in read_lock(text, name):
-        if requirement.marker and not _markers.holds(requirement.marker, marker_values, where=name):
-            continue
+    requirements = read_lock(text, name)
+    for requirement in _for(python_version, requirements, name):
         if wanted.setdefault(requirement.name, requirement.version) != requirement.version:
             raise FinetuneError(
                 f"The lock asks for two versions of {requirement.name}: "
@@ -86,7 +87,20 @@ def parse_lock(text: str, python_version: tuple[int, ...], name: str = "the lock
                 where=name,
                 change="make the lock with `uv pip compile --universal --generate-hashes`",
             )
+    if not wanted:
+        served = [f"{major}.{minor}" for major, minor in PYTHONS if _for((major, minor, 0), requirements, name)]
+        raise FinetuneError(
+            f"This lock has nothing for Python {'.'.join(map(str, python_version))}.",
+            where=name,
+            change=f"install Python {' or '.join(served)} on the node, or name one with uv_env_python",
+        )
     return wanted
+
+
+def _for(python_version: tuple[int, ...], requirements: list[Requirement], name: str) -> list[Requirement]:
+    """The lines whose markers hold."""
+    values = _markers.target(python_version)
+    return [line for line in requirements if not line.marker or _markers.holds(line.marker, values, where=name)]
 
 
 def _logical_lines(text: str) -> t.Iterator[tuple[int, str]]:

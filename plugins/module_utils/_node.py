@@ -20,7 +20,14 @@ from ._engine import files, lease, state
 from ._errors import FinetuneError
 from ._media import Media
 
-NOTHING: dict[str, t.Any] = {"runs": {}, "datasets": [], "models": [], "sources": [], "model_missing": False}
+NOTHING: dict[str, t.Any] = {
+    "runs": {},
+    "datasets": [],
+    "models": [],
+    "sources": [],
+    "model_missing": False,
+    "reward_model": None,
+}
 """What lies under the root of an account that is still to be made."""
 _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B
 _GPU_QUERY = ("index", "uuid", "name", "memory.total", "compute_cap", "driver_version")
@@ -35,12 +42,13 @@ def facts(
     lease_dir: str = "",
     model: str = "",
     media: Media = _records.UNKNOWN,
+    reward_model: str = "",
 ) -> dict[str, t.Any]:
     """The facts the plan needs.
 
     name: only runs of this name are read. here: datasets that lie on the node, to digest and check for the stage.
-    lease_dir: where the leases are, empty for the host's one place. model: train_model, looked for where it is a path.
-    media: what is known of them besides that they are here.
+    lease_dir: where the leases are, empty for the host's one place. model, reward_model: of the run, looked into where
+    they are paths. media: what is known of them besides that they are here.
     """
     present = gpus()
     login = _user.login()
@@ -64,7 +72,8 @@ def facts(
             "runs": runs(Path(place), name),
             "datasets": datasets(Path(place)),
             "models": models(Path(place)),
-            "model_missing": model.startswith("/") and not (Path(model) / "config.json").is_file(),
+            "reward_model": reward_files(Path(reward_model)) if reward_model.startswith("/") else None,
+            "model_missing": model.startswith("/") and not os.path.isfile(f"{model}/config.json"),
             "sources": [source(dataset) for dataset in here],
         }
 
@@ -167,6 +176,15 @@ def model_intact(folder: Path, identity: str) -> bool:
         (folder / name).is_file() and files.sha256(folder / name) == digest
         for name, digest in manifest["files"].items()
     )
+
+
+def reward_files(folder: Path) -> list[str]:
+    """Which of the files that make a reward model are in the folder, as far as the account may look."""
+    return [
+        name
+        for name in ("value_head.safetensors", "adapter_config.json", "config.json")
+        if os.path.isfile(folder / name)
+    ]
 
 
 def gpus() -> list[dict[str, t.Any]]:

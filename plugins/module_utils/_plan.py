@@ -163,9 +163,23 @@ def _refuse_what_cannot_run(
         datasets=sum(not source.evaluates for source in sources),
         eval_datasets=sum(source.evaluates for source in sources),
         media=any(source.media for source in sources),
+        records=_records(sources),
         model=wish.model,
+        reward_model=_in_every(node.get("reward_model") for node in facts.values()),
     )
     _schema.refuse(_rules.problems(arguments, schema, situation, wish.args), origins)
+
+
+def _records(sources: t.Sequence[Source]) -> int | None:
+    """How many there are to train on; None where only hubs know."""
+    counts = [source.records for source in sources if not source.evaluates]
+    return None if None in counts else sum(count or 0 for count in counts)
+
+
+def _in_every(found: t.Iterable[t.Sequence[str] | None]) -> frozenset[str] | None:
+    """What all nodes have of a folder; None where there is no folder to look into."""
+    there = [frozenset(names) for names in found if names is not None]
+    return frozenset.intersection(*there) if there else None
 
 
 def _against_last(plan: Plan, node: Facts) -> list[str]:

@@ -10,10 +10,10 @@ import os
 import subprocess
 import typing as t
 
+from . import _lock
 from ._errors import FinetuneError
 
-MIN = (3, 11)
-MAX = (3, 13)
+MIN, MAX = _lock.PYTHONS[0], _lock.PYTHONS[-1]
 NAMES = ("python3.11", "python3.12", "python3.13", "python3")
 
 _REMEDY = (

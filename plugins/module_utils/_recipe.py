@@ -9,15 +9,19 @@ import typing as t
 
 from ._errors import FinetuneError
 
-LLAMAFACTORY = {"main": "0.9.5"}
-"""By environment: the version that its lock pins, whose keys, templates and datasets are in roles/train/files."""
+LLAMAFACTORY = {"main": "0.9.5", "ppo": "0.9.3"}
+"""By environment: the version that its lock pins, whose keys and templates are in roles/train/files."""
+
+
+def environment(stage: t.Any) -> str:
+    """The environment of a stage, whose lock is requirements/node-<environment>.txt: PPO is alone, with the only trl
+    that its trainer can be imported with."""
+    return "ppo" if stage == "ppo" else "main"
 
 
 class Recipe(t.NamedTuple):
     purpose: str
     hardware: str
-    environment: str
-    """The lock the recipe runs in: requirements/node-<environment>.txt."""
     arguments: dict[str, t.Any]
 
 
@@ -42,7 +46,6 @@ RECIPES: dict[str, Recipe] = {
     "lora_sft": Recipe(
         purpose="supervised fine-tuning of a low-rank adapter",
         hardware="one GPU that holds the model in 16 bits, or a CPU for small models",
-        environment="main",
         arguments={
             **_EVERY_RUN,
             "stage": "sft",
@@ -53,7 +56,6 @@ RECIPES: dict[str, Recipe] = {
     "qlora_sft": Recipe(
         purpose="supervised fine-tuning of a low-rank adapter on a model quantized to 4 bits",
         hardware="one GPU that holds a quarter of the model in 16 bits, or a CPU for small models",
-        environment="main",
         arguments={
             **_EVERY_RUN,
             "stage": "sft",
@@ -66,7 +68,6 @@ RECIPES: dict[str, Recipe] = {
     "dpo": Recipe(
         purpose="direct preference optimization of a low-rank adapter, from pairs of a chosen and a rejected answer",
         hardware="one GPU that holds the model in 16 bits and two sequences, or a CPU for small models",
-        environment="main",
         arguments={
             **_EVERY_RUN,
             "stage": "dpo",
@@ -79,7 +80,6 @@ RECIPES: dict[str, Recipe] = {
     "reward": Recipe(
         purpose="reward model from pairs of a chosen and a rejected answer: an adapter and a value head",
         hardware="one GPU that holds the model in 16 bits, or a CPU for small models",
-        environment="main",
         arguments={
             **_EVERY_RUN,
             "stage": "rm",
@@ -87,18 +87,26 @@ RECIPES: dict[str, Recipe] = {
             "learning_rate": 1e-4,
         },
     ),
+    "ppo": Recipe(
+        purpose="reinforcement learning of a low-rank adapter by PPO: answers to prompts, scored by a reward model",
+        hardware="one GPU that holds the model in 16 bits and the answers it generates, or a CPU for small models",
+        arguments={
+            **_EVERY_RUN,
+            "stage": "ppo",
+            **_ADAPTER,
+            "reward_model_type": "lora",
+            "max_new_tokens": 512,
+            "top_k": 0,
+            "top_p": 0.9,
+            "learning_rate": 1e-5,
+        },
+    ),
     "full_sft": Recipe(
         purpose="supervised fine-tuning of all weights",
         hardware="about 18 bytes of GPU memory per parameter, or a CPU for small models",
-        environment="main",
         arguments={**_EVERY_RUN, "stage": "sft", "finetuning_type": "full", "learning_rate": 1e-5},
     ),
 }
-
-
-def of_stage(stage: str) -> Recipe:
-    """A bare recipe for arguments that come from elsewhere: only the environment of the stage."""
-    return Recipe("", "", "main", {})
 
 
 def find(name: str) -> Recipe:

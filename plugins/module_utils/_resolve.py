@@ -25,7 +25,8 @@ def resolve(
     """LLaMA-Factory's arguments without paths, and where each came from."""
     layers: list[tuple[str, dict[str, t.Any]]] = [(f"recipe {wish.recipe}", wish.base)]
     if wish.model == DEMO_MODEL:
-        layers.append(("model demo", base_model.RECIPE["fine_tuning"]))
+        own = base_model.IN_ENVIRONMENT.get(wish.environment, {})
+        layers.append(("model demo", {**base_model.RECIPE["fine_tuning"], **own}))
     arguments: dict[str, t.Any] = {}
     origins: dict[str, str] = {}
     for origin, values in layers:

@@ -23,6 +23,8 @@ COLLECTION = Path(__file__).absolute().parents[2]
 FILES = COLLECTION / "roles" / "train" / "files"
 CORPUS = FILES / _dataset.DEMO["demo"]
 """The text that the embedded base model is made of."""
+UNREAD = {"0.9.3": ("openai",)}
+"""By version of LLaMA-Factory: forms of records that came later."""
 
 
 def corpus_digest() -> str:
@@ -56,6 +58,7 @@ def sources(wish: Wish, folders: t.Sequence[Path], facts: t.Mapping[str, Facts])
             if dataset.source == "registered":
                 dataset = _registered(dataset, variable, wish.stage)
             _refuse_other_answers(dataset, variable, wish.stage)
+            _refuse_unknown_formatting(dataset, variable, _recipe.LLAMAFACTORY[wish.environment])
             if dataset.source == "file":
                 found.append(_on_controller(dataset, variable, folders, evaluates, wish))
             elif dataset.source == "path":
@@ -75,6 +78,18 @@ def _refuse_other_answers(dataset: _dataset.Dataset, variable: str, stage: str) 
             change="add `ranking: true` to it, with `chosen` and `rejected` in its records"
             if stage in PAIRS
             else "take recipe dpo or reward, or other data",
+        )
+
+
+def _refuse_unknown_formatting(dataset: _dataset.Dataset, variable: str, version: str) -> None:
+    """A form of records that a version of LLaMA-Factory does not read."""
+    if dataset.formatting in UNREAD.get(version, ()):
+        raise FinetuneError(
+            f"Dataset {dataset.name!r}: LLaMA-Factory {version}, which this stage runs with, does not read records of "
+            f"formatting {dataset.formatting}.",
+            where=variable,
+            change="use `formatting: sharegpt` with `columns: {messages: messages}` and `tags: {role_tag: role, "
+            "content_tag: content, user_tag: user, assistant_tag: assistant, system_tag: system}`",
         )
 
 
@@ -135,6 +150,7 @@ def _on_controller(
         evaluates,
         _records.doubts(report.doubts),
         report.media,
+        records=report.records,
     )
 
 
@@ -173,4 +189,5 @@ def _on_nodes(dataset: _dataset.Dataset, variable: str, facts: t.Mapping[str, Fa
         _records.doubts(first.get("doubts", {})),
         first.get("media", False),
         next((f"{host}: {answer['unread']}" for host, answer in seen.items() if answer.get("unread")), ""),
+        records=first.get("records"),
     )

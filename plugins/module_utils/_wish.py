@@ -79,6 +79,8 @@ class Wish:
     stage: str
     """LLaMA-Factory's, from the recipe unless the author wrote another."""
     media: _media.Media
+    reward_model: str
+    """LLaMA-Factory's, for PPO alone."""
     engine: str
     gpus: str
     global_batch_size: int | None
@@ -104,17 +106,20 @@ def read(
     model and data count where the variables are the role's defaults.
     """
     recipe = str(variables.get("train_recipe") or "") if imported is None else IMPORTED
-    found = _recipe.find(recipe) if imported is None else _recipe.of_stage(imported.arguments["stage"])
+    start = _recipe.find(recipe).arguments if imported is None else {}
     given = imported or _config.Imported()
-    schema = schemas[found.environment]
     written = _config.parse_args(variables.get("train_args"))
     single = _config.parse_set(str(variables.get("train_set") or ""))
     _config.check(written, "train_args")
     _config.check(single, "train_set")
+    base = {**start, **given.arguments}
+    stage = str({**base, **written, **single}["stage"])
+    environment = _recipe.environment(stage)
+    schema = schemas[environment]
+    _schema.typed(given.arguments, schema, "train_config")
     written = _schema.typed(written, schema, "train_args")
     single = _schema.typed(single, schema, "train_set")
     name = str(variables.get("train_name") or recipe.replace("_", "-"))
-    base = {**found.arguments, **given.arguments}
     arguments = {**base, **written, **single}
     if not _NAME.fullmatch(name):
         raise FinetuneError(
@@ -125,6 +130,8 @@ def read(
     if not datasets:
         raise FinetuneError("There is nothing to train on.", where="train_datasets", change="name at least one dataset")
     entries = variables.get("train_eval_datasets") or []
+    if stage == "ppo" and entries == ["demo_heldout"]:
+        entries = []  # the role's default beside the demo; PPO takes none
     own = not given.datasets or entries not in ([], ["demo_heldout"])
     eval_datasets = _dataset.parse(entries if own else given.eval_datasets, "train_eval_datasets")
     for dataset in eval_datasets:
@@ -160,18 +167,19 @@ def read(
             **dict.fromkeys(written, "train_args"),
             **dict.fromkeys(single, "train_set"),
         },
-        environment=found.environment,
-        base={} if imported else found.arguments,
+        environment=environment,
+        base=start,
         notices=given.notices,
         model=model,
         model_revision=revision,
         datasets=datasets,
         eval_datasets=eval_datasets,
-        stage=str(arguments["stage"]),
+        stage=stage,
         media=_media.Media(
             bool(schema.templates.get(str(arguments.get("template")), {}).get("media")),
             str(arguments.get("media_dir") or ""),
         ),
+        reward_model=_reward_model(arguments) if stage == "ppo" else "",
         engine=_one_of(variables, "train_engine", _ENGINES),
         gpus=_gpus(variables.get("train_gpus", "all")),
         global_batch_size=_count(variables, "train_global_batch_size"),
@@ -185,6 +193,18 @@ def read(
         max_restarts=_number(variables, "train_max_restarts"),
         lease_dir=str(variables.get("train_lease_dir") or ""),
     )
+
+
+def _reward_model(arguments: t.Mapping[str, t.Any]) -> str:
+    """A folder on the node, a hub id, or the address of a server."""
+    found = str(arguments.get("reward_model") or "")
+    if found.startswith(("~", ".")):
+        raise FinetuneError(
+            f"{found!r} is neither a full path on the node nor a hub id.",
+            where="key reward_model",
+            change="begin the path with /",
+        )
+    return found
 
 
 def refuse_misspelt(names: t.Iterable[str]) -> None:

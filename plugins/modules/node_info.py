@@ -31,6 +31,10 @@ options:
     description: The role's C(train_model). A full path is looked for.
     type: str
     default: ""
+  reward_model:
+    description: LLaMA-Factory's C(reward_model) of the run. A full path is looked into.
+    type: str
+    default: ""
   stage:
     description: LLaMA-Factory's stage that the records of O(datasets) are for.
     type: str
@@ -96,6 +100,10 @@ node:
       description: NVIDIA GPUs with index, uuid, name, memory in bytes, compute capability, driver.
       type: list
       elements: dict
+    reward_model:
+      description: Which files of a reward model are in the folder O(reward_model); nothing where that is no path.
+      type: list
+      elements: str
     leases:
       description: Who holds the lease of a GPU (by UUID) or of the CPUs (V(cpu)); free ones are left out.
       type: dict
@@ -125,6 +133,7 @@ def main() -> None:
             "root": {"type": "str", "default": "~/llmops"},
             "name": {"type": "str", "default": ""},
             "model": {"type": "str", "default": ""},
+            "reward_model": {"type": "str", "default": ""},
             "stage": {"type": "str", "choices": ["pt", "sft", "rm", "ppo", "dpo", "kto"], "default": "sft"},
             "media": {
                 "type": "dict",
@@ -139,7 +148,7 @@ def main() -> None:
     given = module.params
     try:
         here = [dataset for dataset in _dataset.parse(given["datasets"], "train_datasets") if dataset.source == "path"]
-        asked = {key: given[key] for key in ("user", "root", "name", "stage", "lease_dir", "model")}
+        asked = {key: given[key] for key in ("user", "root", "name", "stage", "lease_dir", "model", "reward_model")}
         node = _node.facts(here=here, media=_media.Media(**given["media"]), **asked)
     except FinetuneError as error:
         module.fail_json(msg=str(error))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from ..module_utils import _config, _schema
+from ..module_utils import _config, _recipe, _schema
 from ..module_utils._config import Imported
 from ..module_utils._errors import FinetuneError
 
@@ -31,8 +31,8 @@ _OTHERS = (
 _ENGINE = ("deepspeed", "fsdp", "fsdp_config")
 
 
-def find(wanted: str, folders: t.Sequence[Path], schema: _schema.Schema) -> Imported:
-    """The file of train_config. folders: where a relative one is looked for, in order."""
+def find(wanted: str, folders: t.Sequence[Path], schemas: t.Mapping[str, _schema.Schema]) -> Imported:
+    """The file of train_config. folders: where a relative one is looked for, in order. schemas: by environment."""
     path = next((path for folder in folders if (path := folder / Path(wanted).expanduser()).is_file()), None)
     if path is None:
         looked = ", ".join(dict.fromkeys(map(str, folders)))
@@ -42,7 +42,7 @@ def find(wanted: str, folders: t.Sequence[Path], schema: _schema.Schema) -> Impo
             change="correct it",
         )
     try:
-        found = read(path.read_text(encoding="utf-8"), path.name, schema)
+        found = read(path.read_text(encoding="utf-8"), path.name, schemas)
     except (OSError, UnicodeDecodeError) as error:
         raise FinetuneError(
             f"{path} cannot be read: {error}.", where="train_config", change="save it as UTF-8"
@@ -68,9 +68,11 @@ def _dataset_info(config: Path, dataset_dir: str) -> tuple[dict[str, t.Any], str
     return {}, ""
 
 
-def read(text: str, name: str, schema: _schema.Schema) -> Imported:
-    """The file `name`; everything that is wrong with it is refused at once, with its lines."""
+def read(text: str, name: str, schemas: t.Mapping[str, _schema.Schema]) -> Imported:
+    """The file `name`; everything that is wrong with it is refused at once, with its lines. Its stage tells which
+    version reads it."""
     values, lines = _mapping(text, name)
+    schema = schemas[_recipe.environment(values.get("stage"))]
     _refuse_other_trainers(values, lines)
     found = Imported()
     problems: list[_schema.Problem] = []

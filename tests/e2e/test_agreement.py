@@ -1,7 +1,8 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Our reading of arguments beside LLaMA-Factory's own parser, which runs for real in the environment of the demo."""
+"""Our reading of arguments beside LLaMA-Factory's own parser, which runs for real in the environment of the demo; that
+of PPO is asked in test_ppo.py."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _config, _rules, _schema
+from ansible_collections.llmops.finetune.plugins.module_utils import _config, _recipe, _rules, _schema
 
 from ..unit import test_rules
 from .conftest import REPOSITORY, Demo
@@ -61,26 +62,32 @@ EXPRESSIBLE = {"datasets", "eval_datasets", "model", "zero_stage"}
 """What of a situation can be written into a configuration; other packages and GPUs cannot."""
 
 
-def twins() -> list[Configuration]:
-    """What breaks each row of the rules, and its repair."""
+def twins(environment: str) -> list[Configuration]:
+    """What breaks each row of the rules, and its repair; of the stages that run in an environment."""
     cases = [pair for case in test_rules.CASES for pair in ((case[1], case[2]), (case[3], case[4]))]
-    return [(arguments, situation) for arguments, situation in cases if situation.keys() <= EXPRESSIBLE]
+    return [
+        (arguments, situation)
+        for arguments, situation in cases
+        if situation.keys() <= EXPRESSIBLE and _recipe.environment(arguments.get("stage")) == environment
+    ]
 
 
-def combinations(number: int, seed: int) -> list[Configuration]:
+def combinations(environment: str, number: int, seed: int) -> list[Configuration]:
     """Random ones of one to three keys with values that are not their defaults."""
-    dice, pool = random.Random(seed), list(settings())
+    dice = random.Random(seed)
+    pool = [setting for setting in settings(environment) if setting != ("stage", "ppo")]
+    over = test_rules.PPO if environment == "ppo" else {}
     found: list[Configuration] = []
     while len(found) < number:
         arguments = dict(dice.sample(pool, dice.choice((1, 2, 2, 3))))
         situation: dict[str, t.Any] = {"eval_datasets": dice.choice((0, 1))}
-        found.append((arguments, situation))
+        found.append(({**arguments, **over}, situation))
     return found
 
 
-def settings() -> t.Iterator[tuple[str, t.Any]]:
+def settings(environment: str) -> t.Iterator[tuple[str, t.Any]]:
     ours = {*_config.OWNED, *_config.RESERVED, "local_rank"}
-    for name, key in MAIN.keys.items():
+    for name, key in test_rules.SCHEMAS[environment].keys.items():
         if name in ours or name.endswith(("_token", "_api_key")):
             continue
         if key.choices:
@@ -93,13 +100,13 @@ def settings() -> t.Iterator[tuple[str, t.Any]]:
             yield from ((name, value) for value in (0.25, -1.0, 2.5))
 
 
-def judged(demo: Demo, configurations: list[dict[str, t.Any]]) -> list[str | None]:
+def judged(python: str, configurations: list[dict[str, t.Any]]) -> list[str | None]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     judge = REPOSITORY / "tests" / "e2e" / "upstream.py"
     text = json.dumps(configurations)
-    done = subprocess.run([python(demo), judge, port], input=text, capture_output=True, text=True, check=False)
+    done = subprocess.run([python, judge, port], input=text, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     answers: list[str | None] = json.loads(done.stdout)
     return answers
@@ -109,10 +116,9 @@ def late(rule: _rules.Rule) -> bool:
     return rule.source.startswith(LATE) or any(f"package {name}," in rule.what for name in LATE_PACKAGES)
 
 
-def test_what_llamafactory_refuses_is_refused_and_nothing_else_but_what_fails_later(demo: Demo) -> None:
-    configurations = [*twins(), *combinations(400, seed=20261124)]
-    assert len(configurations) > 500
-    theirs = judged(demo, [upstream(*configuration) for configuration in configurations])
+def compare(python: str, configurations: list[Configuration]) -> tuple[list[str], int]:
+    """What we and LLaMA-Factory see differently, and how many it refuses."""
+    theirs = judged(python, [upstream(*configuration) for configuration in configurations])
     lateness = {rule.what: late(rule) for rule in _rules.RULES}
     wrong = []
     for (arguments, situation), refusal in zip(configurations, theirs, strict=True):
@@ -121,8 +127,14 @@ def test_what_llamafactory_refuses_is_refused_and_nothing_else_but_what_fails_la
             wrong.append(f"only theirs: {arguments} {situation}: {refusal}")
         if not refusal and any(not lateness[what] for what in ours):
             wrong.append(f"only ours: {arguments} {situation}: {ours}")
+    return wrong, sum(bool(refusal) for refusal in theirs)
+
+
+def test_what_llamafactory_refuses_is_refused_and_nothing_else_but_what_fails_later(demo: Demo) -> None:
+    configurations = [*twins("main"), *combinations("main", 400, seed=20261124)]
+    wrong, refused = compare(python(demo), configurations)
     assert wrong == []
-    assert 100 < sum(bool(refusal) for refusal in theirs) < len(theirs) - 100
+    assert len(configurations) > 500 and 100 < refused < len(configurations) - 100
 
 
 @pytest.mark.parametrize("wrong", [{"lora_rnak": 8}, {"stage": "ppp"}, {"finetuning_type": "qlora"}, {"optim": "adam"}])
@@ -131,13 +143,20 @@ def test_a_key_or_choice_that_we_refuse_is_refused_there_or_fails_in_training(
 ) -> None:
     (key,) = wrong
     assert _schema.read(key, wrong[key], MAIN)[1]
-    (refusal,) = judged(demo, [upstream(wrong, {})])
+    (refusal,) = judged(python(demo), [upstream(wrong, {})])
     assert refusal or key == "stage", "an unknown stage is told when training begins"
 
 
-@pytest.mark.parametrize("name", ["keys.json", "templates.json"])
-def test_the_stored_schema_is_what_the_installed_llamafactory_says(demo: Demo, name: str, tmp_path: Path) -> None:
-    subprocess.run([python(demo), REPOSITORY / "scripts/schema.py", tmp_path], check=True, capture_output=True)
-    (folder,) = tmp_path.iterdir()
-    stored = REPOSITORY / "roles/train/files" / folder.name / name
-    assert stored.read_text(encoding="utf-8") == (folder / name).read_text(encoding="utf-8")
+def extracted(python: str, folder: Path) -> dict[str, bool]:
+    """By file of the schema that the installed LLaMA-Factory gives: is it the stored one?"""
+    subprocess.run([python, REPOSITORY / "scripts/schema.py", folder], check=True, capture_output=True)
+    stored = REPOSITORY / "roles/train/files"
+    return {
+        str(path.relative_to(folder)): path.read_bytes() == (stored / path.relative_to(folder)).read_bytes()
+        for path in folder.rglob("*.json")
+    }
+
+
+def test_the_stored_schema_is_what_the_installed_llamafactory_says(demo: Demo, tmp_path: Path) -> None:
+    found = extracted(python(demo), tmp_path)
+    assert found == {"llamafactory-0.9.5/keys.json": True, "llamafactory-0.9.5/templates.json": True}

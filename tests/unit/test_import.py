@@ -39,7 +39,7 @@ eval_strategy: no
 
 
 def read(text: str) -> _config.Imported:
-    return _import.read(text, "my.yaml", SCHEMAS["main"])
+    return _import.read(text, "my.yaml", SCHEMAS)
 
 
 def test_a_file_is_arguments_with_their_lines_model_and_data() -> None:
@@ -56,6 +56,14 @@ def test_what_a_managed_run_owns_is_left_out_with_a_notice() -> None:
     notices = read(FILE).notices
     assert [notice.partition(":")[0] for notice in notices] == [f"my.yaml, line {line}" for line in (10, 11, 12)]
     assert "start the run again from step 0" in notices[1]
+
+
+def test_the_stage_tells_which_version_reads_a_file() -> None:
+    assert read("stage: ppo\nuse_cache: false\n").arguments["use_cache"] is False
+    with pytest.raises(FinetuneError, match=r"LLaMA-Factory 0\.9\.3 has no key oft_rank"):
+        read("stage: ppo\noft_rank: 8\n")
+    with pytest.raises(FinetuneError, match=r"LLaMA-Factory 0\.9\.5 has no key use_cache"):
+        read("stage: sft\nuse_cache: false\n")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +108,7 @@ def test_datasets_are_those_of_the_dataset_info_above_the_file(tmp_path: Path) -
     info = {"mine": entry, "far": {"hf_hub_url": "org/far", "split": "test"}, "script": {"script_url": "x"}}
     (tmp_path / "data/dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
     (tmp_path / "examples/lora/my.yaml").write_text("stage: sft\ndataset: mine,far,other\n", encoding="utf-8")
-    found = _import.find("lora/my.yaml", [tmp_path, tmp_path / "examples"], SCHEMAS["main"])
+    found = _import.find("lora/my.yaml", [tmp_path, tmp_path / "examples"], SCHEMAS)
     assert found.datasets == [
         {
             "name": "mine",
@@ -112,4 +120,4 @@ def test_datasets_are_those_of_the_dataset_info_above_the_file(tmp_path: Path) -
         "other",
     ]
     with pytest.raises(FinetuneError, match=r"no file other\.yaml"):
-        _import.find("other.yaml", [tmp_path], SCHEMAS["main"])
+        _import.find("other.yaml", [tmp_path], SCHEMAS)

@@ -26,6 +26,14 @@ windows-only==3.0 ; sys_platform == 'win32' {HASH_A}
 """
 
 
+def test_a_lock_that_has_nothing_for_a_python_names_those_it_is_for() -> None:
+    text = LOCK.replace("alpha==1.0", "alpha==1.0 ; python_full_version < '3.13'").replace(">= '3.12'", "== '3.12.*'")
+    assert _lock.parse_lock(text, (3, 12, 1))
+    with pytest.raises(FinetuneError, match="nothing for Python") as refusal:
+        _lock.parse_lock(text, (3, 13, 2), "mine")
+    assert "Python 3.11 or 3.12" in refusal.value.change and "uv_env_python" in refusal.value.change
+
+
 def test_digest_is_of_requirements_and_hashes_only() -> None:
     relaid = (
         f"beta[Extra]==2.2 ; python_full_version   >= '3.12' {HASH_B}\n\n"

@@ -192,3 +192,10 @@ def test_a_root_that_may_not_be_looked_into_is_refused(monkeypatch: pytest.Monke
     with pytest.raises(FinetuneError, match=f"may not look into {tmp_path}/runs") as refusal:
         _node.refuse_unreadable(tmp_path)
     assert refusal.value.where == "train_root"
+
+
+def test_the_files_of_a_reward_model(tmp_path: Path) -> None:
+    assert _node.reward_files(tmp_path / "nothing") == []
+    for name in ("value_head.safetensors", "adapter_config.json", "README.md"):
+        (tmp_path / name).touch()
+    assert _node.reward_files(tmp_path) == ["value_head.safetensors", "adapter_config.json"]

@@ -71,9 +71,15 @@ def make(
     **wish: t.Any,
 ) -> _plan.Plan:
     read = _wish.read({**DEFAULTS, "train_datasets": [{"file": "a.json"}], **wish}, SCHEMAS)
-    main = SCHEMAS["main"]
-    current = lock or LOCK
-    return _plan.make(read, sources, facts, corpus_digest=CORPUS, environment=current, schema=main, addresses=addresses)
+    return _plan.make(
+        read,
+        sources,
+        facts,
+        corpus_digest=CORPUS,
+        environment=lock or LOCK,
+        schema=SCHEMAS[read.environment],
+        addresses=addresses,
+    )
 
 
 def lines(plan: _plan.Plan, host: str = "a") -> dict[str, t.Any]:
@@ -537,3 +543,16 @@ def test_a_model_that_is_not_on_a_node_is_refused_before_anything_is_staged() ->
     assert refusal.value.where == "train_model"
     text = "\n".join(_plan.describe(make({"a": node()}, train_model="/srv/x"), [DATA], {"a": node()}))
     assert "model   /srv/x\n" in text, "a path has no revision"
+
+
+def test_a_reward_model_must_be_on_every_node_unless_the_run_is_finished() -> None:
+    asked: Variables = {"train_recipe": "ppo", "train_set": "reward_model=/srv/reward"}
+    whole = ["value_head.safetensors", "adapter_config.json"]
+    plan = make({"a": node(reward_model=whole), "b": node(reward_model=whole)}, **asked)
+    assert lines(plan)["reward_model"] == "/srv/reward"
+    assert plan.nodes["a"]["launch"]["resumes"] is False
+    with pytest.raises(FinetuneError, match="no reward model") as refusal:
+        make({"a": node(reward_model=whole), "b": node(reward_model=[])}, **asked)
+    assert refusal.value.where == "train_set, key reward_model" and "recipe reward" in refusal.value.change
+    alone = make({"a": node(reward_model=whole)}, **asked)
+    assert make({"a": {**known((alone, "finished", 1.0)), "reward_model": []}}, **asked).recorded

@@ -125,6 +125,13 @@ def test_the_summary_says_losses_speed_and_places(run: state.Run) -> None:
     ]
 
 
+def test_the_summary_of_ppo_says_the_reward(run: state.Run) -> None:
+    log = [{"current_steps": 5, "loss": 3.0, "reward": -0.5}, {"current_steps": 10, "loss": 2.0, "reward": 1.25}]
+    run.trainer_log.write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
+    assert progress.summary_lines(progress.summary(run))[1] == "reward    -0.5000 → 1.2500"
+    assert "loss 2.0000  reward 1.2500" in progress.line({"step": 5, "total_steps": 9, "loss": 2.0, "reward": 1.25})
+
+
 def test_a_run_without_logs_has_a_summary_too(run: state.Run) -> None:
     facts = progress.summary(run)
     assert facts["first_loss"] is None

@@ -8,9 +8,11 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _recipe, _rules, _sources
+from ansible_collections.llmops.finetune.plugins.module_utils import _recipe, _rules, _schema, _sources
+from ansible_collections.llmops.finetune.plugins.module_utils._engine import base_model
 
-MAIN = _sources.schemas()["main"]
+SCHEMAS = _sources.schemas()
+MAIN = SCHEMAS["main"]
 BASE: dict[str, t.Any] = {"stage": "sft", "finetuning_type": "lora", "do_train": True, "report_to": "none"}
 FULL = {"finetuning_type": "full"}
 GALORE = {**FULL, "use_galore": True, "optim": "adamw_torch"}
@@ -20,6 +22,7 @@ BITS = {"quantization_bit": 4}
 STREAM = {"streaming": True, "max_steps": 9, "dataloader_num_workers": 1}
 PPO = {"stage": "ppo", "reward_model": "/reward"}
 DPO = {"stage": "dpo"}
+HEAD, ADAPTER = frozenset(["value_head.safetensors"]), frozenset(["adapter_config.json"])
 HELD_OUT = {"eval_datasets": 1}
 ZERO3 = {"zero_stage": 3}
 WITH = "packages"
@@ -36,6 +39,13 @@ CASES: list[Case] = [
         {"export_quantization_bit": 4},
         {},
         {"export_quantization_bit": 4, "export_quantization_dataset": "d"},
+        {},
+    ),
+    (
+        "by slow tokenizers",
+        {**PPO, "split_special_tokens": True},
+        {},
+        {**PPO, "split_special_tokens": True, "use_fast_tokenizer": False},
         {},
     ),
     ("dies on a list", {"adapter_name_or_path": ["/a"]}, {}, {"adapter_name_or_path": "/a"}, {}),
@@ -130,7 +140,6 @@ CASES: list[Case] = [
         {"neat_packing": True, "flash_attn": "fa2", "per_device_train_batch_size": 1},
         {WITH: ["flash-attn"]},
     ),
-    ("trl of this environment", PPO, {}, PPO, {WITH: {"trl": "0.9.6"}}),
     ("generated in stage sft", {**DPO, "predict_with_generate": True}, HELD_OUT, DPO, {}),
     ("neat_packing is for", {**DPO, "neat_packing": True}, {}, DPO, {}),
     ("are for stage sft", {**DPO, "mask_history": True}, {}, DPO, {}),
@@ -148,24 +157,52 @@ CASES: list[Case] = [
         {"stage": "rm"},
         {},
     ),
-    ("needs a reward model", {"stage": "ppo"}, {WITH: {"trl": "0.9.6"}}, PPO, {WITH: {"trl": "0.9.6"}}),
+    ("needs a reward model", {"stage": "ppo"}, {}, PPO, {}),
+    (
+        "there is no reward model",
+        PPO,
+        {"reward_model": frozenset(["config.json"])},
+        PPO,
+        {"reward_model": HEAD | ADAPTER},
+    ),
+    (
+        "of the other type",
+        PPO,
+        {"reward_model": HEAD | {"config.json"}},
+        {**PPO, "reward_model_type": "full"},
+        {"reward_model": HEAD | {"config.json"}},
+    ),
+    (
+        "of the other type",
+        {**PPO, "reward_model_type": "full"},
+        {"reward_model": HEAD | ADAPTER},
+        PPO,
+        {"reward_model": HEAD | ADAPTER},
+    ),
+    ("no held-out data", PPO, HELD_OUT, PPO, {}),
+    ("no held-out data", {**PPO, "val_size": 0.1}, {}, PPO, {}),
+    ("fewer records than one", PPO, {"records": 7, "world_size": 2}, PPO, {"records": 8}),
+    ("fewer records than one", {**PPO, "max_samples": 9, "ppo_buffer_size": 2}, {}, {**PPO, "max_samples": 9}, {}),
+    ("counts logging_steps", {**PPO, "logging_steps": 0.1}, {}, {**PPO, "logging_steps": 1}, {}),
+    ("counts save_steps", {**PPO, "save_strategy": "no"}, {}, {**PPO, "save_steps": 9}, {}),
     (
         "goes with finetuning_type lora",
         {**PPO, **FULL},
-        {WITH: {"trl": "0.9.6"}},
+        {},
         {**PPO, **FULL, "reward_model_type": "full"},
-        {WITH: {"trl": "0.9.6"}},
+        {},
     ),
-    ("PPO only trains", {**PPO, "do_train": False}, {WITH: {"trl": "0.9.6"}}, PPO, {WITH: {"trl": "0.9.6"}}),
-    ("shift_attn", {**PPO, "shift_attn": True}, {WITH: {"trl": "0.9.6"}}, PPO, {WITH: {"trl": "0.9.6"}}),
+    ("PPO only trains", {**PPO, "do_train": False}, {}, PPO, {}),
+    ("shift_attn", {**PPO, "shift_attn": True}, {}, PPO, {}),
     (
         "an adapter does not go with",
         {**PPO, "use_unsloth": True},
-        {WITH: {"trl": "0.9.6", "unsloth": "1"}},
+        {WITH: ["unsloth"]},
         {**PPO, "use_unsloth": True, "reward_model_type": "full"},
-        {WITH: {"trl": "0.9.6", "unsloth": "1"}},
+        {WITH: ["unsloth"]},
     ),
-    ("PPO reports to", {**PPO, "report_to": "mlflow"}, {WITH: {"trl": "0.9.6"}}, PPO, {WITH: {"trl": "0.9.6"}}),
+    ("PPO reports to", {**PPO, "report_to": "mlflow"}, {}, PPO, {}),
+    ("PPO reports to", {**PPO, "report_to": "trackio"}, {WITH: ["trackio"]}, {**PPO, "report_to": "tensorboard"}, {}),
     (
         "pref_loss sigmoid alone",
         {**DPO, "pref_loss": "ipo", "dpo_label_smoothing": 0.1},
@@ -377,12 +414,12 @@ CASES: list[Case] = [
 
 
 def told(arguments: dict[str, t.Any], situation: dict[str, t.Any]) -> list[str]:
-    """What the rules say of these arguments over BASE."""
+    """What the rules say of these arguments over BASE, in the environment of their stage."""
     situation = dict(situation)
+    schema = SCHEMAS[_recipe.environment(arguments.get("stage"))]
     more, fewer = situation.pop(WITH, []), situation.pop("without", [])
-    packages = {name: version for name, version in MAIN.packages.items() if name not in fewer}
-    packages.update(more if isinstance(more, dict) else dict.fromkeys(more, "1"))
-    schema = MAIN._replace(packages=packages)
+    packages = {name: version for name, version in schema.packages.items() if name not in fewer}
+    schema = schema._replace(packages={**packages, **dict.fromkeys(more, "1")})
     found = _rules.problems({**BASE, **arguments}, schema, _rules.Situation(**situation))
     assert all(problem.change for problem in found)
     return [problem.what for problem in found]
@@ -410,4 +447,10 @@ def test_rows_are_about_keys_and_inputs_that_exist() -> None:
 @pytest.mark.parametrize("recipe", _recipe.RECIPES)
 def test_recipes_are_taken_as_they_are(recipe: str) -> None:
     arguments = _recipe.RECIPES[recipe].arguments
-    assert told(arguments, {}) == []
+    needed = {"reward_model": "/reward"} if recipe == "ppo" else {}
+    assert told({**arguments, **needed}, {}) == []
+    schema = SCHEMAS[_recipe.environment(arguments["stage"])]
+    assert _schema.typed(arguments, schema, "recipe") == arguments
+    own = base_model.IN_ENVIRONMENT.get(_recipe.environment(arguments["stage"]), {})
+    demo = {**arguments, **needed, **base_model.RECIPE["fine_tuning"], **own}
+    assert told(demo, {}) == [] and _schema.typed(demo, schema, "model demo") == demo

@@ -18,17 +18,22 @@ SCHEMAS = _sources.schemas()
 MAIN = SCHEMAS["main"]
 OF_KIND = {"boolean": True, "integer": 3, "number": 0.5, "text": "x", "list": ["x"], "dict": {"x": 1}, "null": None}
 
+KEYS = [(environment, key) for environment, schema in SCHEMAS.items() for key in schema.keys]
 NUMBERS = ({"integer"}, {"number"}, {"integer", "number"})
 
 
-def read(key: str, value: t.Any) -> t.Any:
-    found, problem = _schema.read(key, value, MAIN)
+def kinds(environment: str, key: str) -> set[str]:
+    return {*SCHEMAS[environment].keys[key].types} - {"null"}
+
+
+def read(key: str, value: t.Any, schema: _schema.Schema = MAIN) -> t.Any:
+    found, problem = _schema.read(key, value, schema)
     assert problem is None, problem
     return found
 
 
-def problem(key: str, value: t.Any) -> _schema.Problem:
-    found = _schema.read(key, value, MAIN)[1]
+def problem(key: str, value: t.Any, schema: _schema.Schema = MAIN) -> _schema.Problem:
+    found = _schema.read(key, value, schema)[1]
     assert found is not None
     return found
 
@@ -50,37 +55,39 @@ def test_the_page_of_keys_is_written_from_the_schema() -> None:
         assert path.read_text(encoding="utf-8") == text, "python scripts/keys.py writes it"
 
 
-@pytest.mark.parametrize("key", MAIN.keys)
-def test_a_misspelt_key_is_refused_with_the_one_that_is_meant(key: str) -> None:
+@pytest.mark.parametrize(("environment", "key"), KEYS)
+def test_a_misspelt_key_is_refused_with_the_one_that_is_meant(environment: str, key: str) -> None:
     """One letter left out, one doubled, two swapped."""
+    schema = SCHEMAS[environment]
     middle = len(key) // 2
     for wrong in (key[:-1], key[:middle] + key[middle:][:1] + key[middle:], key[1] + key[0] + key[2:]):
-        if wrong not in MAIN.keys:
-            told = problem(wrong, 1)
-            assert f"has no key {wrong}" in told.what
+        if wrong not in schema.keys:
+            told = problem(wrong, 1, schema)
+            assert f"{schema.version} has no key {wrong}" in told.what
             assert key in told.change, told
 
 
-@pytest.mark.parametrize("key", [name for name, key in MAIN.keys.items() if {*key.types} - {"null"} in NUMBERS])
-def test_a_word_for_a_number_is_refused(key: str) -> None:
-    told = problem(key, "many")
+@pytest.mark.parametrize(("environment", "key"), [pair for pair in KEYS if kinds(*pair) in NUMBERS])
+def test_a_word_for_a_number_is_refused(environment: str, key: str) -> None:
+    told = problem(key, "many", SCHEMAS[environment])
     assert told.what == f"{key} is 'many'" and "number" in told.change
 
 
-@pytest.mark.parametrize("key", [name for name, key in MAIN.keys.items() if {*key.types} - {"null"} == {"boolean"}])
-def test_a_word_for_a_switch_is_refused(key: str) -> None:
-    assert problem(key, "maybe").change == "write true or false"
-    assert problem(key, 1).change == "write true or false"
+@pytest.mark.parametrize(("environment", "key"), [pair for pair in KEYS if kinds(*pair) == {"boolean"}])
+def test_a_word_for_a_switch_is_refused(environment: str, key: str) -> None:
+    for wrong in ("maybe", 1):
+        assert problem(key, wrong, SCHEMAS[environment]).change == "write true or false"
 
 
-@pytest.mark.parametrize("key", MAIN.keys)
-def test_the_default_and_the_types_of_every_key_are_taken(key: str) -> None:
-    known = MAIN.keys[key]
-    assert read(key, known.default) == known.default
+@pytest.mark.parametrize(("environment", "key"), KEYS)
+def test_the_default_and_the_types_of_every_key_are_taken(environment: str, key: str) -> None:
+    schema = SCHEMAS[environment]
+    known = schema.keys[key]
+    assert read(key, known.default, schema) == known.default
     for choice in known.choices:
-        assert read(key, choice) == choice
+        assert read(key, choice, schema) == choice
     for kind in () if known.choices else known.types:
-        assert read(key, OF_KIND[kind]) == OF_KIND[kind]
+        assert read(key, OF_KIND[kind], schema) == OF_KIND[kind]
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,19 @@ def test_what_is_not_there_or_broken_is_refused(tmp_path: Path, entry: t.Any, wh
     assert change in refusal.value.change
 
 
+def test_what_the_version_of_the_stage_does_not_read_is_refused(tmp_path: Path) -> None:
+    chat = '{"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}\n'
+    (tmp_path / "chat.jsonl").write_text(chat, encoding="utf-8")
+    openai: dict[str, t.Any] = {"file": "chat.jsonl", "formatting": "openai"}
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    sharegpt = {**openai, "formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags}
+    assert find([tmp_path], train_datasets=[openai])
+    assert find([tmp_path], train_datasets=[sharegpt], train_recipe="ppo")
+    with pytest.raises(FinetuneError, match=r"LLaMA-Factory 0\.9\.3.*does not read records of formatting openai") as no:
+        find([tmp_path], train_datasets=[openai], train_recipe="ppo")
+    assert "sharegpt" in no.value.change
+
+
 def test_a_file_on_the_nodes_must_be_the_same_everywhere() -> None:
     entry = [{"path": "~/a.jsonl"}]
     (source,) = find([], {"x": answer(), "y": answer()}, train_datasets=entry)

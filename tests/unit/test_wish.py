@@ -133,6 +133,32 @@ def test_the_inventorys_own_variables_are_left_alone() -> None:
     _wish.refuse_misspelt([*_wish.INPUTS, *_wish.OTHERS, "train_bucket", "train_model_dir", "training_model", "train"])
 
 
+@pytest.mark.parametrize(
+    "asked", [{"train_recipe": "ppo"}, {"train_set": "stage=ppo"}, {"train_args": {"stage": "ppo"}}]
+)
+def test_ppo_has_an_environment_of_its_own_and_its_keys(asked: dict[str, t.Any]) -> None:
+    assert (read().environment, read(train_recipe="reward").environment) == ("main", "main")
+    wish = read(**asked)
+    assert (wish.environment, wish.stage, wish.reward_model) == ("ppo", "ppo", "")
+    with pytest.raises(FinetuneError, match=r"LLaMA-Factory 0\.9\.3 has no key use_dft_loss"):
+        read(**{**asked, "train_args": {"stage": "ppo", "use_dft_loss": True}})
+
+
+def test_ppo_takes_no_held_out_data_unless_it_is_asked_for_in_vain() -> None:
+    assert read(train_eval_datasets=["demo_heldout"]).eval_datasets
+    assert not read(train_recipe="ppo", train_eval_datasets=["demo_heldout"]).eval_datasets
+    assert read(train_recipe="ppo", train_eval_datasets=["alpaca_en"]).eval_datasets, "the rules refuse it"
+
+
+def test_a_reward_model_is_a_full_path_or_on_a_hub() -> None:
+    for found in ("/srv/reward", "org/reward", "https://rewards"):
+        assert read(train_recipe="ppo", train_set=f"reward_model={found}").reward_model == found
+    for found in ("~/reward", "./reward"):
+        with pytest.raises(FinetuneError, match="neither a full path") as refusal:
+            read(train_recipe="ppo", train_set=f"reward_model={found}")
+        assert refusal.value.where == "key reward_model"
+
+
 def test_every_input_of_the_role_is_known() -> None:
     specs = (Path(__file__).parents[2] / "roles/train/meta/argument_specs.yml").read_text(encoding="utf-8")
     options = yaml.safe_load(specs)["argument_specs"]["main"]["options"]

@@ -79,6 +79,12 @@ RECIPE: dict[str, t.Any] = {
     },
 }
 
+IN_ENVIRONMENT: dict[str, dict[str, t.Any]] = {
+    "ppo": {"template": "chatml", "learning_rate": 1e-4, "max_new_tokens": 64},
+}
+"""What of `fine_tuning` is otherwise in an environment: LLaMA-Factory 0.9.3 has the same chat under another name, and
+PPO wants smaller steps and answers that end."""
+
 THREADS = 1
 """CPU threads, for making it and for training on it: more do not help a model this small, and harm on busy cores."""
 

@@ -16,8 +16,9 @@ from .state import Run
 def read(run: Run) -> dict[str, t.Any]:
     """The newest beat of the ranks joined with what the supervisor measures; empty before the first start.
 
-    step, total_steps; epoch; loss and eval_loss in nats per token; learning_rate; steps_per_second; eta in seconds;
-    cpu in percent of one core; memory and gpu_memory in bytes; gpu in percent; age of the beat in seconds.
+    step, total_steps; epoch; loss and eval_loss in nats per token; reward (PPO); learning_rate;
+    steps_per_second; eta in seconds; cpu in percent of one core; memory and gpu_memory in bytes; gpu in percent; age
+    of the beat in seconds.
     """
     beat = files.read_json(run.progress)
     beat.update(files.read_json(run.usage))
@@ -42,6 +43,8 @@ def line(beat: dict[str, t.Any], *, live: bool = True) -> str:
         parts.append("waiting for the other nodes" if beat.get("waiting") else str(beat.get("phase", "starting")))
     if beat.get("loss") is not None:
         parts.append(f"loss {beat['loss']:.4f}")
+    if beat.get("reward") is not None:
+        parts.append(f"reward {beat['reward']:.4f}")
     if beat.get("learning_rate") is not None:
         parts.append(f"lr {beat['learning_rate']:.1e}")
     if not live:
@@ -96,6 +99,7 @@ def summary(run: Run) -> dict[str, t.Any]:
     """What a finished run came to: losses in nats per token, steps, seconds, where its results are."""
     entries = log_entries(run)
     losses = [entry["loss"] for entry in entries if "loss" in entry]
+    rewards = [entry["reward"] for entry in entries if "reward" in entry]
     evaluated = [entry["eval_loss"] for entry in entries if "eval_loss" in entry]
     totals = files.read_json(run.output / "all_results.json")
     state = files.read_json(run.state)
@@ -107,6 +111,8 @@ def summary(run: Run) -> dict[str, t.Any]:
         "plots": [str(run.output / name) for name in plots],
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
+        "first_reward": rewards[0] if rewards else None,
+        "last_reward": rewards[-1] if rewards else None,
         "eval_loss": evaluated[-1] if evaluated else totals.get("eval_loss"),
         "steps": entries[-1].get("current_steps") if entries else None,
         "train_runtime": totals.get("train_runtime"),
@@ -124,6 +130,8 @@ def summary_lines(facts: dict[str, t.Any]) -> list[str]:
         if facts.get("eval_loss") is not None:
             text += f", held out {facts['eval_loss']:.4f}"
         lines.append(text)
+    if facts.get("first_reward") is not None:
+        lines.append(f"reward    {facts['first_reward']:.4f} → {facts['last_reward']:.4f}")
     if (facts.get("train_runtime") or 0) >= 0.5:  # an attempt that only ended the run made no steps
         lines.append(
             f"speed     {facts['samples_per_second']:.1f} samples/s, {duration(facts['train_runtime'])}"

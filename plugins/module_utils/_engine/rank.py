@@ -30,7 +30,7 @@ ATTEMPT = "LLMOPS_ATTEMPT"
 
 
 class Ended(Exception):
-    """The supervisor asked to end, and a whole checkpoint is on disk."""
+    """The supervisor asked to end, and a whole checkpoint is on disk where one is of use."""
 
 
 def die_with_parent() -> None:
@@ -112,7 +112,9 @@ def _train(run: Run, here: peers.Node, store: peers.Store | None) -> None:
     torch.serialization.register_package(0, lambda _: None, _restore_on_cpu)
     _end_at_last_step()
     _skip_within_the_epoch()
-    run_exp(arguments, callbacks=[_callback(run, here, store, keep)])
+    callback = _callback(run, here, store, keep)
+    _after_saving(callback.saved)
+    run_exp(arguments, callbacks=[callback])
     files.write_json(run.logs / f"memory-rank{here.rank}.json", _peak_memory(here.rank))
     if here.leads:
         files.write_json(run.trained, {"attempt": int(os.environ.get(ATTEMPT, "0")), "time": time.time()})
@@ -158,6 +160,21 @@ def _skip_within_the_epoch() -> None:
     trainer.skip_first_batches = skip_first_batches
 
 
+def _after_saving(saved: t.Callable[[t.Any, t.Any], None]) -> None:
+    """Call `saved` when all callbacks are through with a checkpoint: some of LLaMA-Factory's, which come after ours,
+    still write into it (value head, processor)."""
+    from transformers.trainer_callback import CallbackHandler
+
+    callbacks = CallbackHandler.on_save
+
+    def on_save(self: t.Any, args: t.Any, state: t.Any, control: t.Any) -> t.Any:
+        control = callbacks(self, args, state, control)
+        saved(args, state)
+        return control
+
+    CallbackHandler.on_save = on_save
+
+
 def _peak_memory(rank: int) -> dict[str, t.Any]:
     """Bytes: resident peak of the process, and torch's own peaks where there is a GPU."""
     import torch
@@ -172,6 +189,8 @@ def _peak_memory(rank: int) -> dict[str, t.Any]:
 def _callback(run: Run, here: peers.Node, store: peers.Store | None, keep: int | None) -> t.Any:
     import torch.distributed as dist
     from transformers import TrainerCallback
+
+    resumes = files.read_json(run.launch).get("resumes", True)
 
     class RunCallback(TrainerCallback):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -205,11 +224,13 @@ def _callback(run: Run, here: peers.Node, store: peers.Store | None, keep: int |
             )
             self._write()
             if self._asked_to_end(state.global_step):
+                if not resumes:  # a checkpoint would be of no use, and PPO's loop is not to be asked for one
+                    raise Ended
                 self.ending = True
                 control.should_save = True
 
         def on_log(self, args: t.Any, state: t.Any, control: t.Any, logs: t.Any = None, **_: t.Any) -> None:
-            for name in ("loss", "learning_rate", "eval_loss", "grad_norm"):
+            for name in ("loss", "reward", "learning_rate", "eval_loss", "grad_norm"):
                 if name in (logs or {}):
                     self.beat[name] = float(logs[name])
             self._write()
@@ -224,10 +245,14 @@ def _callback(run: Run, here: peers.Node, store: peers.Store | None, keep: int |
         def on_save(self, args: t.Any, state: t.Any, control: t.Any, **_: t.Any) -> None:
             self.beat["phase"] = "saving"
             self._write(force=True)
+
+        def saved(self, args: t.Any, state: t.Any) -> None:
             if dist.is_initialized():
                 dist.barrier()  # every rank has written its part
             if here.leads:
                 path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                if path.is_dir() and not (path / "trainer_state.json").exists():  # PPO's loop leaves it out
+                    state.save_to_json(str(path / "trainer_state.json"))
                 checkpoint.mark(path, self.nodes.keep(path) if self.nodes else ())
                 if keep:
                     checkpoint.prune(Path(args.output_dir), keep)

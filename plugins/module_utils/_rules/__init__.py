@@ -4,7 +4,7 @@
 """What LLaMA-Factory refuses after minutes, or takes and does otherwise: as tables that a plan reads in no time.
 
 A row speaks when its condition holds. It is about `keys`, of which the author changes one. Sources are files of
-LLaMA-Factory 0.9.5 unless they name another package.
+LLaMA-Factory, 0.9.5 and for stage ppo 0.9.3, unless they name another package.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ import typing as t
 from .rule import Rule
 
 _ON_THE_FLY_BITS = {"bnb": (4, 8), "hqq": (1, 2, 3, 4, 5, 6, 8), "eetq": (8,)}
+_SLOW_SPLITTERS = ("0.9.3",)
+"""Versions that leave the splitting of special tokens to slow tokenizers."""
 _PARSER = "hparams/parser.py"
 _FINETUNING = "hparams/finetuning_args.py"
 
@@ -33,6 +35,13 @@ RULES: t.Tuple[Rule, ...] = (
         lambda c: c["export_quantization_bit"] is not None and c["export_quantization_dataset"] is None,
         "quantizing an export needs a dataset to calibrate with",
         "set export_quantization_dataset",
+        "hparams/model_args.py",
+    ),
+    Rule(
+        ("split_special_tokens", "use_fast_tokenizer"),
+        lambda c: c.schema.version in _SLOW_SPLITTERS and c["split_special_tokens"] and c["use_fast_tokenizer"],
+        "special tokens are split by slow tokenizers alone",
+        "set use_fast_tokenizer: false",
         "hparams/model_args.py",
     ),
     Rule(

@@ -21,9 +21,13 @@ class Situation(t.NamedTuple):
     fsdp: bool = False
     datasets: int = 1
     eval_datasets: int = 0
+    records: int | None = None
+    """To train on; None where that is not known."""
     media: bool = False
     """A dataset has images, videos or audios."""
     model: str = ""
+    reward_model: t.FrozenSet[str] | None = None
+    """Files of a reward model that its folder has on every node; None where it is no path on the nodes."""
 
 
 class View:

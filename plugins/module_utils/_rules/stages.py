@@ -5,28 +5,53 @@
 
 from __future__ import annotations
 
+import math
 import typing as t
 
 from .rule import Rule, View
 
-_PPO_LOGGERS = ("wandb", "tensorboard", "trackio", "none")
+_PPO_LOGGERS = ("wandb", "tensorboard", "none")
 _PARSER = "hparams/parser.py"
 _FINETUNING = "hparams/finetuning_args.py"
+_PPO = "train/ppo/trainer.py"
 
 
-def _late_trl(c: View) -> bool:
-    version = c.schema.packages.get("trl", "0").split(".")
-    return [int(part) for part in version[:2]] >= [0, 18]
+def _reward_folder(c: View) -> t.FrozenSet[str] | None:
+    return c.now.reward_model if c["stage"] == "ppo" and c["reward_model_type"] != "api" else None
+
+
+def _no_reward_model(c: View) -> bool:
+    there = _reward_folder(c)
+    return there is not None and "value_head.safetensors" not in there
+
+
+def _other_reward_model(c: View) -> bool:
+    """A whole model where an adapter is due, or the other way round."""
+    there, mark = _reward_folder(c), {"lora": "adapter_config.json", "full": "config.json"}
+    return there is not None and "value_head.safetensors" in there and mark[c["reward_model_type"]] not in there
+
+
+def _less_than_a_batch(c: View) -> bool:
+    """PPO leaves out the batch that is not full, so that of too few records nothing is left."""
+    keys = ("per_device_train_batch_size", "gradient_accumulation_steps", "ppo_buffer_size")
+    batch = math.prod([c[key] for key in keys]) * c.now.world_size
+    most = None if c["max_samples"] is None else c["max_samples"] * c.now.datasets
+    return bool(
+        c["stage"] == "ppo" and min(count for count in (c.now.records, most, batch) if count is not None) < batch
+    )
+
+
+def _ppo_steps(kind: str) -> t.Callable[[View], t.Any]:
+    """PPO's own loop counts steps, whatever the strategy."""
+
+    def broken(c: View) -> bool:
+        steps = c[f"{kind}_steps"]
+        return bool(c["stage"] == "ppo" and (steps < 1 or steps != int(steps) or c[f"{kind}_strategy"] != "steps"))
+
+    return broken
 
 
 RULES: t.Tuple[Rule, ...] = (
-    Rule(
-        ("stage",),
-        lambda c: c["stage"] == "ppo" and _late_trl(c),
-        "LLaMA-Factory's PPO trainer cannot be imported with the trl of this environment",
-        "take train_recipe: ppo, which has an environment of its own",
-        "train/ppo/trainer.py",
-    ),
     Rule(
         ("predict_with_generate", "stage"),
         lambda c: c["stage"] != "sft" and c["predict_with_generate"],
@@ -70,6 +95,20 @@ RULES: t.Tuple[Rule, ...] = (
         _FINETUNING,
     ),
     Rule(
+        ("reward_model",),
+        _no_reward_model,
+        "there is no reward model in that folder on every node",
+        "name the folder `output` of a finished run of recipe reward, which the account may read",
+        "train/trainer_utils.py",
+    ),
+    Rule(
+        ("reward_model_type", "reward_model"),
+        _other_reward_model,
+        "the folder reward_model holds a reward model of the other type",
+        lambda c: f"set reward_model_type: {'full' if c['reward_model_type'] == 'lora' else 'lora'}",
+        "train/trainer_utils.py",
+    ),
+    Rule(
         ("reward_model_type", "finetuning_type"),
         lambda c: c["stage"] == "ppo" and c["reward_model_type"] == "lora" and not c.lora,
         "a reward model that is an adapter goes with finetuning_type lora",
@@ -100,9 +139,33 @@ RULES: t.Tuple[Rule, ...] = (
     Rule(
         ("report_to", "stage"),
         lambda c: c["stage"] == "ppo" and any(word not in _PPO_LOGGERS for word in c.words("report_to")),
-        "PPO reports to wandb, tensorboard or trackio alone",
+        "PPO reports to wandb or tensorboard alone",
         "use one of them, or none",
         _PARSER,
+    ),
+    Rule(
+        ("train_eval_datasets", "val_size"),
+        lambda c: c["stage"] == "ppo" and (c.now.eval_datasets or c["val_size"] > 1e-6),
+        "PPO takes no held-out data",
+        "set train_eval_datasets: [], and remove val_size",
+        _PPO,
+    ),
+    Rule(
+        ("train_datasets", "train_global_batch_size", "max_samples"),
+        _less_than_a_batch,
+        "PPO trains on full batches alone, and there are fewer records than one",
+        "lower train_global_batch_size or ppo_buffer_size, or give more records",
+        _PPO,
+    ),
+    *(
+        Rule(
+            (f"{kind}_steps", f"{kind}_strategy"),
+            _ppo_steps(kind),
+            f"PPO counts {kind}_steps in whole steps, and knows no other {kind}_strategy",
+            f"set {kind}_steps to a whole number from 1, and remove {kind}_strategy",
+            _PPO,
+        )
+        for kind in ("logging", "save")
     ),
     Rule(
         ("dpo_label_smoothing", "pref_loss"),

@@ -89,7 +89,7 @@ RULES: t.Tuple[Rule, ...] = (
     ),
     Rule(
         ("report_to",),
-        lambda c: "trackio" in c.words("report_to") and not c["project"],
+        lambda c: "project" in c.schema.keys and "trackio" in c.words("report_to") and not c["project"],
         "trackio needs a project",
         "set project",
         _PARSER,
