@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 import typing as t
 from dataclasses import dataclass
@@ -155,6 +156,27 @@ def test_the_other_way_round_with_two_processes_and_a_host_left_out(cluster: Clu
     assert done.rc == 0, done.text
     assert done.plan["resolved"]["world_size"] == 4
     assert ranks(str(done.plan["id"]), order[:2]) == [[0, 1], [2, 3]]
+
+
+def losses(host: str, run_id: str) -> list[float]:
+    log = sh(host, f"cat {ROOT}/runs/{run_id}/output/trainer_log.jsonl")
+    return [line["loss"] for line in map(json.loads, log.splitlines()) if "loss" in line]
+
+
+def test_the_loss_does_not_depend_on_the_number_of_hosts(cluster: Cluster, first: First) -> None:
+    """The same data, seed and global batch on one host, two and three."""
+    short = {"max_steps": 20, "save_steps": 20, "logging_steps": 1, "max_samples": 240, "lora_dropout": 0.0}
+    short["per_device_train_batch_size"] = 1
+    found = []
+    for count in (1, 2, 3):
+        asked = {"train_global_batch_size": 12}
+        done = cluster.play("train.yml", name=f"on-{count}", order=NAMES[:count], asked=asked, **short)
+        assert done.rc == 0, done.text
+        found.append(losses(NAMES[0], str(done.plan["id"])))
+        assert len(found[-1]) == 20
+    furthest = max(abs(one - other) for one, *others in zip(*found, strict=True) for other in others)
+    print(f"largest difference of the loss over 20 steps: {furthest:.1e}", file=sys.stderr)
+    assert furthest <= 1e-4
 
 
 # --- what is lost, and what becomes of it ---
