@@ -165,7 +165,13 @@ def losses(host: str, run_id: str) -> list[float]:
 
 def test_the_loss_does_not_depend_on_the_number_of_hosts(cluster: Cluster, first: First) -> None:
     """The same data, seed and global batch on one host, two and three."""
-    short = {"max_steps": 20, "save_steps": 20, "logging_steps": 1, "max_samples": 240, "lora_dropout": 0.0}
+    short: dict[str, t.Any] = {
+        "max_steps": 20,
+        "save_steps": 20,
+        "logging_steps": 1,
+        "max_samples": 240,
+        "lora_dropout": 0.0,
+    }
     short["per_device_train_batch_size"] = 1
     found = []
     for count in (1, 2, 3):
