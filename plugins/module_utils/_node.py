@@ -15,12 +15,19 @@ import subprocess
 import typing as t
 from pathlib import Path
 
-from . import _checker, _dataset, _records, _user
+from . import _checker, _dataset, _model, _records, _user
 from ._engine import files, lease, state
 from ._errors import FinetuneError
 from ._media import Media
 
-NOTHING: dict[str, t.Any] = {"runs": {}, "datasets": [], "models": [], "sources": [], "model_missing": False}
+NOTHING: dict[str, t.Any] = {
+    "runs": {},
+    "datasets": [],
+    "models": [],
+    "sources": [],
+    "model_missing": False,
+    "model": {},
+}
 """What lies under the root of an account that is still to be made."""
 _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B
 _GPU_QUERY = ("index", "uuid", "name", "memory.total", "compute_cap", "driver_version")
@@ -60,11 +67,13 @@ def facts(
 
     def read() -> dict[str, t.Any]:
         refuse_unreadable(Path(place))
+        found = model.startswith("/") and (Path(model) / "config.json").is_file()
         return {
             "runs": runs(Path(place), name),
             "datasets": datasets(Path(place)),
             "models": models(Path(place)),
-            "model_missing": model.startswith("/") and not (Path(model) / "config.json").is_file(),
+            "model_missing": model.startswith("/") and not found,
+            "model": _model.facts(Path(model)) if found else {},
             "sources": [source(dataset) for dataset in here],
         }
 

@@ -16,6 +16,7 @@ from ._dataset import Source
 from ._engine import base_model, lease
 from ._env import environment_path
 from ._errors import FinetuneError
+from ._model import Model
 from ._ranks import Facts
 from ._wish import DEMO_MODEL, Wish
 
@@ -164,6 +165,7 @@ def _refuse_what_cannot_run(
         eval_datasets=sum(source.evaluates for source in sources),
         media=any(source.media for source in sources),
         model=wish.model,
+        weights=Model(**(next(iter(facts.values())).get("model") or {})),
     )
     _schema.refuse(_rules.problems(arguments, schema, situation, wish.args), origins)
 
@@ -220,6 +222,8 @@ def _notices(
                 )
     if wish.stage in _FROM_THE_START:
         notices.append(f"Stage {wish.stage} cannot go on from a checkpoint: after an interruption it begins again.")
+    if wish.stage == "dpo" and _copies_the_model(plan.resolved["arguments"]):
+        notices.append("Without `ref_model`, DPO of all weights keeps a second copy of the model in memory.")
     for source in sources:
         notices += [f"Dataset {source.dataset.name}: {told}." for told in source.doubts]
         if source.unread:
@@ -235,6 +239,12 @@ def _notices(
     if wish.model != DEMO_MODEL and "template" not in plan.resolved["arguments"]:
         notices.append("No `template` is given: LLaMA-Factory takes the chat template of the model's tokenizer.")
     return notices
+
+
+def _copies_the_model(arguments: t.Mapping[str, t.Any]) -> bool:
+    """DPO compares with the model as it was: an adapter is taken off for that, changed weights need their copy."""
+    alone = arguments.get("pref_loss") in ("orpo", "simpo")
+    return arguments["finetuning_type"] != "lora" and not arguments.get("ref_model") and not alone
 
 
 def _node(

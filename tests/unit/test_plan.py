@@ -537,3 +537,32 @@ def test_a_model_that_is_not_on_a_node_is_refused_before_anything_is_staged() ->
     assert refusal.value.where == "train_model"
     text = "\n".join(_plan.describe(make({"a": node()}, train_model="/srv/x"), [DATA], {"a": node()}))
     assert "model   /srv/x\n" in text, "a path has no revision"
+
+
+# --- what is known of the model ---
+
+
+def test_what_the_model_on_the_node_says_is_held_against_the_arguments() -> None:
+    facts = {"a": node(model={"type": "qwen3", "length": 1024, "first_length": 1024})}
+    with pytest.raises(FinetuneError, match="not made for texts") as refusal:
+        make(facts, train_model="/srv/x", train_args={"cutoff_len": 2048})
+    assert (refusal.value.where, refusal.value.change) == (
+        "train_args, key cutoff_len",
+        "set cutoff_len: 1024, or rope_scaling: yarn",
+    )
+    make(facts, train_model="/srv/x", train_args={"cutoff_len": 1024})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "told"),
+    [
+        ("dpo", {"finetuning_type": "full"}, True),
+        ("dpo", {"finetuning_type": "full", "pref_loss": "simpo"}, False),
+        ("dpo", {"finetuning_type": "full", "ref_model": "/srv/ref"}, False),
+        ("dpo", {}, False),
+        ("full_sft", {}, False),
+    ],
+)
+def test_the_second_copy_that_dpo_keeps_is_told(recipe: str, arguments: Variables, told: bool) -> None:
+    plan = make({"a": node()}, train_recipe=recipe, train_args=arguments)
+    assert any("second copy" in notice for notice in plan.notices) is told

@@ -12,13 +12,14 @@ from __future__ import annotations
 import typing as t
 
 from .._schema import Problem, Schema
-from . import data, model, packages, stages, trainer, tuning
+from . import data, model, packages, pretrained, stages, trainer, tuning
 from .rule import Rule, Situation, View
 
 __all__ = ["RULES", "Rule", "Situation", "View", "problems"]
 
 RULES: t.Tuple[Rule, ...] = (
     *model.RULES,
+    *pretrained.RULES,
     *data.RULES,
     *stages.RULES,
     *tuning.RULES,

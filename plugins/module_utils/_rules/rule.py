@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
+from .._model import Model
 from .._schema import Schema
 
 
@@ -24,6 +25,8 @@ class Situation(t.NamedTuple):
     media: bool = False
     """A dataset has images, videos or audios."""
     model: str = ""
+    weights: Model = Model()
+    """What is known of the model itself."""
 
 
 class View:
