@@ -165,9 +165,22 @@ def _refuse_what_cannot_run(
         eval_datasets=sum(source.evaluates for source in sources),
         media=any(source.media for source in sources),
         model=wish.model,
-        weights=Model(**(next(iter(facts.values())).get("model") or {})),
+        weights=_weights(wish, facts),
     )
     _schema.refuse(_rules.problems(arguments, schema, situation, wish.args), origins)
+
+
+def _weights(wish: Wish, facts: t.Mapping[str, Facts]) -> Model:
+    """What is known of the model itself: the same on every node, or the run is refused."""
+    (first, known), *others = ((host, node.get("model") or {}) for host, node in facts.items())
+    for host, other in others:
+        if other != known:
+            raise FinetuneError(
+                f"The model in {wish.model} is not the same on {first} and {host}.",
+                where="train_model",
+                change="copy one folder to all nodes",
+            )
+    return Model(**known)
 
 
 def _against_last(plan: Plan, node: Facts) -> list[str]:

@@ -70,6 +70,12 @@ def test_what_a_managed_run_owns_is_left_out_with_a_notice() -> None:
         ("stage: sft\ntensor_model_parallel_size: 2\n", "my.yaml, line 2", "Megatron"),
         ("a: [1\n", "my.yaml, line 2", "correct that line"),
         ("stage: sft\nstage: pt\n", "my.yaml, line 2, and my.yaml, line 1", "keep one"),
+        ("<|token|>: what it means\n", "my.yaml", "another file"),
+        ("compute_environment: LOCAL_MACHINE\n", "my.yaml, line 1", "the file that it launches"),
+        ("stage: sft\nray_num_workers: 4\n", "my.yaml, line 2", "keys of Ray"),
+        ("model_name_or_path: a\ntemplate: qwen3\n", "train_config, my.yaml", "do_train: true"),
+        ("model_name_or_path: a\nexport_dir: b\n", "train_config, my.yaml", "a file for training"),
+        ("stage: sft\ndo_train: false\n", "train_config, my.yaml", "do_train: true"),
         ("- a\n", "my.yaml", "key: value"),
         ("", "my.yaml", "key: value"),
     ],
@@ -99,7 +105,7 @@ def test_datasets_are_those_of_the_dataset_info_above_the_file(tmp_path: Path) -
     entry = {"file_name": "mine.json", "formatting": "sharegpt", "columns": {"messages": "chat"}, "ranking": False}
     info = {"mine": entry, "far": {"hf_hub_url": "org/far", "split": "test"}, "script": {"script_url": "x"}}
     (tmp_path / "data/dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
-    (tmp_path / "examples/lora/my.yaml").write_text("stage: sft\ndataset: mine,far,other\n", encoding="utf-8")
+    (tmp_path / "examples/lora/my.yaml").write_text("do_train: true\ndataset: mine,far,other\n", encoding="utf-8")
     found = _import.find("lora/my.yaml", [tmp_path, tmp_path / "examples"], SCHEMAS["main"])
     assert found.datasets == [
         {

@@ -566,3 +566,12 @@ def test_what_the_model_on_the_node_says_is_held_against_the_arguments() -> None
 def test_the_second_copy_that_dpo_keeps_is_told(recipe: str, arguments: Variables, told: bool) -> None:
     plan = make({"a": node()}, train_recipe=recipe, train_args=arguments)
     assert any("second copy" in notice for notice in plan.notices) is told
+
+
+def test_the_model_is_the_same_on_every_node() -> None:
+    facts = {host: node(interfaces=eth0(f"10.0.0.{i}"), model={"type": "qwen3"}) for i, host in enumerate("ab", 1)}
+    make(facts, train_model="/srv/x")
+    facts["b"]["model"] = {"type": "qwen3", "absent": ["model-00002-of-00002.safetensors"]}
+    with pytest.raises(FinetuneError, match="not the same on a and b") as refusal:
+        make(facts, train_model="/srv/x")
+    assert refusal.value.where == "train_model"

@@ -161,6 +161,8 @@ CASES: list[Case] = [
     ("several adapters", {"adapter_name_or_path": "/a,/b"}, READS_GPTQ, {"adapter_name_or_path": "/a"}, READS_GPTQ),
     ("quantized already", BITS, READS_GPTQ, BITS, QWEN3),
     ("quantized with gptq", {}, GPTQ, {}, READS_GPTQ),
+    ("quantized with gptq", {}, {"model": "org/m-GPTQ"}, {}, {"model": "org/m-GPTQ", WITH: ["gptqmodel"]}),
+    ("quantized with gptq", {}, {"model": "org/m_gptq_4bit"}, {}, {"model": "/srv/m-gptq", **QWEN3}),
     ("quantized with awq", {}, lies(quantized="awq"), {}, {**lies(quantized="awq"), WITH: ["autoawq"]}),
     ("quantized with aqlm", {}, lies(quantized="aqlm"), {}, {**lies(quantized="aqlm"), WITH: ["aqlm"]}),
     ("does not divide", {**PRO, "freeze_trainable_layers": 8}, QWEN3, {**PRO, "freeze_trainable_layers": 7}, QWEN3),
@@ -206,6 +208,7 @@ CASES: list[Case] = [
     ("not made for texts", {"cutoff_len": 4097}, QWEN3, {"cutoff_len": 4097, "rope_scaling": "yarn"}, QWEN3),
     ("shift_attn needs", {"shift_attn": True}, {}, {"shift_attn": True}, {WITH: {"transformers": "4.47.1"}}),
     ("transformers 5.6.0", {"flash_attn": "fa2"}, {WITH: {"transformers": "5.6.0", "flash-attn": "2"}}, {}, {}),
+    ("are for NPUs", {"use_v1_kernels": True}, {}, {}, {}),
     (
         "liger has no kernels",
         {"enable_liger_kernel": True},

@@ -94,6 +94,13 @@ RULES: t.Tuple[Rule, ...] = (
         "model/model_utils/longlora.py",
     ),
     Rule(
+        ("use_v1_kernels",),
+        lambda c: c["use_v1_kernels"],
+        "the kernels of use_v1_kernels are for NPUs, which no node has: elsewhere LLaMA-Factory has none of them",
+        "remove use_v1_kernels",
+        "model/loader.py",
+    ),
+    Rule(
         ("enable_liger_kernel",),
         lambda c: c["enable_liger_kernel"] and not c.now.gpus,
         "liger's kernels run on GPUs alone",

@@ -8,6 +8,7 @@ Nothing is known of a model that is still on a hub; these rows then say nothing.
 
 from __future__ import annotations
 
+import re
 import typing as t
 
 from .rule import Rule, View
@@ -45,7 +46,13 @@ def _kind_not_in(*kinds: str) -> t.Callable[[View], bool]:
 
 
 def _unread(method: str, package: str) -> t.Callable[[View], bool]:
-    return lambda c: c.now.weights.quantized == method and package not in c.schema.packages
+    return lambda c: _method(c) == method and package not in c.schema.packages
+
+
+def _method(c: View) -> str:
+    """How the checkpoint is quantized; of one on a hub, by the custom to say so in its name."""
+    words = [] if c.now.weights.type else re.split(r"\W|_", c.now.model.lower())
+    return c.now.weights.quantized or next((method for method, _package in _READERS if method in words), "")
 
 
 def _strangers(key: str, known: t.Callable[[View], t.Sequence[str]]) -> t.Callable[[View], bool]:
