@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import runpy
 import typing as t
 
 import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _model, _recipe, _rules, _sources
+
+from ..conftest import REPOSITORY
 
 MAIN = _sources.schemas()["main"]
 BASE: dict[str, t.Any] = {"stage": "sft", "finetuning_type": "lora", "do_train": True, "report_to": "none"}
@@ -539,6 +542,11 @@ def test_what_breaks_a_row_is_told_and_its_repair_is_taken(
 def test_every_row_has_a_case() -> None:
     unbroken = [rule.what for rule in _rules.RULES if not any(case[0] in rule.what for case in CASES)]
     assert unbroken == []
+
+
+def test_the_page_of_rules_is_written_from_the_tables() -> None:
+    written = runpy.run_path(str(REPOSITORY / "scripts" / "rules.py"))
+    assert written["PAGE"].read_text(encoding="utf-8") == written["page"](), "python scripts/rules.py writes it"
 
 
 def test_rows_are_about_keys_and_inputs_that_exist() -> None:
