@@ -95,7 +95,7 @@ def read(text: str, name: str, schema: _schema.Schema) -> Imported:
             if value:
                 change = "remove it; train_engine decides how ranks share the work"
                 problems.append(_schema.Problem(key, f"{key} is not taken from a file", change))
-        elif key.endswith(("_token", "_api_key")):
+        elif _config.is_secret(key):
             if value:
                 problems.append(_schema.Problem(key, f"{key} is a secret", "remove it; hand it over in train_secrets"))
         elif key in ("dataset", "eval_dataset"):

@@ -66,6 +66,7 @@ def test_what_a_managed_run_owns_is_left_out_with_a_notice() -> None:
         ("lora_rank: many\n", "line 1", "a whole number"),
         ("deepspeed: x.json\n", "line 1", "train_engine"),
         ("hf_hub_token: abc\n", "line 1", "train_secrets"),
+        ("skip_special_token: true\n", "line 1", "use skip_special_tokens"),
         ("model: org/x\n", "my.yaml, line 1", "model_name_or_path"),
         ("stage: sft\ntensor_model_parallel_size: 2\n", "my.yaml, line 2", "Megatron"),
         ("a: [1\n", "my.yaml, line 2", "correct that line"),
