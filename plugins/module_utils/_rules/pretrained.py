@@ -168,7 +168,7 @@ RULES: t.Tuple[Rule, ...] = (
             and not {word.rpartition(".")[2] for word in c.words("lora_target")} & {"all", *c.now.weights.modules}
         ),
         "the model has none of these modules",
-        _among(lambda c: ["all", *c.now.weights.modules]),
+        _among(lambda c: ["all", *(name for name in c.now.weights.modules if "norm" not in name)]),
         "peft LoraModel",
     ),
     Rule(
