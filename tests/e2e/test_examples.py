@@ -39,6 +39,7 @@ NO_TRAINING = {
 """Folders of files that are not for the trainer, and whose they are."""
 
 _ENGINE = "train_engine decides how ranks share the work"
+_MEDIA = "have data and media on the nodes"
 REFUSED = {
     "ascend/qwen3_5_full_sft_fsdp2": "for NPUs",
     "ascend/qwen3_full_sft_fsdp2": "for NPUs",
@@ -54,6 +55,7 @@ REFUSED = {
     "extras/fp8/llama3_fp8_fsdp_sft": _ENGINE,
     "extras/galore/llama3_full_sft": "package galore-torch",
     "extras/mod/llama3_full_sft": "package mixture-of-depth",
+    "extras/oft/qwen2_5vl_oft_sft": _MEDIA,
     "extras/qoft/llama3_oft_sft_awq": "package autoawq",
     "extras/qoft/llama3_oft_sft_gptq": "package gptqmodel",
     "ktransformers/train_lora/deepseek_v2_lora_sft_kt": "package kt-kernel",
@@ -64,11 +66,12 @@ REFUSED = {
     "train_full/qwen3vl_full_sft": _ENGINE,
     "train_lora/qwen3_lora_sft_ds3": _ENGINE,
     "train_lora/qwen3_lora_sft_ray": "package ray",
+    "train_lora/qwen3vl_lora_sft": _MEDIA,
     "train_qlora/llama3_lora_sft_aqlm": "package aqlm",
     "train_qlora/llama3_lora_sft_awq": "package autoawq",
     "train_qlora/llama3_lora_sft_gptq": "package gptqmodel",
 }
-"""Files for the trainer that are refused on a node with NVIDIA GPUs, and the hardware or package that is missing."""
+"""Files for the trainer that are refused on a node with NVIDIA GPUs, and the hardware, package or media missing."""
 
 BACKEND = """
 from pathlib import Path
@@ -126,7 +129,7 @@ def planned(path: Path) -> str:
     return ""
 
 
-def test_every_example_for_the_trainer_is_planned_or_names_the_hardware_or_package_that_is_missing(
+def test_every_example_for_the_trainer_is_planned_or_names_what_is_missing(
     examples: Path,
 ) -> None:
     told = {str(path.relative_to(examples).with_suffix("")): planned(path) for path in files(examples)}
