@@ -6,6 +6,8 @@
 plays: what this collection costs over the bare tools, side by side in one run.
 1. A no-op apply. 2. A first apply with a warm environment beside the bare trainer with the same train.yaml.
 3. An environment from nothing beside a bare `uv pip install` of the same lock, each with an empty cache.
+4. A refused apply, from Enter, for what is wrong in a key, a value, a record and a file.
+5. What one configuration costs to check, beside LLaMA-Factory's own parser.
 records: how fast records are checked, and in how much memory (tests/bench_records.py).
 """
 
@@ -32,28 +34,33 @@ SHORT = 'train_set="max_steps=60 save_steps=60 logging_steps=10"'
 
 
 def seconds(
-    command: t.Sequence[str | Path], environment: t.Mapping[str, str] | None = None, cwd: Path = REPOSITORY
+    command: t.Sequence[str | Path],
+    environment: t.Mapping[str, str] | None = None,
+    cwd: Path = REPOSITORY,
+    given: str = "",
+    ends: int = 0,
 ) -> float:
     began = time.monotonic()
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
         env={**os.environ, **(environment or {})},
+        input=given,
         capture_output=True,
         text=True,
         check=False,
     )
-    if done.returncode:
+    if done.returncode != ends:
         raise SystemExit(f"{command}\n{done.stdout}\n{done.stderr}")
     return time.monotonic() - began
 
 
-def apply(playbook: str, *more: str, root: Path = ROOT) -> float:
+def apply(playbook: str, *more: str, root: Path = ROOT, ends: int = 0) -> float:
     variables = {"train_root": str(root), "train_lease_dir": str(BASE / "leases"), "train_watch_interval": 2}
     if os.getuid() == 0:  # both sides as the same user: the account is not what is measured
         variables |= {"train_user": "root", "train_become": False}
     play = ["ansible-playbook", playbook, "-i", "inventory", "-e", json.dumps(variables)]
-    return seconds([*play, *(word for extra in more for word in ("-e", extra))])
+    return seconds([*play, *(word for extra in more for word in ("-e", extra))], ends=ends)
 
 
 def environment_from_nothing() -> list[str]:
@@ -88,20 +95,59 @@ def first_apply() -> list[str]:
 
 def no_op() -> list[str]:
     ours = statistics.median(apply("train.yml", SHORT, "train_name=bench-0") for _ in range(TIMES))
-    theirs = statistics.median(
-        seconds(["ansible", "localhost", "-m", "ansible.builtin.ping", "-i", "inventory"]) for _ in range(TIMES)
+    return row("apply that changes nothing", ours, "`ansible -m ping`", ping())
+
+
+def ping() -> float:
+    command = ["ansible", "localhost", "-m", "ansible.builtin.ping", "-i", "inventory"]
+    return statistics.median(seconds(command) for _ in range(TIMES))
+
+
+def shown(time_taken: float) -> str:
+    return f"{time_taken:.1f} s" if time_taken >= 0.1 else f"{time_taken * 1000:.1f} ms"
+
+
+def refused() -> list[str]:
+    """The slowest kind of refusal: each is asked for TIMES."""
+    (BASE / "broken.jsonl").write_text('{"instruction": "Why?", "output": "So."}\n{"instruction": "Why?"}\n')
+    (BASE / "broken.yaml").write_text("model_name_or_path: org/model\ndo_train: true\nlora_rnak: 8\n")
+    kinds = (
+        "train_set=lora_rnak=8",
+        "train_set=quantization_bit=3",
+        json.dumps({"train_datasets": [{"file": str(BASE / "broken.jsonl")}]}),
+        f"train_config={BASE}/broken.yaml",
     )
-    return row("apply that changes nothing", ours, "`ansible -m ping`", theirs)
+    ours = max(statistics.median(apply("train.yml", kind, ends=2) for _ in range(TIMES)) for kind in kinds)
+    return row("apply that is refused", ours, "`ansible -m ping`", ping())
+
+
+def one_configuration() -> list[str]:
+    """Every configuration of the rules' table, from the variables to the plan, in this process."""
+    sys.path.insert(0, str(REPOSITORY / "collections"))
+    from .unit import test_refusals, test_rules
+
+    configurations = [arguments for case in test_rules.CASES for arguments in (case[1], case[3])]
+    began = time.monotonic()
+    for arguments in configurations:
+        test_refusals.planned(train_args=arguments)
+    ours = (time.monotonic() - began) / len(configurations)
+    assert "torch" not in sys.modules
+    python = next((ROOT / "envs").glob("*/bin/python"))
+    one = json.dumps([{**test_rules.BASE, "model_name_or_path": "/m", "dataset": "d"}])
+    theirs = statistics.median(
+        seconds([python, REPOSITORY / "tests/e2e/upstream.py", "29500"], cwd=BASE, given=one) for _ in range(TIMES)
+    )
+    return row("check of one configuration", ours, "LLaMA-Factory's own parser", theirs)
 
 
 def row(what: str, ours: float, beside: str, theirs: float) -> list[str]:
-    line = [what, f"{ours:.1f} s", beside, f"{theirs:.1f} s", f"{ours / theirs:.2f}", f"{ours - theirs:+.1f} s"]
+    line = [what, shown(ours), beside, shown(theirs), f"{ours / theirs:.2f}", f"{ours - theirs:+.1f} s"]
     print(" | ".join(line), flush=True)
     return line
 
 
 def plays() -> str:
-    rows = [environment_from_nothing(), first_apply(), no_op()]
+    rows = [environment_from_nothing(), first_apply(), no_op(), refused(), one_configuration()]
     told = (
         f"{machine()} Medians of {TIMES}, except the environment, which is built once on each side. Downloads are part "
         "of it."

@@ -129,19 +129,25 @@ def check(arguments: Arguments, where: str) -> None:
             raise FinetuneError(
                 f"{key} belongs to the managed run: {RESERVED[key]}.", where=where, change=f"remove {key}"
             )
-        if key.endswith(("_token", "_api_key")):
+        if is_secret(key):
             raise FinetuneError(
                 f"{key} is a secret.", where=where, change=f"remove {key}; hand it over in train_secrets"
             )
 
 
-def batch(arguments: Arguments, user: t.Container[str], world_size: int, wanted: int | None) -> tuple[int, int]:
+def is_secret(key: str) -> bool:
+    """A key of an account somewhere; special_token and the like are words of a vocabulary."""
+    return key.endswith(("_token", "_api_key")) and not key.endswith(("special_token", "new_token", "add_token"))
+
+
+def batch(arguments: Arguments, user: t.Mapping[str, str], world_size: int, wanted: int | None) -> tuple[int, int]:
     """Micro-batch per rank and gradient accumulation: samples per optimizer step = micro × accumulation × world size.
 
-    user: the keys its author wrote; they are kept. wanted: train_global_batch_size, None leaves the recipe's values.
+    user: the keys its author wrote, and where; they are kept. wanted: train_global_batch_size, None leaves the recipe's
+    values.
     """
-    micro = _positive(arguments, "per_device_train_batch_size")
-    accumulation = _positive(arguments, "gradient_accumulation_steps")
+    micro = _positive(arguments, "per_device_train_batch_size", user)
+    accumulation = _positive(arguments, "gradient_accumulation_steps", user)
     if wanted is None:
         return micro, accumulation
     keep_micro, keep_accumulation = "per_device_train_batch_size" in user, "gradient_accumulation_steps" in user
@@ -168,10 +174,14 @@ def batch(arguments: Arguments, user: t.Container[str], world_size: int, wanted:
     return micro, wanted // (world_size * micro)
 
 
-def _positive(arguments: Arguments, key: str) -> int:
+def _positive(arguments: Arguments, key: str, user: t.Mapping[str, str]) -> int:
     value = arguments[key]
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise FinetuneError(f"{key} is {value!r}.", where=key, change="use a whole number from 1")
+        raise FinetuneError(
+            f"{key} is {value!r}.",
+            where=f"{user.get(key, 'train_args')}, key {key}",
+            change="use a whole number from 1",
+        )
     return value
 
 

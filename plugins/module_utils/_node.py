@@ -15,7 +15,7 @@ import subprocess
 import typing as t
 from pathlib import Path
 
-from . import _checker, _dataset, _records, _user
+from . import _checker, _dataset, _model, _records, _user
 from ._engine import files, lease, state
 from ._errors import FinetuneError
 from ._media import Media
@@ -27,6 +27,7 @@ NOTHING: dict[str, t.Any] = {
     "sources": [],
     "model_missing": False,
     "reward_model": None,
+    "model": {},
 }
 """What lies under the root of an account that is still to be made."""
 _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B
@@ -68,12 +69,14 @@ def facts(
 
     def read() -> dict[str, t.Any]:
         refuse_unreadable(Path(place))
+        found = model.startswith("/") and (Path(model) / "config.json").is_file()
         return {
             "runs": runs(Path(place), name),
             "datasets": datasets(Path(place)),
             "models": models(Path(place)),
             "reward_model": reward_files(Path(reward_model)) if reward_model.startswith("/") else None,
-            "model_missing": model.startswith("/") and not os.path.isfile(f"{model}/config.json"),
+            "model_missing": model.startswith("/") and not found,
+            "model": _model.facts(Path(model)) if found else {},
             "sources": [source(dataset) for dataset in here],
         }
 

@@ -16,6 +16,7 @@ from ._dataset import Source
 from ._engine import base_model, lease
 from ._env import environment_path
 from ._errors import FinetuneError
+from ._model import Model
 from ._ranks import Facts
 from ._wish import DEMO_MODEL, Wish
 
@@ -166,6 +167,7 @@ def _refuse_what_cannot_run(
         records=_records(sources),
         model=wish.model,
         reward_model=_in_every(node.get("reward_model") for node in facts.values()),
+        weights=_weights(wish, facts),
     )
     _schema.refuse(_rules.problems(arguments, schema, situation, wish.args), origins)
 
@@ -180,6 +182,19 @@ def _in_every(found: t.Iterable[t.Sequence[str] | None]) -> frozenset[str] | Non
     """What all nodes have of a folder; None where there is no folder to look into."""
     there = [frozenset(names) for names in found if names is not None]
     return frozenset.intersection(*there) if there else None
+
+
+def _weights(wish: Wish, facts: t.Mapping[str, Facts]) -> Model:
+    """What is known of the model itself: the same on every node, or the run is refused."""
+    (first, known), *others = ((host, node.get("model") or {}) for host, node in facts.items())
+    for host, other in others:
+        if other != known:
+            raise FinetuneError(
+                f"The model in {wish.model} is not the same on {first} and {host}.",
+                where="train_model",
+                change="copy one folder to all nodes",
+            )
+    return Model(**known)
 
 
 def _against_last(plan: Plan, node: Facts) -> list[str]:
@@ -234,6 +249,8 @@ def _notices(
                 )
     if wish.stage in _FROM_THE_START:
         notices.append(f"Stage {wish.stage} cannot go on from a checkpoint: after an interruption it begins again.")
+    if wish.stage == "dpo" and _copies_the_model(plan.resolved["arguments"]):
+        notices.append("Without `ref_model`, DPO of all weights keeps a second copy of the model in memory.")
     for source in sources:
         notices += [f"Dataset {source.dataset.name}: {told}." for told in source.doubts]
         if source.unread:
@@ -249,6 +266,12 @@ def _notices(
     if wish.model != DEMO_MODEL and "template" not in plan.resolved["arguments"]:
         notices.append("No `template` is given: LLaMA-Factory takes the chat template of the model's tokenizer.")
     return notices
+
+
+def _copies_the_model(arguments: t.Mapping[str, t.Any]) -> bool:
+    """DPO compares with the model as it was: an adapter is taken off for that, changed weights need their copy."""
+    alone = arguments.get("pref_loss") in ("orpo", "simpo")
+    return arguments["finetuning_type"] != "lora" and not arguments.get("ref_model") and not alone
 
 
 def _node(

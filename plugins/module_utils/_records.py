@@ -65,8 +65,11 @@ def check(path: Path, dataset: Dataset, stage: str = "sft", limit: int = 20, med
     is_plain = plain(written)
     kinds: dict[str, tuple[type, int]] = {}
     shapes: set[tuple[t.Any, ...]] = set()
+    liked: set[bool] = set()
     for number, record, torn in records(path):
         report.records += 1
+        if stage == "kto" and isinstance(record, dict):
+            liked.add(bool(written.of(record, "kto_tag")))
         if other := _other_form(record, dataset) if report.records == 1 else None:
             report.faults.append(Fault(0, *other))
             break
@@ -95,6 +98,8 @@ def check(path: Path, dataset: Dataset, stage: str = "sft", limit: int = 20, med
         for what in filter(None, told):
             report.doubts.setdefault(what, [0, number])[0] += 1
     report.faults += _absent(dataset, report)
+    if len(liked) == 1:
+        report.doubts["the same kto_tag, and the stage learns from both kinds of answers"] = [report.records, 1]
     return report
 
 

@@ -9,6 +9,7 @@ The keys of a version are data, extracted from its own classes by scripts/schema
 from __future__ import annotations
 
 import difflib
+import math
 import typing as t
 
 from . import _config
@@ -92,7 +93,9 @@ def refuse(problems: t.Sequence[Problem], origins: t.Mapping[str, str]) -> None:
 
 
 def _place(key: str, origins: t.Mapping[str, str]) -> str:
-    return f"{origins[key]}, key {key}" if key in origins else key
+    if key in origins:
+        return f"{origins[key]}, key {key}"
+    return key if key.startswith("train_") else f"train_args, key {key} (not set)"
 
 
 RENAMED: dict[str, str] = {
@@ -153,7 +156,7 @@ def _as(kind: str, value: t.Any, known: Key) -> t.Any:
         )  # YAML 1.1 reads no as false
     if kind in ("integer", "number"):
         number = _config.scalar(value)  # `1e-5` is text to YAML 1.1
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
             return _NOT
         if kind == "integer" and isinstance(number, float):
             return int(number) if number.is_integer() else _NOT

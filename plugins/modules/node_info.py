@@ -28,7 +28,7 @@ options:
     type: str
     default: ""
   model:
-    description: The role's C(train_model). A full path is looked for.
+    description: The role's C(train_model). Where it is a full path, the model there is looked at.
     type: str
     default: ""
   reward_model:
@@ -114,6 +114,14 @@ node:
       description: Stored datasets whose content is intact.
       type: list
       elements: str
+    model_missing:
+      description: Whether there is no model at the path that O(model) names.
+      type: bool
+    model:
+      description: >-
+        What the model at the path that O(model) names says of itself - its kind, layers, longest input, quantization,
+        names of modules, files of weights that are absent. Empty for a model on a hub.
+      type: dict
     sources:
       description: Digest, number of records and faults of each of O(datasets).
       type: list

@@ -26,6 +26,16 @@ _OTHERS = (
         "Megatron, which needs the package mcore-adapter that the environment does not have",
         "remove the keys of Megatron",
     ),
+    (
+        ("ray_num_workers", "ray_init_kwargs"),
+        "Ray, which needs the package ray that the environment does not have",
+        "remove the keys of Ray; hosts of the inventory are the workers",
+    ),
+    (
+        ("compute_environment", "distributed_type", "num_machines"),
+        "accelerate's launcher, and trains nothing by itself",
+        "take the file that it launches; train_engine decides how ranks share the work",
+    ),
 )
 """Keys that tell whose a file is, and what to do."""
 _ENGINE = ("deepspeed", "fsdp", "fsdp_config")
@@ -74,6 +84,10 @@ def read(text: str, name: str, schemas: t.Mapping[str, _schema.Schema]) -> Impor
     values, lines = _mapping(text, name)
     schema = schemas[_recipe.environment(values.get("stage"))]
     _refuse_other_trainers(values, lines)
+    if not any(str(key).isidentifier() for key in values):
+        raise FinetuneError(
+            f"{name} has none of LLaMA-Factory's keys.", where=f"train_config, {name}", change="take another file"
+        )
     found = Imported()
     problems: list[_schema.Problem] = []
     for key, value in values.items():
@@ -83,7 +97,7 @@ def read(text: str, name: str, schemas: t.Mapping[str, _schema.Schema]) -> Impor
             if value:
                 change = "remove it; train_engine decides how ranks share the work"
                 problems.append(_schema.Problem(key, f"{key} is not taken from a file", change))
-        elif key.endswith(("_token", "_api_key")):
+        elif _config.is_secret(key):
             if value:
                 problems.append(_schema.Problem(key, f"{key} is a secret", "remove it; hand it over in train_secrets"))
         elif key in ("dataset", "eval_dataset"):
@@ -99,10 +113,22 @@ def read(text: str, name: str, schemas: t.Mapping[str, _schema.Schema]) -> Impor
             problems += [problem] if problem else []
     found.origins = {key: lines[key] for key in found.arguments}
     _schema.refuse(problems, lines)
+    _refuse_nothing_to_do(found, name)
     for key in ("stage", "finetuning_type", "per_device_train_batch_size", "gradient_accumulation_steps"):
         if key not in found.arguments:
             found.arguments[key], found.origins[key] = schema.keys[key].default, "LLaMA-Factory's default"
     return found
+
+
+def _refuse_nothing_to_do(found: Imported, name: str) -> None:
+    """Files for commands of LLaMA-Factory that do not train."""
+    if not any(found.arguments.get(key) for key in ("do_train", "do_eval", "do_predict")):
+        purpose = "merge an adapter or to quantize" if "export_dir" in found.arguments else "talk to a model"
+        raise FinetuneError(
+            f"{name} does not say do_train: it is there to {purpose}.",
+            where=f"train_config, {name}",
+            change="take a file for training, or add do_train: true",
+        )
 
 
 def _refuse_other_trainers(values: t.Mapping[str, t.Any], lines: t.Mapping[str, str]) -> None:

@@ -220,12 +220,12 @@ def test_every_small_batch_is_split_exactly_or_refused_with_values_that_work() -
 @pytest.mark.parametrize("value", [0, -1, 1.5, "4", True, None])
 def test_a_batch_that_is_no_count_is_refused(key: str, value: t.Any) -> None:
     with pytest.raises(FinetuneError) as refusal:
-        _config.batch({MICRO: 1, ACCUMULATION: 1, key: value}, {key}, 1, None)
-    assert refusal.value.where == key
+        _config.batch({MICRO: 1, ACCUMULATION: 1, key: value}, {key: "train_set"}, 1, None)
+    assert refusal.value.where == f"train_set, key {key}"
 
 
 def _split(user: str, micro: int, accumulation: int, world: int, wanted: int | None) -> tuple[int, int]:
-    written = {key for word, key in (("m", MICRO), ("a", ACCUMULATION)) if word in user}
+    written = {key: "train_args" for word, key in (("m", MICRO), ("a", ACCUMULATION)) if word in user}
     return _config.batch({MICRO: micro, ACCUMULATION: accumulation}, written, world, wanted)
 
 

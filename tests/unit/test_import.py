@@ -59,7 +59,7 @@ def test_what_a_managed_run_owns_is_left_out_with_a_notice() -> None:
 
 
 def test_the_stage_tells_which_version_reads_a_file() -> None:
-    assert read("stage: ppo\nuse_cache: false\n").arguments["use_cache"] is False
+    assert read("stage: ppo\ndo_train: true\nuse_cache: false\n").arguments["use_cache"] is False
     with pytest.raises(FinetuneError, match=r"LLaMA-Factory 0\.9\.3 has no key oft_rank"):
         read("stage: ppo\noft_rank: 8\n")
     with pytest.raises(FinetuneError, match=r"LLaMA-Factory 0\.9\.5 has no key use_cache"):
@@ -74,10 +74,17 @@ def test_the_stage_tells_which_version_reads_a_file() -> None:
         ("lora_rank: many\n", "line 1", "a whole number"),
         ("deepspeed: x.json\n", "line 1", "train_engine"),
         ("hf_hub_token: abc\n", "line 1", "train_secrets"),
+        ("skip_special_token: true\n", "line 1", "use skip_special_tokens"),
         ("model: org/x\n", "my.yaml, line 1", "model_name_or_path"),
         ("stage: sft\ntensor_model_parallel_size: 2\n", "my.yaml, line 2", "Megatron"),
         ("a: [1\n", "my.yaml, line 2", "correct that line"),
         ("stage: sft\nstage: pt\n", "my.yaml, line 2, and my.yaml, line 1", "keep one"),
+        ("<|token|>: what it means\n", "my.yaml", "another file"),
+        ("compute_environment: LOCAL_MACHINE\n", "my.yaml, line 1", "the file that it launches"),
+        ("stage: sft\nray_num_workers: 4\n", "my.yaml, line 2", "keys of Ray"),
+        ("model_name_or_path: a\ntemplate: qwen3\n", "train_config, my.yaml", "do_train: true"),
+        ("model_name_or_path: a\nexport_dir: b\n", "train_config, my.yaml", "a file for training"),
+        ("stage: sft\ndo_train: false\n", "train_config, my.yaml", "do_train: true"),
         ("- a\n", "my.yaml", "key: value"),
         ("", "my.yaml", "key: value"),
     ],
@@ -107,7 +114,9 @@ def test_datasets_are_those_of_the_dataset_info_above_the_file(tmp_path: Path) -
     entry = {"file_name": "mine.json", "formatting": "sharegpt", "columns": {"messages": "chat"}, "ranking": False}
     info = {"mine": entry, "far": {"hf_hub_url": "org/far", "split": "test"}, "script": {"script_url": "x"}}
     (tmp_path / "data/dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
-    (tmp_path / "examples/lora/my.yaml").write_text("stage: sft\ndataset: mine,far,other\n", encoding="utf-8")
+    (tmp_path / "examples/lora/my.yaml").write_text(
+        "stage: sft\ndo_train: true\ndataset: mine,far,other\n", encoding="utf-8"
+    )
     found = _import.find("lora/my.yaml", [tmp_path, tmp_path / "examples"], SCHEMAS)
     assert found.datasets == [
         {

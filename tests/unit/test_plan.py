@@ -556,3 +556,41 @@ def test_a_reward_model_must_be_on_every_node_unless_the_run_is_finished() -> No
     assert refusal.value.where == "train_set, key reward_model" and "recipe reward" in refusal.value.change
     alone = make({"a": node(reward_model=whole)}, **asked)
     assert make({"a": {**known((alone, "finished", 1.0)), "reward_model": []}}, **asked).recorded
+
+
+# --- what is known of the model ---
+
+
+def test_what_the_model_on_the_node_says_is_held_against_the_arguments() -> None:
+    facts = {"a": node(model={"type": "qwen3", "length": 1024, "first_length": 1024})}
+    with pytest.raises(FinetuneError, match="not made for texts") as refusal:
+        make(facts, train_model="/srv/x", train_args={"cutoff_len": 2048})
+    assert (refusal.value.where, refusal.value.change) == (
+        "train_args, key cutoff_len",
+        "set cutoff_len: 1024, or rope_scaling: yarn",
+    )
+    make(facts, train_model="/srv/x", train_args={"cutoff_len": 1024})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "told"),
+    [
+        ("dpo", {"finetuning_type": "full"}, True),
+        ("dpo", {"finetuning_type": "full", "pref_loss": "simpo"}, False),
+        ("dpo", {"finetuning_type": "full", "ref_model": "/srv/ref"}, False),
+        ("dpo", {}, False),
+        ("full_sft", {}, False),
+    ],
+)
+def test_the_second_copy_that_dpo_keeps_is_told(recipe: str, arguments: Variables, told: bool) -> None:
+    plan = make({"a": node()}, train_recipe=recipe, train_args=arguments)
+    assert any("second copy" in notice for notice in plan.notices) is told
+
+
+def test_the_model_is_the_same_on_every_node() -> None:
+    facts = {host: node(interfaces=eth0(f"10.0.0.{i}"), model={"type": "qwen3"}) for i, host in enumerate("ab", 1)}
+    make(facts, train_model="/srv/x")
+    facts["b"]["model"] = {"type": "qwen3", "absent": ["model-00002-of-00002.safetensors"]}
+    with pytest.raises(FinetuneError, match="not the same on a and b") as refusal:
+        make(facts, train_model="/srv/x")
+    assert refusal.value.where == "train_model"

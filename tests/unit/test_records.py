@@ -58,7 +58,7 @@ def test_a_record_is_an_object(tmp_path: Path, record: t.Any) -> None:
     [
         ("alpaca", alpaca(output=" \n"), "2 records have an empty answer, which teaches to say nothing"),
         ("alpaca", alpaca(instruction=""), "2 records have no question"),
-        ("alpaca kto", {**alpaca(good=True), "output": None}, "2 records have an empty answer"),
+        ("alpaca kto", {**alpaca(good=False), "output": None}, "2 records have an empty answer"),
         ("sharegpt dpo", talk(ASK, chosen=ASK, rejected=ANSWER), "2 records have a chosen or rejected message"),
     ],
 )
@@ -230,3 +230,10 @@ def test_a_file_in_another_form_is_one_fault_with_the_words_that_describe_it(
     (fault,) = check(tmp_path, [record] * 5, **entry).faults
     assert fault.record == 0
     assert change in fault.change
+
+
+def test_a_kto_file_of_one_kind_of_answers_is_told(tmp_path: Path) -> None:
+    form = FORMS["alpaca kto"]
+    (doubt,) = _records.doubts(written(tmp_path, form, [alpaca(good=False), alpaca(good=False)]).doubts)
+    assert doubt.startswith("2 records have the same kto_tag")
+    assert not written(tmp_path, form, [alpaca(good=False), alpaca(good=True)]).doubts

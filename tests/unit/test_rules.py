@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import runpy
 import typing as t
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _recipe, _rules, _schema, _sources
+from ansible_collections.llmops.finetune.plugins.module_utils import _model, _recipe, _rules, _schema, _sources
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import base_model
+
+from ..conftest import REPOSITORY
 
 SCHEMAS = _sources.schemas()
 MAIN = SCHEMAS["main"]
@@ -25,8 +28,21 @@ DPO = {"stage": "dpo"}
 HEAD, ADAPTER = frozenset(["value_head.safetensors"]), frozenset(["adapter_config.json"])
 HELD_OUT = {"eval_datasets": 1}
 ZERO3 = {"zero_stage": 3}
+FREEZE = {"finetuning_type": "freeze"}
+PRO = {**FREEZE, "use_llama_pro": True}
+PACKED = {"neat_packing": True, "flash_attn": "fa2", "per_device_train_batch_size": 1}
 WITH = "packages"
 """In a situation: packages besides those of the lock."""
+
+
+def lies(**known: t.Any) -> dict[str, t.Any]:
+    """A situation in which this is known of the model."""
+    return {"weights": _model.Model(**known)}
+
+
+GPTQ = lies(quantized="gptq")
+READS_GPTQ = {**GPTQ, WITH: ["gptqmodel"]}
+QWEN3 = lies(type="qwen3", layers=28, length=4096, first_length=4096)
 
 Case = tuple[str, dict[str, t.Any], dict[str, t.Any], dict[str, t.Any], dict[str, t.Any]]
 """What the row says, breaking arguments and situation, repaired arguments and situation."""
@@ -86,14 +102,8 @@ CASES: list[Case] = [
         {},
     ),
     ("places the model itself", {**BITS, "quantization_device_map": "auto"}, {}, BITS, {}),
-    (
-        "DoRA knows",
-        {**BITS, "use_dora": True, "quantization_method": "hqq"},
-        {WITH: ["hqq"]},
-        {**BITS, "use_dora": True},
-        {},
-    ),
-    ("FP8 training", {**BITS, "fp8": True}, {}, {"fp8": True}, {}),
+    ("DoRA refuses", {**BITS, "use_dora": True}, {}, {"use_dora": True}, {}),
+    ("FP8 training", {**BITS, "fp8": True}, {WITH: ["torchao"]}, {"fp8": True}, {WITH: ["torchao"]}),
     ("reference model is", {"ref_model_quantization_bit": 3}, {}, {"ref_model_quantization_bit": 8}, {}),
     ("reward model is quantized", {"reward_model_quantization_bit": 3}, {}, {"reward_model_quantization_bit": 8}, {}),
     ("split off or given", {"val_size": 0.1}, HELD_OUT, {"val_size": 0.1}, {}),
@@ -134,11 +144,142 @@ CASES: list[Case] = [
     ),
     ("template is for text", {"template": "llama3"}, {"media": True}, {"template": "qwen2_vl"}, {"media": True}),
     (
+        "batches of a stream",
+        STREAM,
+        {"world_size": 2},
+        {**STREAM, "accelerator_config": {"dispatch_batches": False}},
+        {"world_size": 2},
+    ),
+    (
         "one packed sequence",
-        {"neat_packing": True, "flash_attn": "fa2", "per_device_train_batch_size": 2},
+        {**PACKED, "per_device_train_batch_size": 2},
         {WITH: ["flash-attn"]},
-        {"neat_packing": True, "flash_attn": "fa2", "per_device_train_batch_size": 1},
+        PACKED,
         {WITH: ["flash-attn"]},
+    ),
+    ("weights of the model are not", {}, lies(absent=["model.safetensors"]), {}, lies()),
+    (
+        "weights of the model are not",
+        {},
+        lies(absent=["model.safetensors"]),
+        {"train_from_scratch": True},
+        lies(absent=["model.safetensors"]),
+    ),
+    ("sharded by ZeRO-3 or FSDP", {}, {**READS_GPTQ, **ZERO3}, {}, READS_GPTQ),
+    ("sharded by ZeRO-3 or FSDP", {}, {**READS_GPTQ, "fsdp": True}, {}, {**lies(quantized="fp8"), "fsdp": True}),
+    ("quantized weights are trained", FULL, READS_GPTQ, {}, READS_GPTQ),
+    ("quantized weights are trained", FREEZE, READS_GPTQ, FREEZE, lies(quantized="mxfp4")),
+    ("PiSSA cannot start from quantized weights", {"pissa_init": True}, READS_GPTQ, {"pissa_init": True}, QWEN3),
+    ("DoRA refuses quantized weights", {"use_dora": True}, READS_GPTQ, {"use_dora": True}, QWEN3),
+    ("several adapters", {"adapter_name_or_path": "/a,/b"}, READS_GPTQ, {"adapter_name_or_path": "/a"}, READS_GPTQ),
+    ("quantized already", BITS, READS_GPTQ, BITS, QWEN3),
+    ("quantized with gptq", {}, GPTQ, {}, READS_GPTQ),
+    ("quantized with gptq", {}, {"model": "org/m-GPTQ"}, {}, {"model": "org/m-GPTQ", WITH: ["gptqmodel"]}),
+    ("quantized with gptq", {}, {"model": "org/m_gptq_4bit"}, {}, {"model": "/srv/m-gptq", **QWEN3}),
+    ("quantized with awq", {}, lies(quantized="awq"), {}, {**lies(quantized="awq"), WITH: ["autoawq"]}),
+    ("quantized with aqlm", {}, lies(quantized="aqlm"), {}, {**lies(quantized="aqlm"), WITH: ["aqlm"]}),
+    ("does not divide", {**PRO, "freeze_trainable_layers": 8}, QWEN3, {**PRO, "freeze_trainable_layers": 7}, QWEN3),
+    ("does not divide", {**PRO, "freeze_trainable_layers": 0}, QWEN3, {**PRO, "freeze_trainable_layers": 28}, QWEN3),
+    (
+        "fewer layers",
+        {**FREEZE, "freeze_trainable_layers": -29},
+        QWEN3,
+        {**FREEZE, "freeze_trainable_layers": -28},
+        QWEN3,
+    ),
+    ("no layer to train", {**FREEZE, "freeze_trainable_layers": 0}, {}, {**FREEZE, "freeze_trainable_layers": 1}, {}),
+    (
+        "no layer of the model has such a module",
+        {**FREEZE, "freeze_trainable_modules": "mlp,self_atn"},
+        lies(parts=["mlp", "self_attn"]),
+        {**FREEZE, "freeze_trainable_modules": "mlp,self_attn"},
+        lies(parts=["mlp", "self_attn"]),
+    ),
+    (
+        "no such module beside its layers",
+        {**FREEZE, "freeze_extra_modules": "wte"},
+        lies(others=["embed_tokens", "norm"]),
+        {**FREEZE, "freeze_extra_modules": "embed_tokens"},
+        lies(others=["embed_tokens", "norm"]),
+    ),
+    (
+        "none of these modules",
+        {"lora_target": "query_key_value"},
+        lies(modules=["q_proj", "v_proj"]),
+        {"lora_target": ["self_attn.q_proj"]},
+        lies(modules=["q_proj", "v_proj"]),
+    ),
+    ("passes over rope_scaling", {"rope_scaling": "yarn"}, QWEN3, {"rope_scaling": "yarn", "cutoff_len": 8192}, QWEN3),
+    (
+        "passes over rope_scaling",
+        {"rope_scaling": "yarn", "cutoff_len": 4096},
+        lies(length=8192, first_length=4096),
+        {"rope_scaling": "yarn", "cutoff_len": 4097},
+        lies(length=8192, first_length=4096),
+    ),
+    ("not made for texts", {"cutoff_len": 4097}, QWEN3, {"cutoff_len": 4096}, QWEN3),
+    ("not made for texts", {"cutoff_len": 4097}, QWEN3, {"cutoff_len": 4097, "rope_scaling": "yarn"}, QWEN3),
+    ("shift_attn needs", {"shift_attn": True}, {}, {"shift_attn": True}, {WITH: {"transformers": "4.47.1"}}),
+    ("transformers 5.6.0", {"flash_attn": "fa2"}, {WITH: {"transformers": "5.6.0", "flash-attn": "2"}}, {}, {}),
+    ("are for NPUs", {"use_v1_kernels": True}, {}, {}, {}),
+    (
+        "liger has no kernels",
+        {"enable_liger_kernel": True},
+        {"gpus": True, **lies(type="bloom")},
+        {"enable_liger_kernel": True},
+        {"gpus": True, **QWEN3},
+    ),
+    (
+        "does not know this kind",
+        {"mixture_of_depths": "convert"},
+        {**QWEN3, WITH: ["mixture-of-depth"]},
+        {"mixture_of_depths": "convert"},
+        {**lies(type="llama"), WITH: ["mixture-of-depth"]},
+    ),
+    (
+        "neat_packing with fa2 is not",
+        PACKED,
+        {**lies(type="gemma4"), WITH: ["flash-attn"]},
+        {**PACKED, "flash_attn": "sdpa"},
+        lies(type="gemma4"),
+    ),
+    ("hears and sees", {"neat_packing": True}, lies(type="qwen2_5_omni"), {}, lies(type="qwen2_5_omni")),
+    (
+        "3-D convolution",
+        {},
+        {**lies(type="qwen2_vl"), WITH: {"torch": "2.9.1"}},
+        {},
+        {**lies(type="qwen2_vl"), WITH: {"torch": "2.10.0"}},
+    ),
+    (
+        "a form of its own",
+        {},
+        lies(architectures=["InternVLChatModel"]),
+        {},
+        lies(architectures=["InternVLForConditionalGeneration"]),
+    ),
+    ("package kernels", {}, lies(type="gpt_oss"), {}, {**lies(type="gpt_oss"), WITH: ["kernels"]}),
+    (
+        "unsloth does not go with OFT",
+        {"finetuning_type": "oft", "use_unsloth": True},
+        {WITH: ["unsloth"]},
+        {"use_unsloth": True},
+        {WITH: ["unsloth"]},
+    ),
+    (
+        "package hyper-parallel",
+        {**FULL, "use_hyper_parallel": True},
+        {},
+        {**FULL, "use_hyper_parallel": True},
+        {WITH: ["hyper-parallel"]},
+    ),
+    ("package torchao", {"fp8": True}, {}, {"fp8": True}, {WITH: ["torchao"]}),
+    (
+        "package transformer-engine",
+        {"fp8": True, "fp8_backend": "te"},
+        {WITH: ["torchao"]},
+        {"fp8": True, "fp8_backend": "te"},
+        {WITH: ["transformer-engine"]},
     ),
     ("generated in stage sft", {**DPO, "predict_with_generate": True}, HELD_OUT, DPO, {}),
     ("neat_packing is for", {**DPO, "neat_packing": True}, {}, DPO, {}),
@@ -415,14 +556,19 @@ CASES: list[Case] = [
 
 def told(arguments: dict[str, t.Any], situation: dict[str, t.Any]) -> list[str]:
     """What the rules say of these arguments over BASE, in the environment of their stage."""
+    return [problem.what for problem in problems(arguments, situation)]
+
+
+def problems(arguments: dict[str, t.Any], situation: dict[str, t.Any]) -> list[t.Any]:
     situation = dict(situation)
     schema = SCHEMAS[_recipe.environment(arguments.get("stage"))]
     more, fewer = situation.pop(WITH, []), situation.pop("without", [])
     packages = {name: version for name, version in schema.packages.items() if name not in fewer}
-    schema = schema._replace(packages={**packages, **dict.fromkeys(more, "1")})
-    found = _rules.problems({**BASE, **arguments}, schema, _rules.Situation(**situation))
+    packages.update(more if isinstance(more, dict) else dict.fromkeys(more, "1"))
+    schema = schema._replace(packages=packages)
+    found = _rules.problems({**BASE, **arguments}, schema, _rules.Situation(**situation), arguments)
     assert all(problem.change for problem in found)
-    return [problem.what for problem in found]
+    return found
 
 
 @pytest.mark.parametrize(("says", "broken", "there", "repaired", "then"), CASES)
@@ -436,6 +582,11 @@ def test_what_breaks_a_row_is_told_and_its_repair_is_taken(
 def test_every_row_has_a_case() -> None:
     unbroken = [rule.what for rule in _rules.RULES if not any(case[0] in rule.what for case in CASES)]
     assert unbroken == []
+
+
+def test_the_page_of_rules_is_written_from_the_tables() -> None:
+    written = runpy.run_path(str(REPOSITORY / "scripts" / "rules.py"))
+    assert written["PAGE"].read_text(encoding="utf-8") == written["page"](), "python scripts/rules.py writes it"
 
 
 def test_rows_are_about_keys_and_inputs_that_exist() -> None:

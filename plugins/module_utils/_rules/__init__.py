@@ -12,19 +12,13 @@ from __future__ import annotations
 import typing as t
 
 from .._schema import Problem, Schema
-from . import data, model, packages, stages, trainer, tuning
+from . import data, model, packages, pretrained, stages, trainer, tuning
 from .rule import Rule, Situation, View
 
-__all__ = ["RULES", "Rule", "Situation", "View", "problems"]
+__all__ = ["RULES", "TABLES", "Rule", "Situation", "View", "problems"]
 
-RULES: t.Tuple[Rule, ...] = (
-    *model.RULES,
-    *data.RULES,
-    *stages.RULES,
-    *tuning.RULES,
-    *packages.RULES,
-    *trainer.RULES,
-)
+TABLES = (model, pretrained, data, stages, tuning, packages, trainer)
+RULES: t.Tuple[Rule, ...] = tuple(rule for table in TABLES for rule in table.RULES)
 
 
 def problems(

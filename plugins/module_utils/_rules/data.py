@@ -8,10 +8,24 @@ from __future__ import annotations
 import difflib
 import typing as t
 
-from .rule import Rule
+from .rule import Rule, View
 
 _DATA = "hparams/data_args.py"
 _PARSER = "hparams/parser.py"
+
+
+def _packs(c: View) -> bool:
+    """Every text is filled up to cutoff_len."""
+    chosen = c["packing"]
+    return bool(c["neat_packing"] or (c["stage"] == "pt" if chosen is None else chosen))
+
+
+def _fetches_alone(c: View) -> bool:
+    config = c["accelerator_config"]
+    if isinstance(config, t.Mapping):
+        return config.get("dispatch_batches") is False
+    return config is not None  # a file
+
 
 RULES: t.Tuple[Rule, ...] = (
     Rule(
@@ -111,6 +125,13 @@ RULES: t.Tuple[Rule, ...] = (
         "the datasets hold images, videos or audios, and the template is for text",
         "use the template of a model that sees or hears",
         "data/mm_plugin.py",
+    ),
+    Rule(
+        ("streaming", "accelerator_config"),
+        lambda c: c["streaming"] and c.now.world_size > 1 and not _packs(c) and not _fetches_alone(c),
+        "the first of several ranks would hand on the batches of a stream, and cannot where their lengths differ",
+        "set accelerator_config: {dispatch_batches: false}",
+        "accelerate data_loader.py",
     ),
     Rule(
         ("neat_packing", "per_device_train_batch_size"),

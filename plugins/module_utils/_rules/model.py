@@ -15,6 +15,11 @@ _SLOW_SPLITTERS = ("0.9.3",)
 _PARSER = "hparams/parser.py"
 _FINETUNING = "hparams/finetuning_args.py"
 
+
+def _before(version: str, *limit: int) -> bool:
+    return tuple(int(word) for word in version.split(".")[: len(limit)]) < limit
+
+
 RULES: t.Tuple[Rule, ...] = (
     Rule(
         ("image_max_pixels", "image_min_pixels"),
@@ -61,7 +66,8 @@ RULES: t.Tuple[Rule, ...] = (
     Rule(
         ("adapter_name_or_path",),
         lambda c: (
-            len(c.words("adapter_name_or_path")) > 1 and (c.zero3 or c["use_unsloth"] or c["use_kt"] or c.quantized)
+            len(c.words("adapter_name_or_path")) > 1
+            and (c.zero3 or c["use_unsloth"] or c["use_kt"] or c.quantized or c.now.weights.quantized)
         ),
         "several adapters do not go with ZeRO-3, unsloth, KTransformers or a quantized model",
         "merge them first, and name one",
@@ -80,6 +86,28 @@ RULES: t.Tuple[Rule, ...] = (
         "the environment has no flash-attn: LLaMA-Factory warns, and trains with another attention",
         "use auto or sdpa",
         "model/model_utils/attention.py",
+    ),
+    Rule(
+        ("flash_attn",),
+        lambda c: c["flash_attn"] == "fa2" and c.schema.packages.get("transformers") == "5.6.0",
+        "fa2 fails in the forward pass of transformers 5.6.0",
+        "use auto or sdpa",
+        "transformers integrations, issue 10610 of LLaMA-Factory",
+    ),
+    Rule(
+        ("shift_attn",),
+        lambda c: c["shift_attn"] and c["stage"] != "ppo" and not _before(c.schema.packages["transformers"], 4, 48),
+        "shift_attn needs transformers before 4.48, which no environment has: it fails with llama, and other models "
+        "are trained without it",
+        "remove shift_attn",
+        "model/model_utils/longlora.py",
+    ),
+    Rule(
+        ("use_v1_kernels",),
+        lambda c: c["use_v1_kernels"],
+        "the kernels of use_v1_kernels are for NPUs, which no node has: elsewhere LLaMA-Factory has none of them",
+        "remove use_v1_kernels",
+        "model/loader.py",
     ),
     Rule(
         ("enable_liger_kernel",),
@@ -181,9 +209,9 @@ RULES: t.Tuple[Rule, ...] = (
     ),
     Rule(
         ("quantization_bit", "use_dora"),
-        lambda c: c.quantized and c["use_dora"] and c["quantization_method"] != "bnb",
-        "DoRA knows the quantized weights of bnb alone",
-        "set quantization_method: bnb, or remove use_dora",
+        lambda c: c.quantized and c["use_dora"],
+        "DoRA refuses quantized weights: LLaMA-Factory means to let those of bnb pass, and compares with a wrong word",
+        "remove use_dora or quantization_bit",
         "model/adapter.py",
     ),
     Rule(

@@ -9,16 +9,23 @@ import typing as t
 
 from .rule import Rule, View
 
+_PARSER = "hparams/parser.py _check_extra_dependencies"
+_QUANTIZATION = "model/model_utils/quantization.py"
 
-def _package(name: str, key: str, uses: t.Callable[[View], t.Any]) -> Rule:
+
+def _package(name: str, key: str, uses: t.Callable[[View], t.Any], source: str = _PARSER) -> Rule:
     """A key that needs a package which the environment's lock does not install."""
     return Rule(
         (key,),
         lambda c: uses(c) and name not in c.schema.packages,
         f"it needs the package {name}, which the environment does not have",
         f"remove {key}",
-        "hparams/parser.py _check_extra_dependencies",
+        source,
     )
+
+
+def _quantizes_with(method: str) -> t.Callable[[View], bool]:
+    return lambda c: c.quantized and c["quantization_method"] == method
 
 
 RULES: t.Tuple[Rule, ...] = (
@@ -34,6 +41,8 @@ RULES: t.Tuple[Rule, ...] = (
     _package("matplotlib", "plot_loss", lambda c: c["plot_loss"]),
     _package("rouge-chinese", "predict_with_generate", lambda c: c["predict_with_generate"]),
     _package("bitsandbytes", "quantization_bit", lambda c: c.quantized and c["quantization_method"] == "bnb"),
-    _package("hqq", "quantization_method", lambda c: c.quantized and c["quantization_method"] == "hqq"),
-    _package("eetq", "quantization_method", lambda c: c.quantized and c["quantization_method"] == "eetq"),
+    *(_package(name, "quantization_method", _quantizes_with(name), _QUANTIZATION) for name in ("hqq", "eetq")),
+    _package("hyper-parallel", "use_hyper_parallel", lambda c: c["use_hyper_parallel"], "train/tuner.py"),
+    _package("torchao", "fp8", lambda c: c["fp8"] and c["fp8_backend"] != "te", "train/fp8_utils.py"),
+    _package("transformer-engine", "fp8", lambda c: c["fp8"] and c["fp8_backend"] == "te", "train/fp8_utils.py"),
 )

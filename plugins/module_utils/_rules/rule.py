@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
+from .._model import Model
 from .._schema import Schema
 
 
@@ -28,6 +29,8 @@ class Situation(t.NamedTuple):
     model: str = ""
     reward_model: t.FrozenSet[str] | None = None
     """Files of a reward model that its folder has on every node; None where it is no path on the nodes."""
+    weights: Model = Model()
+    """What is known of the model itself."""
 
 
 class View:

@@ -60,6 +60,25 @@ RULES: t.Tuple[Rule, ...] = (
         _PARSER,
     ),
     Rule(
+        ("use_unsloth", "finetuning_type"),
+        lambda c: c["use_unsloth"] and c["finetuning_type"] == "oft",
+        "unsloth does not go with OFT",
+        "set finetuning_type: lora, or remove use_unsloth",
+        "model/adapter.py",
+    ),
+    Rule(
+        ("freeze_trainable_layers", "finetuning_type"),
+        lambda c: (
+            c["finetuning_type"] == "freeze"
+            and c["freeze_trainable_layers"] == 0
+            and not c.words("freeze_extra_modules")
+            and c["freeze_multi_modal_projector"]
+        ),
+        "there is no layer to train",
+        "set freeze_trainable_layers to a number of layers, below 0 for the first ones",
+        "model/adapter.py",
+    ),
+    Rule(
         ("oft_rank", "oft_block_size"),
         lambda c: c["finetuning_type"] == "oft" and bool(c["oft_rank"]) == bool(c["oft_block_size"]),
         "exactly one of oft_rank and oft_block_size is not zero; oft_block_size is 32 unless it is set",

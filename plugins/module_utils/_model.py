@@ -1,0 +1,125 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A model that lies on a node: what a plan looks at, of its config.json and of the names of its weights."""
+
+from __future__ import annotations
+
+import json
+import struct
+import typing as t
+from pathlib import Path
+
+from ._errors import FinetuneError
+
+_LIMIT = 32 * 2**20
+"""Bytes of JSON that are read at most: an index of many thousand weights is a few MB."""
+_WEIGHTS = ("model", "pytorch_model")
+
+
+class Model(t.NamedTuple):
+    """Empty where nothing is known, as of a model that is still on a hub."""
+
+    type: str = ""
+    """Its `model_type`: llama, qwen3 …"""
+    architectures: t.Sequence[str] = ()
+    layers: int = 0
+    length: int = 0
+    """The longest input it was made for, in tokens."""
+    first_length: int = 0
+    """That length before its rotary embeddings were stretched."""
+    quantized: str = ""
+    """The method that its weights were quantized with; `unnamed` where the file does not say."""
+    absent: t.Sequence[str] = ()
+    """Files of weights that should be there."""
+    parts: t.Sequence[str] = ()
+    """Names of the modules in a layer."""
+    others: t.Sequence[str] = ()
+    """Names of the modules beside the layers."""
+    modules: t.Sequence[str] = ()
+    """Last names of all modules that have weights."""
+
+
+def facts(folder: Path) -> dict[str, t.Any]:
+    """The fields of a Model, for a folder with a config.json."""
+    config = _json(folder / "config.json")
+    if not config:
+        raise FinetuneError(
+            f"{folder}/config.json is no JSON object.", where="train_model", change="copy the model to the node again"
+        )
+    files, names = _weights(folder)
+    there = [name for name in files if (folder / name).is_file() and (folder / name).stat().st_size]
+    return Model(**_described(config), absent=[name for name in files if name not in there], **_named(names))._asdict()
+
+
+def _described(config: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """What config.json says. Models that see keep what is about their text in `text_config`."""
+    text = config.get("text_config")
+    text = text if isinstance(text, dict) else config
+    length = _number(config, "max_position_embeddings")
+    rope = config.get("rope_scaling")
+    method = config.get("quantization_config")
+    architectures = config.get("architectures")
+    return {
+        "type": str(config.get("model_type") or ""),
+        "architectures": [str(name) for name in architectures] if isinstance(architectures, list) else [],
+        "layers": _number(text, "num_hidden_layers", "num_layers", "n_layer"),
+        "length": length,
+        "first_length": (_number(rope, "original_max_position_embeddings") if isinstance(rope, dict) else 0) or length,
+        "quantized": str(method.get("quant_method") or "unnamed") if isinstance(method, dict) and method else "",
+    }
+
+
+def _number(values: t.Mapping[str, t.Any], *keys: str) -> int:
+    return next((values[key] for key in keys if isinstance(values.get(key), int)), 0)
+
+
+def _weights(folder: Path) -> tuple[list[str], list[str]]:
+    """Files of weights, in the order that transformers looks for them, and names of the weights in them."""
+    for stem in _WEIGHTS:
+        suffix = ".safetensors" if stem == "model" else ".bin"
+        whole, index = folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"
+        if whole.is_file():
+            return [whole.name], _header(whole) if stem == "model" else []
+        if index.is_file():
+            entries = _json(index).get("weight_map")
+            entries = entries if isinstance(entries, dict) else {}
+            return sorted(set(map(str, entries.values()))) or [whole.name], list(entries)
+    return ["model.safetensors"], []
+
+
+def _header(path: Path) -> list[str]:
+    """Names in a file of safetensors: it begins with the length of a JSON object and that object."""
+    with open(path, "rb") as file:
+        first = file.read(8)
+        size = struct.unpack("<Q", first)[0] if len(first) == 8 else _LIMIT
+        try:
+            header = json.loads(file.read(size)) if size < _LIMIT else {}
+        except ValueError:
+            return []
+    return [name for name in header if name != "__metadata__"] if isinstance(header, dict) else []
+
+
+def _named(weights: t.Iterable[str]) -> dict[str, t.Any]:
+    """Modules by the names of their weights: model.layers.0.mlp.up_proj.weight is of `mlp`, last name `up_proj`."""
+    parts, others, modules = set(), set(), set()
+    for weight in weights:
+        words = weight.split(".")
+        if len(words) > 1:
+            modules.add(words[-2])
+        for number in ("0", "1"):  # a model that leaves layers out begins with 1
+            if number in words[1:-1]:
+                parts.add(words[len(words) - words[::-1].index(number)])
+                break
+        if len(words) > 1 and not any(word.isdigit() for word in words):
+            others.add(words[-2])
+    return {"parts": sorted(parts), "others": sorted(others), "modules": sorted(modules)}
+
+
+def _json(path: Path) -> dict[str, t.Any]:
+    """An object in a file; empty when there is none, or when the file is larger than one could be."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size < _LIMIT else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
