@@ -5,6 +5,7 @@
 # Each is a rootful podman container that boots systemd, has its own address and a disk of its own at /data, and runs
 # sshd with key login for `admin`, who may use sudo. The image is made here from the distribution's packages.
 #
+#   hosts.sh setup             install what is needed, with apt-get
 #   hosts.sh check             0: hosts can be started here; else says what lacks
 #   hosts.sh build             build the image (kept; a second call is quick)
 #   hosts.sh up [N]            start N hosts (1 by default), wait for sshd, write and print the inventory
@@ -44,6 +45,15 @@ die() {
 
 # --- podman -----------------------------------------------------------------
 
+PACKAGES=(podman netavark iptables iproute2 runc mmdebstrap openssh-client)
+
+cmd_setup() {
+  local log=$STATE/apt.log
+  [[ $(id -u) == 0 ]] || die "only root can install packages"
+  { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "${PACKAGES[@]}"; } \
+    > "$log" 2>&1 || die "apt-get: $(tail -n 3 "$log")"
+}
+
 cmd_check() {
   local missing=() tool
   [[ $(id -u) == 0 ]] || die "only root can give hosts an address of their own"
@@ -53,7 +63,7 @@ cmd_check() {
   if hybrid_cgroups && ! command -v runc > /dev/null; then missing+=(runc); fi
   if [[ -z ${HOSTS_BASE:-} ]] && ! command -v mmdebstrap > /dev/null; then missing+=("mmdebstrap (or HOSTS_BASE)"); fi
   ((${#missing[@]} == 0)) ||
-    die "not installed: ${missing[*]}; on Debian: apt-get install podman netavark iptables iproute2 runc mmdebstrap openssh-client"
+    die "not installed: ${missing[*]}; on Debian: hosts.sh setup, or apt-get install ${PACKAGES[*]}"
   use_podman
   podman info > /dev/null 2> "$STATE/podman.log" || die "podman does not work: $(tail -n 1 "$STATE/podman.log")"
 }
@@ -211,14 +221,14 @@ cmd_down() {
 cmd_purge() {
   cmd_down
   podman image rm --force "$IMAGE" "$DEBIAN" > /dev/null 2>&1 || true
-  rm -f "$STATE"/{containers.conf,build.log,podman.log}
+  rm -f "$STATE"/{containers.conf,build.log,podman.log,apt.log}
   rmdir "$STATE" 2> /dev/null || true
 }
 
 command=${1:-help}
 shift || true
 case $command in
-  check | build | up | inventory | ssh | kill | start | down | purge)
+  setup | check | build | up | inventory | ssh | kill | start | down | purge)
     [[ $STATE != *[[:space:]]* ]] || die "HOSTS_STATE may have no blanks: $STATE"
     (umask 077 && mkdir -p "$STATE")
     [[ -O $STATE ]] || die "$STATE belongs to somebody else"
