@@ -54,6 +54,8 @@ class ActionModule(ActionBase):
             "dataset_info.json": render("dataset_info.json.j2", spec=spec),
             "launch.json": json.dumps(spec["launch"], indent=1, sort_keys=True) + "\n",
         }
+        if spec["deepspeed"]:
+            spec["files"]["deepspeed.json"] = render("deepspeed.json.j2", spec=spec)
         spec["unit"] = render("unit.j2", plan=plan, spec=spec)
         spec["engine"] = engine()
         if spec["model"]["build"] and spec["model"]["missing"]:

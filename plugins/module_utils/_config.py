@@ -55,6 +55,8 @@ class Imported:
     """Entries as in train_datasets."""
     eval_datasets: list[t.Any] = field(default_factory=list)
     dataset_dir: str = "data"
+    engine: str = ""
+    """train_engine for its `deepspeed` or `fsdp`."""
     notices: list[str] = field(default_factory=list)
 
 

@@ -21,6 +21,8 @@ Content = t.Literal["all", "unsealed", "none"]
 """Which packages to read byte by byte: all, those whose seal is broken or unknown, none."""
 
 MARK = "environment.json"
+RANKS_PATH = "/usr/local/bin:/usr/bin:/bin"
+"""Where ranks look for programs after those of their environment."""
 """The completion mark inside an environment: written last, so a directory without it is not an environment."""
 
 

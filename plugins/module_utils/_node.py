@@ -17,6 +17,7 @@ from pathlib import Path
 
 from . import _checker, _dataset, _model, _records, _user
 from ._engine import files, lease, state
+from ._env import RANKS_PATH
 from ._errors import FinetuneError
 from ._media import Media
 
@@ -91,6 +92,7 @@ def facts(
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "disk_free": _disk_free(place),
         "gpus": present,
+        "compilers": compilers(),
         "leases": lease.holders([lease.CPU, *(gpu["uuid"] for gpu in present)], lease.directory(lease_dir)),
         "systemd": os.path.isdir("/run/systemd/system") and os.geteuid() == 0,
         **(_user.as_user(account, read) if there else NOTHING),
@@ -188,6 +190,12 @@ def reward_files(folder: Path) -> list[str]:
         for name in ("value_head.safetensors", "adapter_config.json", "config.json")
         if os.path.isfile(folder / name)
     ]
+
+
+def compilers() -> list[str]:
+    """What of c++ and nvcc ranks would find to build with."""
+    toolkit = Path("/usr/local/cuda/bin")  # where torch looks besides
+    return [name for name in ("c++", "nvcc") if shutil.which(name, path=f"{RANKS_PATH}:{toolkit}")]
 
 
 def gpus() -> list[dict[str, t.Any]]:

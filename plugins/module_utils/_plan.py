@@ -11,10 +11,10 @@ from __future__ import annotations
 import typing as t
 from dataclasses import asdict, dataclass, field
 
-from . import _addresses, _config, _dataset, _ranks, _report, _request, _resolve, _rules, _schema, _state
+from . import _addresses, _config, _dataset, _parallel, _ranks, _report, _request, _resolve, _rules, _schema, _state
 from ._dataset import Source
 from ._engine import base_model, lease
-from ._env import environment_path
+from ._env import RANKS_PATH, environment_path
 from ._errors import FinetuneError
 from ._model import Model
 from ._ranks import Facts
@@ -102,7 +102,9 @@ def make(
             change="correct the path; the folder holds config.json and the weights, and the account may read it",
         )
     if first["runs"].get(run_id, {}).get("state") != "finished":
-        _refuse_what_cannot_run(wish, resolved["arguments"], origins, sources, facts, schema)
+        _parallel.refuse(resolved["engine"], facts)
+        _parallel.refuse_other_shards(first["runs"].get(run_id, {}), world_size)
+        _refuse_what_cannot_run(wish, resolved, origins, sources, facts, schema)
     plan = Plan(run_id, wish.name, wanted, record if recorded else resolved, origins, recorded, {})
     plan.environment = {**plan.resolved["environment"], "current": plan.resolved["environment"] == environment}
     plan.difference = _against_last(plan, first)
@@ -135,6 +137,7 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
         "  data    "
         + ", ".join(source.dataset.name + (" (held out)" if source.evaluates else "") for source in sources),
         f"  batch   {resolved['global_batch_size']} = {batch}",
+        f"  engine  {resolved['engine']}",
     ]
     for host, node in plan.nodes.items():
         count = len(node["launch"]["leases"]) if facts[host]["gpus"] else 0
@@ -149,7 +152,7 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
 
 def _refuse_what_cannot_run(
     wish: Wish,
-    arguments: t.Mapping[str, t.Any],
+    resolved: t.Mapping[str, t.Any],
     origins: t.Mapping[str, str],
     sources: t.Sequence[Source],
     facts: t.Mapping[str, Facts],
@@ -168,8 +171,9 @@ def _refuse_what_cannot_run(
         model=wish.model,
         reward_model=_in_every(node.get("reward_model") for node in facts.values()),
         weights=_weights(wish, facts),
+        engine=_parallel.ENGINES[resolved["engine"]],
     )
-    _schema.refuse(_rules.problems(arguments, schema, situation, wish.args), origins)
+    _schema.refuse(_rules.problems(resolved["arguments"], schema, situation, wish.args), origins)
 
 
 def _records(sources: t.Sequence[Source]) -> int | None:
@@ -296,6 +300,7 @@ def _node(
         "account_missing": not node["account_exists"],
         "state": node["runs"].get(plan.id, {}).get("state", "absent"),
         "arguments": _arguments(plan, sources, root, folder, ranks),
+        "deepspeed": _parallel.deepspeed(plan.resolved["engine"]),
         "dataset_info": {
             source.dataset.name: _dataset.info(source.dataset, source.file_name(root), source.fields)
             for source in sources
@@ -356,6 +361,8 @@ def _arguments(
         paths["eval_dataset"] = ",".join(source.dataset.name for source in sources if source.evaluates)
     paths["dataset_dir"] = folder
     paths["output_dir"] = f"{folder}/output"
+    if _parallel.deepspeed(plan.resolved["engine"]):
+        paths["deepspeed"] = f"{folder}/deepspeed.json"
     owners = {
         "model_name_or_path": "train_model",
         "model_revision": "train_model_revision",
@@ -363,6 +370,7 @@ def _arguments(
         "eval_dataset": "train_eval_datasets",
         "dataset_dir": "the run's folder",
         "output_dir": "the run's folder",
+        "deepspeed": f"train_engine {plan.resolved['engine']}",
     }
     if len(ranks) > 1:
         paths["save_on_each_node"], owners["save_on_each_node"] = True, "the nodes have no storage in common"
@@ -383,12 +391,15 @@ def _variables(
     """Environment variables of the ranks on one node."""
     cache = f"{node['root']}/cache"
     variables = {
-        "PATH": f"{environment}/bin:/usr/local/bin:/usr/bin:/bin",
+        "PATH": f"{environment}/bin:{RANKS_PATH}",
         "PYTHONUNBUFFERED": "1",
         "HF_HOME": f"{cache}/huggingface",
         "MPLBACKEND": "Agg",
         "MPLCONFIGDIR": f"{cache}/matplotlib",
         "TOKENIZERS_PARALLELISM": "false",
+        **_parallel.variables(
+            plan.resolved["engine"], plan.resolved["arguments"], f"{cache}/builds/{plan.environment['digest']}"
+        ),
     }
     if gpus:
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpu["uuid"] for gpu in gpus)

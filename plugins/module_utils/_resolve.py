@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from . import _config, _ranks
+from . import _config, _parallel, _ranks
 from ._dataset import Source
 from ._engine import base_model
 from ._ranks import Facts
@@ -49,7 +49,7 @@ def resolve(
         "arguments": arguments,
         "world_size": world_size,
         "global_batch_size": micro * accumulation * world_size,
-        "engine": "ddp" if world_size > 1 else "single",
+        "engine": _parallel.pick(wish.engine, arguments, world_size),
         "model": model,
         "environment": environment,
     }, origins

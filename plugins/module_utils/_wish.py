@@ -10,7 +10,7 @@ import re
 import typing as t
 from dataclasses import dataclass
 
-from . import _config, _dataset, _media, _recipe, _schema
+from . import _config, _dataset, _media, _parallel, _recipe, _schema
 from ._errors import FinetuneError
 
 IMPORTED = "config"
@@ -20,7 +20,6 @@ DEMO_MODEL = "demo"
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _STATES = ("finished", "staged", "stopped", "absent")
-_ENGINES = ("auto", "ddp")
 
 
 INPUTS = (
@@ -141,6 +140,9 @@ def read(
                 where="train_eval_datasets",
                 change="give each its own `name`",
             )
+    engine = _one_of(variables, "train_engine", _parallel.CHOICES)
+    if given.engine and engine == _parallel.AUTO:
+        engine = given.engine
     _switch(variables, "train_wait")
     _one_of(variables, "train_preflight", ("quick", "full"))
     _seconds(variables, "train_watch_interval")
@@ -180,7 +182,7 @@ def read(
             str(arguments.get("media_dir") or ""),
         ),
         reward_model=_reward_model(arguments) if stage == "ppo" else "",
-        engine=_one_of(variables, "train_engine", _ENGINES),
+        engine=engine,
         gpus=_gpus(variables.get("train_gpus", "all")),
         global_batch_size=_count(variables, "train_global_batch_size"),
         processes_per_node=_count(variables, "train_processes_per_node"),

@@ -104,6 +104,10 @@ node:
       description: Which files of a reward model are in the folder O(reward_model); nothing where that is no path.
       type: list
       elements: str
+    compilers:
+      description: Which of V(c++) and V(nvcc) ranks would find. DeepSpeed needs them for some engines.
+      type: list
+      elements: str
     leases:
       description: Who holds the lease of a GPU (by UUID) or of the CPUs (V(cpu)); free ones are left out.
       type: dict

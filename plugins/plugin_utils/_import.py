@@ -14,6 +14,7 @@ import yaml
 from ..module_utils import _config, _recipe, _schema
 from ..module_utils._config import Imported
 from ..module_utils._errors import FinetuneError
+from . import _import_engine
 
 _OTHERS = (
     (
@@ -38,7 +39,6 @@ _OTHERS = (
     ),
 )
 """Keys that tell whose a file is, and what to do."""
-_ENGINE = ("deepspeed", "fsdp", "fsdp_config")
 
 
 def find(wanted: str, folders: t.Sequence[Path], schemas: t.Mapping[str, _schema.Schema]) -> Imported:
@@ -52,7 +52,7 @@ def find(wanted: str, folders: t.Sequence[Path], schemas: t.Mapping[str, _schema
             change="correct it",
         )
     try:
-        found = read(path.read_text(encoding="utf-8"), path.name, schemas)
+        found = read(path.read_text(encoding="utf-8"), path.name, schemas, path.absolute().parents)
     except (OSError, UnicodeDecodeError) as error:
         raise FinetuneError(
             f"{path} cannot be read: {error}.", where="train_config", change="save it as UTF-8"
@@ -78,9 +78,12 @@ def _dataset_info(config: Path, dataset_dir: str) -> tuple[dict[str, t.Any], str
     return {}, ""
 
 
-def read(text: str, name: str, schemas: t.Mapping[str, _schema.Schema]) -> Imported:
+def read(text: str, name: str, schemas: t.Mapping[str, _schema.Schema], folders: t.Iterable[Path] = ()) -> Imported:
     """The file `name`; everything that is wrong with it is refused at once, with its lines. Its stage tells which
-    version reads it."""
+    version reads it.
+
+    folders: from the file's own upwards, where a file that it names may be.
+    """
     values, lines = _mapping(text, name)
     schema = schemas[_recipe.environment(values.get("stage"))]
     _refuse_other_trainers(values, lines)
@@ -93,10 +96,8 @@ def read(text: str, name: str, schemas: t.Mapping[str, _schema.Schema]) -> Impor
     for key, value in values.items():
         if key in _config.RESERVED:
             found.notices.append(f"{lines[key]}: {key} is left out, {_config.RESERVED[key]}.")
-        elif key in _ENGINE:
-            if value:
-                change = "remove it; train_engine decides how ranks share the work"
-                problems.append(_schema.Problem(key, f"{key} is not taken from a file", change))
+        elif key in _import_engine.KEYS:
+            continue
         elif _config.is_secret(key):
             if value:
                 problems.append(_schema.Problem(key, f"{key} is a secret", "remove it; hand it over in train_secrets"))
@@ -111,6 +112,13 @@ def read(text: str, name: str, schemas: t.Mapping[str, _schema.Schema]) -> Impor
         else:
             found.arguments[key], problem = _schema.read(key, value, schema)
             problems += [problem] if problem else []
+    try:
+        found.engine = _import_engine.engine(values, folders)
+    except FinetuneError as error:
+        problems.append(_schema.Problem(error.where, error.what, error.change))
+    if found.engine:
+        line = next(lines[key] for key in _import_engine.KEYS if values.get(key))
+        found.notices.append(f"{line}: it becomes train_engine {found.engine}, where that is left at auto.")
     found.origins = {key: lines[key] for key in found.arguments}
     _schema.refuse(problems, lines)
     _refuse_nothing_to_do(found, name)

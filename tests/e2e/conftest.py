@@ -170,8 +170,8 @@ def tree(*folders: Path) -> dict[str, str]:
     return seen
 
 
-def weights(folder: Path) -> str:
-    return hashlib.sha256((folder / "output" / "adapter_model.safetensors").read_bytes()).hexdigest()
+def weights(folder: Path, name: str = "adapter_model.safetensors") -> str:
+    return hashlib.sha256((folder / "output" / name).read_bytes()).hexdigest()
 
 
 def processes(run_id: str) -> list[int]:

@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """`make soak`: a death after every single file of the first and of a later checkpoint, and random kills; docs/soak.md.
 
-Takes the world of the end-to-end tests: a fresh clone, a real environment, real training. About twenty minutes.
+And a rank of every engine that dies. Takes the world of the end-to-end tests: a fresh clone, a real environment, real
+training. About half an hour.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import subprocess
 import sys
 import time
 import typing as t
+from pathlib import Path
 
 import pytest
 
 from .conftest import BASE, REPOSITORY, Demo, World, processes, weights
+from .test_engines import MODEL, PARTS, killed, losses, whole
 from .test_faults import deaths_of, killer, read, start, wait_for, write_plan
 
 SEED = int(os.environ.get("SOAK_SEED", "1"))
@@ -92,6 +95,24 @@ def test_random_kills_of_trainer_and_supervisor(world: World, demo: Demo) -> Non
     REPORT.append(
         f"| random kills of ranks, torchrun and supervisor (seed {SEED}) | {KILLS} | weights equal the quiet run's, "
         f"no orphan | {time.monotonic() - began:.0f} s |"
+    )
+
+
+@pytest.fixture(scope="session")
+def ddp(world: World, demo: Demo) -> Path:
+    return whole(world, "ddp")
+
+
+@pytest.mark.parametrize("engine", PARTS)
+def test_a_rank_of_every_engine_dies(world: World, ddp: Path, engine: str) -> None:
+    began = time.monotonic()
+    folder = whole(world, engine)
+    learned = max(abs(one - other) for one, other in zip(losses(folder), losses(ddp), strict=True))
+    assert learned <= 1e-4
+    assert weights(killed(world, engine), MODEL) == weights(folder, MODEL)
+    REPORT.append(
+        f"| engine {engine}, two ranks: one dies in a save | 1 | weights equal the quiet run's, losses are ddp's to "
+        f"{learned:.1g} | {time.monotonic() - began:.0f} s |"
     )
 
 

@@ -46,13 +46,13 @@ def upstream(arguments: dict[str, t.Any], situation: dict[str, t.Any]) -> dict[s
     names = {key: [f"{key}{i}" for i in range(situation.get(f"{key}s", count))] for key, count in COUNTS}
     given = {**test_rules.BASE, "model_name_or_path": situation.get("model", "/m"), **arguments}
     given |= {key: ",".join(found) for key, found in names.items() if found}
-    if "zero_stage" in situation:
-        given["deepspeed"] = {"zero_optimization": {"stage": situation["zero_stage"]}}
+    if "engine" in situation:
+        given["deepspeed"] = {"zero_optimization": {"stage": situation["engine"].zero_stage}}
     return given
 
 
 COUNTS = (("dataset", 1), ("eval_dataset", 0))
-EXPRESSIBLE = {"datasets", "eval_datasets", "model", "zero_stage"}
+EXPRESSIBLE = {"datasets", "eval_datasets", "model", "engine"}
 """What of a situation can be written into a configuration; other packages and GPUs cannot."""
 
 
@@ -62,7 +62,9 @@ def twins(environment: str) -> list[Configuration]:
     return [
         (arguments, situation)
         for arguments, situation in cases
-        if situation.keys() <= EXPRESSIBLE and _recipe.environment(arguments.get("stage")) == environment
+        if situation.keys() <= EXPRESSIBLE
+        and situation.get("engine") not in (test_rules.OFFLOAD["engine"], test_rules.FSDP["engine"])
+        and _recipe.environment(arguments.get("stage")) == environment
     ]
 
 

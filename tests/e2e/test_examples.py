@@ -38,7 +38,7 @@ NO_TRAINING = {
 }
 """Folders of files that are not for the trainer, and whose they are."""
 
-_ENGINE = "train_engine decides how ranks share the work"
+_UNKNOWN = "nor one that LLaMA-Factory registers"
 _MEDIA = "have data and media on the nodes"
 REFUSED = {
     "ascend/qwen3_5_full_sft_fsdp2": "for NPUs",
@@ -48,11 +48,11 @@ REFUSED = {
     "ascend/qwen3vlmoe_lora_sft_fsdp": "for NPUs",
     "extras/adam_mini/qwen2_full_sft": "package adam-mini",
     "extras/apollo/llama3_full_sft": "package apollo-torch",
-    "extras/asft/llama2_full_asft": _ENGINE,
-    "extras/asft/qwen2_full_asft": _ENGINE,
+    "extras/asft/llama2_full_asft": _UNKNOWN,
+    "extras/asft/qwen2_full_asft": _UNKNOWN,
     "extras/badam/llama3_full_sft": "package badam",
-    "extras/fp8/llama3_fp8_deepspeed_sft": _ENGINE,
-    "extras/fp8/llama3_fp8_fsdp_sft": _ENGINE,
+    "extras/fp8/llama3_fp8_deepspeed_sft": "package torchao",
+    "extras/fp8/llama3_fp8_fsdp_sft": "package torchao",
     "extras/galore/llama3_full_sft": "package galore-torch",
     "extras/mod/llama3_full_sft": "package mixture-of-depth",
     "extras/oft/qwen2_5vl_oft_sft": _MEDIA,
@@ -62,16 +62,14 @@ REFUSED = {
     "ktransformers/train_lora/deepseek_v3_lora_sft_kt": "package kt-kernel",
     "ktransformers/train_lora/qwen3_5moe_lora_sft_kt": "package kt-kernel",
     "ktransformers/train_lora/qwen3moe_lora_sft_kt": "package kt-kernel",
-    "train_full/qwen3_full_sft": _ENGINE,
-    "train_full/qwen3vl_full_sft": _ENGINE,
-    "train_lora/qwen3_lora_sft_ds3": _ENGINE,
+    "train_full/qwen3vl_full_sft": _MEDIA,
     "train_lora/qwen3_lora_sft_ray": "package ray",
     "train_lora/qwen3vl_lora_sft": _MEDIA,
     "train_qlora/llama3_lora_sft_aqlm": "package aqlm",
     "train_qlora/llama3_lora_sft_awq": "package autoawq",
     "train_qlora/llama3_lora_sft_gptq": "package gptqmodel",
 }
-"""Files for the trainer that are refused on a node with NVIDIA GPUs, and the hardware, package or media missing."""
+"""Files for the trainer that are refused on a node with NVIDIA GPUs: the hardware, package, data or media missing."""
 
 BACKEND = """
 from pathlib import Path
@@ -113,7 +111,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def planned(path: Path) -> str:
     """Why the file is refused; empty when it is planned."""
-    facts = {"a": test_plan.node(gpus=GPUS, sources=[])}
+    facts = {"a": test_plan.node(gpus=GPUS, sources=[], compilers=["c++", "nvcc"])}
     try:
         imported = _import.find(str(path), [path.parent], SCHEMAS)
         wish = _wish.read(test_import.DEFAULTS, SCHEMAS, imported)

@@ -35,6 +35,8 @@ ROWS = [
     ("peer-lost", False, "RuntimeError", "[../gloo/transport/tcp/pair.cc] Connection closed by peer [10.0.0.2]:1234"),
     ("peer-lost", False, "RuntimeError", "Timed out after 1800000ms waiting for recv"),
     ("package", True, "ModuleNotFoundError", "No module named 'deepspeed'"),
+    ("compiler", True, "RuntimeError", "Error building extension 'deepspeed_shm_comm'"),
+    ("compiler", True, "MissingCUDAException", "CUDA_HOME does not exist, unable to compile CUDA op(s)"),
     ("error", True, "ValueError", "Unknown optimizer"),
     ("error", True, "AssertionError", ""),
     ("error", True, "FileNotFoundError", "[Errno 2] No such file or directory: 'ds.json'"),

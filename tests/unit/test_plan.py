@@ -50,6 +50,7 @@ def node(gpus: int = 0, capability: float = 9.0, **facts: t.Any) -> dict[str, t.
         "root": "/home/me/llmops",
         "interfaces": eth0("10.0.0.1"),
         "cpus": 8,
+        "compilers": ["c++"],
         "gpus": [
             {"index": i, "uuid": f"GPU-{'abcdefgh'[i]}", "name": "H200", "compute_capability": capability}
             for i in range(gpus)
@@ -347,6 +348,45 @@ def test_a_single_node_meets_on_loopback_and_saves_once() -> None:
 def test_nodes_with_and_without_gpus_are_not_one_cluster() -> None:
     with pytest.raises(FinetuneError, match="b has no GPU, a has"):
         make({"a": node(2), "b": node()})
+
+
+# --- engines ---
+
+
+def test_a_deepspeed_engine_is_a_file_in_the_run_an_argument_and_a_place_to_build() -> None:
+    plan = make({"a": node()}, train_engine="zero3", train_processes_per_node=2)
+    assert (plan.request["engine"], plan.resolved["engine"]) == ("zero3", "zero3")
+    assert plan.nodes["a"]["deepspeed"]["zero_optimization"]["stage"] == 3
+    assert lines(plan)["deepspeed"] == f"/home/me/llmops/runs/{plan.id}/deepspeed.json"
+    assert origins(plan)["deepspeed"] == "train_engine zero3"
+    assert plan.nodes["a"]["launch"]["environment"]["TORCH_EXTENSIONS_DIR"].endswith("/cache/builds/0123456789abcdef")
+    assert "  engine  zero3" in _plan.describe(plan, [DATA], {"a": node()})
+
+
+def test_fsdp2_is_variables_and_auto_stays_auto_in_the_request() -> None:
+    plan = make({"a": node()}, train_engine="fsdp2", train_processes_per_node=2)
+    assert plan.nodes["a"]["launch"]["environment"]["FSDP_VERSION"] == "2"
+    assert plan.nodes["a"]["deepspeed"] is None and "deepspeed" not in lines(plan)
+    plan = make({"a": node(gpus=2)})
+    assert (plan.request["engine"], plan.resolved["engine"]) == ("auto", "ddp")
+    assert not plan.nodes["a"]["launch"]["environment"].keys() & {"FSDP_VERSION", "TORCH_EXTENSIONS_DIR"}
+
+
+def test_the_rules_know_the_engine() -> None:
+    with pytest.raises(FinetuneError, match="PiSSA cannot start under ZeRO-3"):
+        make({"a": node()}, train_engine="zero3", train_args={"pissa_init": True})
+    with pytest.raises(FinetuneError, match=r"a has no c\+\+"):
+        make({"a": node(compilers=[])}, train_engine="zero2")
+
+
+def test_shards_of_another_number_of_ranks_are_refused_and_a_finished_run_is_left_alone() -> None:
+    wish: t.Any = {"train_engine": "zero3"}
+    facts = recorded(make({"a": node(gpus=2)}, **wish), gpus=4)
+    assert make({"a": facts}, **wish).resolved["world_size"] == 4
+    for run in facts["runs"].values():
+        run["state"] = "interrupted"
+    with pytest.raises(FinetuneError, match="in 2 parts, now there are 4 ranks"):
+        make({"a": facts}, **wish)
 
 
 def test_no_host_is_refused() -> None:

@@ -11,6 +11,7 @@ import typing as t
 import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _model, _recipe, _rules, _schema, _sources
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import base_model
+from ansible_collections.llmops.finetune.plugins.module_utils._parallel import Engine
 
 from ..conftest import REPOSITORY
 
@@ -27,10 +28,13 @@ PPO = {"stage": "ppo", "reward_model": "/reward"}
 DPO = {"stage": "dpo"}
 HEAD, ADAPTER = frozenset(["value_head.safetensors"]), frozenset(["adapter_config.json"])
 HELD_OUT = {"eval_datasets": 1}
-ZERO3 = {"zero_stage": 3}
 FREEZE = {"finetuning_type": "freeze"}
 PRO = {**FREEZE, "use_llama_pro": True}
 PACKED = {"neat_packing": True, "flash_attn": "fa2", "per_device_train_batch_size": 1}
+BEST = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 500}
+ZERO3 = {"engine": Engine(zero_stage=3)}
+OFFLOAD = {"engine": Engine(zero_stage=2, offload=True)}
+FSDP = {"engine": Engine(fsdp=True)}
 WITH = "packages"
 """In a situation: packages besides those of the lock."""
 
@@ -91,7 +95,7 @@ CASES: list[Case] = [
     ("bnb, hqq or eetq", {**BITS, "quantization_method": "gptq"}, {}, BITS, {}),
     ("no such width", {"quantization_bit": 3}, {}, BITS, {}),
     ("only 4-bit bnb", {"quantization_bit": 8}, ZERO3, BITS, ZERO3),
-    ("only 4-bit bnb", {"quantization_bit": 8}, {"fsdp": True}, BITS, {"fsdp": True}),
+    ("only 4-bit bnb", {"quantization_bit": 8}, FSDP, BITS, FSDP),
     ("PiSSA cannot start from", {**BITS, "pissa_init": True}, {}, {"pissa_init": True}, {}),
     ("cannot be resized", {**BITS, "add_tokens": "a"}, {}, {"add_tokens": "a"}, {}),
     (
@@ -166,7 +170,7 @@ CASES: list[Case] = [
         lies(absent=["model.safetensors"]),
     ),
     ("sharded by ZeRO-3 or FSDP", {}, {**READS_GPTQ, **ZERO3}, {}, READS_GPTQ),
-    ("sharded by ZeRO-3 or FSDP", {}, {**READS_GPTQ, "fsdp": True}, {}, {**lies(quantized="fp8"), "fsdp": True}),
+    ("sharded by ZeRO-3 or FSDP", {}, {**READS_GPTQ, **FSDP}, {}, {**lies(quantized="fp8"), **FSDP}),
     ("quantized weights are trained", FULL, READS_GPTQ, {}, READS_GPTQ),
     ("quantized weights are trained", FREEZE, READS_GPTQ, FREEZE, lies(quantized="mxfp4")),
     ("PiSSA cannot start from quantized weights", {"pissa_init": True}, READS_GPTQ, {"pissa_init": True}, QWEN3),
@@ -419,7 +423,13 @@ CASES: list[Case] = [
     ),
     ("BAdam by ratio", {**BADAM, "badam_mode": "ratio"}, {WITH: ["badam"]}, BADAM, {**ZERO3, WITH: ["badam"]}),
     ("BAdam needs ZeRO-3", BADAM, {WITH: ["badam"]}, BADAM, {**ZERO3, WITH: ["badam"]}),
-    ("not go with DeepSpeed", GALORE, {"zero_stage": 2, WITH: ["galore-torch"]}, GALORE, {WITH: ["galore-torch"]}),
+    (
+        "not go with DeepSpeed",
+        GALORE,
+        {"engine": Engine(zero_stage=2), WITH: ["galore-torch"]},
+        GALORE,
+        {WITH: ["galore-torch"]},
+    ),
     ("GaLore does not know", {**GALORE, "optim": "sgd"}, {WITH: ["galore-torch"]}, GALORE, {WITH: ["galore-torch"]}),
     ("APOLLO does not know", {**APOLLO, "optim": "sgd"}, {WITH: ["apollo-torch"]}, APOLLO, {WITH: ["apollo-torch"]}),
     ("package kt-kernel", {"use_kt": True}, {}, {"use_kt": True}, {WITH: ["kt-kernel"]}),
@@ -440,6 +450,10 @@ CASES: list[Case] = [
     ),
     ("package galore-torch", GALORE, {}, GALORE, {WITH: ["galore-torch"]}),
     ("package apollo-torch", APOLLO, {}, APOLLO, {WITH: ["apollo-torch"]}),
+    ("split by FSDP2", {"stage": "rm"}, FSDP, {"stage": "rm"}, ZERO3),
+    ("searched for", {"auto_find_batch_size": True}, ZERO3, {"auto_find_batch_size": True}, FSDP),
+    ("whole checkpoint", {**BEST, "save_only_model": True}, {**FSDP, **HELD_OUT}, BEST, {**FSDP, **HELD_OUT}),
+    ("takes its Adam", {"optim": "adafactor"}, OFFLOAD, {"optim": "adamw_torch"}, OFFLOAD),
     ("package badam", BADAM, ZERO3, BADAM, {**ZERO3, WITH: ["badam"]}),
     ("package adam-mini", {"use_adam_mini": True}, {}, {"use_adam_mini": True}, {WITH: ["adam-mini"]}),
     ("package swanlab", {"use_swanlab": True}, {}, {"use_swanlab": True}, {WITH: ["swanlab"]}),

@@ -84,7 +84,7 @@ def test_values_come_as_text_or_as_they_are(variable: str, value: t.Any, field: 
         ("train_model", "", "hub id"),
         ("train_model", "~/models/x", "begin the path with /"),
         ("train_model", "./x", "begin the path with /"),
-        ("train_engine", "magic", "auto, ddp"),
+        ("train_engine", "magic", "auto, ddp, zero0"),
         ("train_gpus", "", "use all"),
         ("train_gpus", [], "use all"),
         ("train_gpus", None, "use all"),

@@ -108,6 +108,13 @@ _CATALOGUE = (
         False,
     ),
     _Row(
+        "compiler",
+        r"Error building extension|Unable to JIT load|MissingCUDAException|CUDA_HOME does not exist",
+        "DeepSpeed could not build a part of itself.",
+        "install g++ and Python's headers, with GPUs also the CUDA toolkit; or set train_engine to ddp or fsdp2",
+        True,
+    ),
+    _Row(
         "package",
         r"ImportError|ModuleNotFoundError|requires \w+ to be installed",
         "A package is missing from the environment or does not fit.",

@@ -112,6 +112,7 @@ def _train(run: Run, here: peers.Node, store: peers.Store | None) -> None:
     torch.serialization.register_package(0, lambda _: None, _restore_on_cpu)
     _end_at_last_step()
     _skip_within_the_epoch()
+    _shard_on_cpu()
     callback = _callback(run, here, store, keep)
     _after_saving(callback.saved)
     run_exp(arguments, callbacks=[callback])
@@ -143,6 +144,22 @@ def _end_at_last_step() -> None:
         return ([], None) if self.state.global_step >= self.state.max_steps else batches(self, *args, **kwargs)
 
     Trainer.get_batch_samples = get_batch_samples
+
+
+def _shard_on_cpu() -> None:
+    """accelerate leaves FSDP out, without a word, on ranks that have no GPU: each would hold the whole model."""
+    from accelerate.state import AcceleratorState, DistributedType, PartialState
+
+    begin = AcceleratorState.__init__
+
+    def __init__(self: t.Any, *args: t.Any, **kwargs: t.Any) -> None:
+        begin(self, *args, **kwargs)
+        plugin = kwargs.get("fsdp_plugin")
+        if plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            self.fsdp_plugin = plugin
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = __init__
 
 
 def _skip_within_the_epoch() -> None:

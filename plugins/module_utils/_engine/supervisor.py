@@ -27,7 +27,7 @@ import types
 import typing as t
 from pathlib import Path
 
-from . import checkpoint, diagnose, files, lease, processes, rank, state
+from . import builds, checkpoint, diagnose, files, lease, processes, rank, state
 from .state import Run
 
 POLL_SECONDS = 0.2
@@ -124,7 +124,10 @@ class Supervisor:
             wait_until_closed(self.launch["master_addr"], port)
         # A temp folder of the ranks' own, for what torchrun and its like leave. Its path is short: sockets go there.
         self._remove_old_scratch()
-        with tempfile.TemporaryDirectory(prefix="llmops-", ignore_cleanup_errors=True) as scratch:
+        with (
+            builds.shared(self.launch["environment"].get("TORCH_EXTENSIONS_DIR", "")),
+            tempfile.TemporaryDirectory(prefix="llmops-", ignore_cleanup_errors=True) as scratch,
+        ):
             files.write_json(self.run.scratch, {"path": scratch})
             with open(self.run.log(attempt), "ab") as log:
                 child = subprocess.Popen(

@@ -172,7 +172,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("quantization_bit", "train_engine"),
         lambda c: (
             c.quantized
-            and (c.zero3 or c.now.fsdp)
+            and (c.zero3 or c.now.engine.fsdp)
             and (c["quantization_method"] != "bnb" or c["quantization_bit"] == 8)
         ),
         "under ZeRO-3 and FSDP only 4-bit bnb weights can be sharded",

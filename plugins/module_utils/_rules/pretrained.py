@@ -34,7 +34,7 @@ _ADAPTER = "model/adapter.py"
 
 
 def _sharded(c: View) -> bool:
-    return c.zero3 or c.now.fsdp
+    return c.zero3 or c.now.engine.fsdp
 
 
 def _stays_quantized(c: View) -> bool:

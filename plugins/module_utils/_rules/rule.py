@@ -8,6 +8,7 @@ from __future__ import annotations
 import typing as t
 
 from .._model import Model
+from .._parallel import Engine
 from .._schema import Schema
 
 
@@ -18,8 +19,6 @@ class Situation(t.NamedTuple):
     gpus: bool = False
     bf16: bool = False
     """Every GPU has compute capability 8.0 or more."""
-    zero_stage: int | None = None
-    fsdp: bool = False
     datasets: int = 1
     eval_datasets: int = 0
     records: int | None = None
@@ -31,6 +30,7 @@ class Situation(t.NamedTuple):
     """Files of a reward model that its folder has on every node; None where it is no path on the nodes."""
     weights: Model = Model()
     """What is known of the model itself."""
+    engine: Engine = Engine()
 
 
 class View:
@@ -60,11 +60,11 @@ class View:
 
     @property
     def zero3(self) -> bool:
-        return self.now.zero_stage == 3
+        return self.now.engine.zero_stage == 3
 
     @property
     def deepspeed(self) -> bool:
-        return self.now.zero_stage is not None
+        return self.now.engine.zero_stage is not None
 
     @property
     def quantized(self) -> bool:

@@ -53,6 +53,13 @@ def _ppo_steps(kind: str) -> t.Callable[[View], t.Any]:
 
 RULES: t.Tuple[Rule, ...] = (
     Rule(
+        ("stage", "train_engine"),
+        lambda c: c["stage"] in ("rm", "ppo") and c.now.engine.fsdp,
+        "the model with a value head that this stage makes cannot be split by FSDP2",
+        "set train_engine: zero3",
+        "accelerate utils/fsdp_utils.py fsdp2_load_full_state_dict: the wrapper's weights go by other names",
+    ),
+    Rule(
         ("predict_with_generate", "stage"),
         lambda c: c["stage"] != "sft" and c["predict_with_generate"],
         "answers are generated in stage sft alone",

@@ -12,6 +12,8 @@ from .rule import Rule, View
 _TRANSFORMERS = "transformers training_args.py"
 _PARSER = "hparams/parser.py"
 _LATER = "transformers trainer.py"
+_OFFLOADED = ("adamw_torch", "adamw_torch_fused", "adagrad")
+"""Optimizers that DeepSpeed has for state in the node's memory."""
 _TRACKERS = (
     ("wandb", "wandb"),
     ("tensorboard", "tensorboard"),
@@ -166,6 +168,27 @@ RULES: t.Tuple[Rule, ...] = (
         "no optimizer takes a learning rate below 0",
         "use a number above 0, such as 1e-4",
         _LATER,
+    ),
+    Rule(
+        ("auto_find_batch_size", "train_engine"),
+        lambda c: c["auto_find_batch_size"] and c.zero3,
+        "the batch size cannot be searched for under ZeRO-3",
+        "remove auto_find_batch_size",
+        _LATER,
+    ),
+    Rule(
+        ("save_only_model", "load_best_model_at_end", "train_engine"),
+        lambda c: c["save_only_model"] and c["load_best_model_at_end"] and (c.deepspeed or c.now.engine.fsdp),
+        "DeepSpeed and FSDP load the best model from a whole checkpoint alone",
+        "remove save_only_model",
+        _LATER,
+    ),
+    Rule(
+        ("optim", "use_muon", "use_adam_mini", "train_engine"),
+        lambda c: c.now.engine.offload and (c["optim"] not in _OFFLOADED or c["use_muon"] or c["use_adam_mini"]),
+        "DeepSpeed takes its Adam in place of this optimizer where the state lies in the node's memory",
+        "set optim: adamw_torch, or choose a train_engine without offload",
+        "accelerate utils/deepspeed.py map_pytorch_optim_to_deepspeed",
     ),
     *(
         Rule(
