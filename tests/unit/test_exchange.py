@@ -90,6 +90,16 @@ def test_another_number_of_nodes_takes_replicated_state_and_no_shards(nodes: int
         assert shards.step == 0 and shards.lost
 
 
+def test_what_rank_0_writes_for_all_is_brought_to_every_node() -> None:
+    for_all = {"latest": 12, "global_step8/mp_rank_00_model_states.pt": 90}
+    shards = [f"global_step8/zero_pp_rank_{node}_mp_rank_00_optim_states.pt" for node in range(3)]
+    saved = [{**files, shard: 50} for files, shard in zip(ddp(), shards, strict=True)]
+    saved[0].update(for_all)
+    agreed = exchange.agree(whole(saved))
+    assert agreed.lost == []
+    assert set(agreed.moves) == {Move(name, size, 0, 2) for name, size in for_all.items()}, "node 1 has the copies"
+
+
 def test_files_alike_by_name_may_differ_in_length() -> None:
     saved = [{**ALIKE, "training_args.bin": 100 + node} for node in range(2)]
     nodes = [{8: Held(saved[0], saved)}, {}]
@@ -132,8 +142,8 @@ def test_all_nodes_rewind_to_the_step_they_agree_on(tmp_path: Path) -> None:
             path = output / f"checkpoint-{step}"
             path.mkdir(parents=True)
             (path / "trainer_state.json").write_text("{}")
-            (path / f"shard_{node}").write_text("x")
-            checkpoint.mark(path, [{"trainer_state.json": 2, f"shard_{rank}": 1} for rank in range(nodes)])
+            (path / f"rank_{node}").write_text("x")
+            checkpoint.mark(path, [{"trainer_state.json": 2, f"rank_{rank}": 1} for rank in range(nodes)])
         log = "".join(json.dumps({"current_steps": step}) + "\n" for step in (4, 8, 9))
         (output / "trainer_log.jsonl").write_text(log)
     agreed: dict[int, t.Any] = {}

@@ -11,6 +11,7 @@ checkpoint that can be had whole, and those that lack files of it get them from 
 from __future__ import annotations
 
 import json
+import re
 import typing as t
 from pathlib import Path
 
@@ -21,6 +22,9 @@ Sizes = dict[str, int]
 """Bytes by file name inside a checkpoint."""
 CHUNK = 64 << 20
 
+_OWN = re.compile(r"(?<!mp_)rank_\d+|rng_state_\d+")
+"""Files of single ranks. Any other that one node alone wrote (`latest` of DeepSpeed, `optimizer.bin` of FSDP) is for
+all; mp_rank_00 is of model parallelism, not of a rank."""
 _OPTIONAL = "rng_state"
 """Files a checkpoint can be resumed without: dropout goes on with other random numbers."""
 
@@ -68,9 +72,10 @@ def agree(held: t.Sequence[t.Mapping[int, Held]]) -> Agreement:
 
 
 def _of_node(saved: t.Sequence[Sizes], common: t.Collection[str], rank: int, nodes: int) -> Sizes:
-    """What a node needs of a checkpoint: its own files; with another number of nodes, what all had alike."""
+    """What a node needs of a checkpoint: what is for all, and its own; with another number of nodes, what all had
+    alike."""
     if len(saved) == nodes:
-        return saved[rank]
+        return {name: size for files in saved for name, size in files.items() if not _OWN.search(name)} | saved[rank]
     if all(_OPTIONAL in name or name in common for files in saved for name in files):
         return {name: size for name, size in saved[0].items() if name in common}
     return {name: size for files in saved for name, size in files.items()}
