@@ -19,7 +19,7 @@ DEV := .venv/dev-$(call digest,requirements/dev.txt)
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup setup-dev train plan status stop test lint docs unit e2e systemd cluster cluster-up cluster-down molecule sanity soak bench lock clean
+.PHONY: help doctor setup setup-dev train plan status stop test machines lint docs unit e2e systemd cluster cluster-up cluster-down molecule sanity soak bench lock clean
 train test e2e systemd cluster molecule soak bench: GB = 12
 
 help: ## this list
@@ -54,8 +54,13 @@ status: setup ## what the runs are
 stop: setup ## end what runs
 	$(PLAY) llmops.finetune.stop
 
-test: lint ## lint, then all tests but `systemd`; the last line is pytest's
+test: lint machines ## lint, then all tests but `systemd`; the last line is pytest's
 	$(RUN) python -m pytest $(BOTH) tests/unit tests/sanity tests/e2e --ignore=tests/e2e/test_systemd.py --durations=25
+
+# Hosts for the tests of a cluster need podman; where it cannot be installed those tests are skipped, and say so.
+machines:
+	@tests/hosts/hosts.sh check 2> /dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
+		{ echo "installing podman for the tests of a cluster"; tests/hosts/hosts.sh setup; }
 
 lint: setup-dev docs ## ruff, mypy, yamllint, antsibull-docs, antsibull-changelog, ansible-lint
 	.venv/bin/python -m ruff check .
