@@ -201,7 +201,7 @@ class Supervisor:
     def _write(self, now: state.State, **more: t.Any) -> None:
         if now != "running":
             self.state.pop("pid", None)
-        if "attempt" in more:
+        if now in ("finished", "stopped"):  # until then it tells why the attempt before this one ended
             self.state.pop("diagnosis", None)
         self.state.update(more, state=now, time=time.time())
         files.write_json(self.run.state, self.state)
@@ -219,6 +219,8 @@ def wait_until_closed(address: str, port: int, patience: float = 30.0) -> None:
     while time.monotonic() < deadline:
         try:
             socket.create_connection((address, port), timeout=2).close()
+        except TimeoutError:
+            continue  # silent: once it is heard again, a new connection is quicker than one that waits for an answer
         except OSError:
             return
         time.sleep(0.1)
