@@ -11,17 +11,24 @@ from __future__ import annotations
 import typing as t
 from dataclasses import asdict, dataclass, field
 
-from . import _addresses, _config, _dataset, _parallel, _ranks, _report, _request, _resolve, _rules, _schema, _state
+from . import (
+    _addresses,
+    _dataset,
+    _nodes,
+    _parallel,
+    _ranks,
+    _report,
+    _request,
+    _resolve,
+    _schema,
+    _situation,
+    _state,
+)
 from ._dataset import Source
-from ._engine import base_model, lease
-from ._env import RANKS_PATH, environment_path
+from ._engine import base_model
 from ._errors import FinetuneError
-from ._model import Model
 from ._ranks import Facts
 from ._wish import DEMO_MODEL, Wish
-
-_FROM_THE_START = ("rm", "ppo")
-"""Stages that LLaMA-Factory cannot resume: it forgets the value head, or refuses."""
 
 
 @dataclass
@@ -104,7 +111,7 @@ def make(
     if first["runs"].get(run_id, {}).get("state") != "finished":
         _parallel.refuse(resolved["engine"], facts)
         _parallel.refuse_other_shards(first["runs"].get(run_id, {}), world_size)
-        _refuse_what_cannot_run(wish, resolved, origins, sources, facts, schema)
+        _situation.refuse_what_cannot_run(wish, resolved, origins, sources, facts, schema)
     plan = Plan(run_id, wish.name, wanted, record if recorded else resolved, origins, recorded, {})
     plan.environment = {**plan.resolved["environment"], "current": plan.resolved["environment"] == environment}
     plan.difference = _against_last(plan, first)
@@ -114,7 +121,7 @@ def make(
     if len(facts) > 1:
         places = _addresses.choose({host: node["interfaces"] for host, node in facts.items()}, addresses or {})
     for rank, (host, node) in enumerate(facts.items()):
-        plan.nodes[host] = _node(plan, wish, sources, places, host, node, rank, ranks)
+        plan.nodes[host] = _nodes.node(plan, wish, sources, places, host, node, rank, ranks)
     _mark_listeners(plan, wish)
     plan.held = _held(plan, wish, facts)
     return plan
@@ -148,57 +155,6 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
     lines += [f"  {line}" for line in plan.difference]
     lines += [f"  note    {notice}" for notice in plan.notices]
     return lines + ([f"  busy    {plan.held.splitlines()[0]}"] if plan.held else [])
-
-
-def _refuse_what_cannot_run(
-    wish: Wish,
-    resolved: t.Mapping[str, t.Any],
-    origins: t.Mapping[str, str],
-    sources: t.Sequence[Source],
-    facts: t.Mapping[str, Facts],
-    schema: _schema.Schema,
-) -> None:
-    """Hold the arguments against what LLaMA-Factory would refuse after minutes, or take and do otherwise."""
-    gpus = [gpu for host, node in facts.items() for gpu in _ranks.gpus(wish.gpus, node["gpus"], host)]
-    situation = _rules.Situation(
-        world_size=sum(_ranks.local(wish, host, node) for host, node in facts.items()),
-        gpus=bool(gpus),
-        bf16=bool(gpus) and all(gpu["compute_capability"] >= 8 for gpu in gpus),
-        datasets=sum(not source.evaluates for source in sources),
-        eval_datasets=sum(source.evaluates for source in sources),
-        media=any(source.media for source in sources),
-        records=_records(sources),
-        model=wish.model,
-        reward_model=_in_every(node.get("reward_model") for node in facts.values()),
-        weights=_weights(wish, facts),
-        engine=_parallel.ENGINES[resolved["engine"]],
-    )
-    _schema.refuse(_rules.problems(resolved["arguments"], schema, situation, wish.args), origins)
-
-
-def _records(sources: t.Sequence[Source]) -> int | None:
-    """How many there are to train on; None where only hubs know."""
-    counts = [source.records for source in sources if not source.evaluates]
-    return None if None in counts else sum(count or 0 for count in counts)
-
-
-def _in_every(found: t.Iterable[t.Sequence[str] | None]) -> frozenset[str] | None:
-    """What all nodes have of a folder; None where there is no folder to look into."""
-    there = [frozenset(names) for names in found if names is not None]
-    return frozenset.intersection(*there) if there else None
-
-
-def _weights(wish: Wish, facts: t.Mapping[str, Facts]) -> Model:
-    """What is known of the model itself: the same on every node, or the run is refused."""
-    (first, known), *others = ((host, node.get("model") or {}) for host, node in facts.items())
-    for host, other in others:
-        if other != known:
-            raise FinetuneError(
-                f"The model in {wish.model} is not the same on {first} and {host}.",
-                where="train_model",
-                change="copy one folder to all nodes",
-            )
-    return Model(**known)
 
 
 def _against_last(plan: Plan, node: Facts) -> list[str]:
@@ -251,7 +207,7 @@ def _notices(
                 notices.append(
                     f"Drift: the run keeps {key} {record[key]}; train_resolve=refresh would take {resolved[key]}."
                 )
-    if wish.stage in _FROM_THE_START:
+    if wish.stage in _nodes.FROM_THE_START:
         notices.append(f"Stage {wish.stage} cannot go on from a checkpoint: after an interruption it begins again.")
     if wish.stage == "dpo" and _copies_the_model(plan.resolved["arguments"]):
         notices.append("Without `ref_model`, DPO of all weights keeps a second copy of the model in memory.")
@@ -276,141 +232,3 @@ def _copies_the_model(arguments: t.Mapping[str, t.Any]) -> bool:
     """DPO compares with the model as it was: an adapter is taken off for that, changed weights need their copy."""
     alone = arguments.get("pref_loss") in ("orpo", "simpo")
     return arguments["finetuning_type"] != "lora" and not arguments.get("ref_model") and not alone
-
-
-def _node(
-    plan: Plan,
-    wish: Wish,
-    sources: t.Sequence[Source],
-    places: t.Mapping[str, _addresses.Address],
-    host: str,
-    node: Facts,
-    rank: int,
-    ranks: t.Mapping[str, int],
-) -> dict[str, t.Any]:
-    root = node["root"]
-    folder = f"{root}/runs/{plan.id}"
-    gpus = _ranks.gpus(wish.gpus, node["gpus"], host)
-    environment = environment_path(root, plan.environment["digest"])
-    return {
-        "node_rank": rank,
-        "user": node["user"],
-        "root": root,
-        "folder": folder,
-        "account_missing": not node["account_exists"],
-        "state": node["runs"].get(plan.id, {}).get("state", "absent"),
-        "arguments": _arguments(plan, sources, root, folder, ranks),
-        "deepspeed": _parallel.deepspeed(plan.resolved["engine"]),
-        "dataset_info": {
-            source.dataset.name: _dataset.info(source.dataset, source.file_name(root), source.fields)
-            for source in sources
-        },
-        "datasets": [
-            {
-                "name": source.dataset.name,
-                "digest": source.digest,
-                "folder": source.folder(root),
-                "file": source.file_name(root),
-                "local": source.local,
-                "missing": source.file_name("").removeprefix("/datasets/") not in node["datasets"],
-            }
-            for source in sources
-            if source.local
-        ],
-        "model": {**_model(plan, root), "missing": _model(plan, root)["path"].rpartition("/")[2] not in node["models"]},
-        "launch": {
-            "python": f"{environment}/bin/python",
-            "nnodes": len(places),
-            "node_rank": rank,
-            "nproc_per_node": ranks[host],
-            "master_addr": next(iter(places.values())).address,
-            "master_port": wish.port if len(places) > 1 else 0,
-            "address": places[host].address,
-            "environment": {
-                **_variables(plan, sources, node, gpus, environment, ranks[host]),
-                **_addresses.variables(places[host]),
-            },
-            "leases": [gpu["uuid"] for gpu in gpus] or [lease.CPU],
-            "lease_dir": wish.lease_dir,
-            "max_restarts": wish.max_restarts,
-            "resumes": wish.stage not in _FROM_THE_START,
-            "grace_seconds": 120,
-            "start_deadline_seconds": 3600,
-        },
-        "systemd": node["systemd"],
-    }
-
-
-def _model(plan: Plan, root: str) -> dict[str, t.Any]:
-    """Where the model lies on the node; `build` says that it is made there from the demo text."""
-    model = plan.resolved["model"]
-    if model["name"] == DEMO_MODEL:
-        return {"build": True, "path": f"{root}/models/{DEMO_MODEL}@{model['revision']}", "identity": model["revision"]}
-    return {"build": False, "path": model["name"], "identity": ""}
-
-
-def _arguments(
-    plan: Plan, sources: t.Sequence[Source], root: str, folder: str, ranks: t.Mapping[str, int]
-) -> list[dict[str, str]]:
-    """Every line of train.yaml: key, value as YAML, where it came from."""
-    paths: dict[str, t.Any] = {"model_name_or_path": _model(plan, root)["path"]}
-    if plan.resolved["model"]["name"] != DEMO_MODEL and not paths["model_name_or_path"].startswith("/"):
-        paths["model_revision"] = plan.resolved["model"]["revision"]
-    paths["dataset"] = ",".join(source.dataset.name for source in sources if not source.evaluates)
-    if any(source.evaluates for source in sources):
-        paths["eval_dataset"] = ",".join(source.dataset.name for source in sources if source.evaluates)
-    paths["dataset_dir"] = folder
-    paths["output_dir"] = f"{folder}/output"
-    if _parallel.deepspeed(plan.resolved["engine"]):
-        paths["deepspeed"] = f"{folder}/deepspeed.json"
-    owners = {
-        "model_name_or_path": "train_model",
-        "model_revision": "train_model_revision",
-        "dataset": "train_datasets",
-        "eval_dataset": "train_eval_datasets",
-        "dataset_dir": "the run's folder",
-        "output_dir": "the run's folder",
-        "deepspeed": f"train_engine {plan.resolved['engine']}",
-    }
-    if len(ranks) > 1:
-        paths["save_on_each_node"], owners["save_on_each_node"] = True, "the nodes have no storage in common"
-    lines = [{"key": key, "value": _config.to_yaml(value), "origin": owners[key]} for key, value in paths.items()]
-    for key, value in plan.resolved["arguments"].items():
-        lines.append({"key": key, "value": _config.to_yaml(value), "origin": plan.origins.get(key, "record")})
-    return lines
-
-
-def _variables(
-    plan: Plan,
-    sources: t.Sequence[Source],
-    node: Facts,
-    gpus: t.Sequence[dict[str, t.Any]],
-    environment: str,
-    ranks: int,
-) -> dict[str, str]:
-    """Environment variables of the ranks on one node."""
-    cache = f"{node['root']}/cache"
-    variables = {
-        "PATH": f"{environment}/bin:{RANKS_PATH}",
-        "PYTHONUNBUFFERED": "1",
-        "HF_HOME": f"{cache}/huggingface",
-        "MPLBACKEND": "Agg",
-        "MPLCONFIGDIR": f"{cache}/matplotlib",
-        "TOKENIZERS_PARALLELISM": "false",
-        **_parallel.variables(
-            plan.resolved["engine"], plan.resolved["arguments"], f"{cache}/builds/{plan.environment['digest']}"
-        ),
-    }
-    if gpus:
-        variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpu["uuid"] for gpu in gpus)
-        variables["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
-        variables["TORCH_NCCL_AVOID_RECORD_STREAMS"] = "1"
-    else:
-        variables["DS_ACCELERATOR"] = "cpu"
-        demo = plan.resolved["model"]["name"] == DEMO_MODEL
-        variables["OMP_NUM_THREADS"] = str(base_model.THREADS if demo else max(1, node["cpus"] // ranks))
-    if _model(plan, "")["path"].startswith("/") and all(
-        source.dataset.source in ("file", "path") for source in sources
-    ):
-        variables["HF_HUB_OFFLINE"] = "1"
-    return variables

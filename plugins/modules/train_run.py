@@ -132,14 +132,14 @@ import typing as t  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
-from ..module_utils import _run, _unit, _user  # noqa: E402
+from ..module_utils import _changes, _run, _stage, _unit, _user  # noqa: E402
 from ..module_utils._engine.state import Run, observe  # noqa: E402
 from ..module_utils._errors import FinetuneError  # noqa: E402
 
 Answer = dict[str, t.Any]
 
 
-def staged(spec: Answer, given: Answer, changes: _run.Changes) -> Answer:
+def staged(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:
     with contextlib.ExitStack() as opened:
         datasets = []
         for dataset in spec["datasets"]:
@@ -151,7 +151,7 @@ def staged(spec: Answer, given: Answer, changes: _run.Changes) -> Answer:
             spec,
             lambda: changed(
                 changes,
-                _run.stage(
+                _stage.stage(
                     wanted, changes, retry=given["retry"], secrets=given["secrets"], full=given["verify"] == "full"
                 ),
             ),
@@ -159,7 +159,7 @@ def staged(spec: Answer, given: Answer, changes: _run.Changes) -> Answer:
         )
 
 
-def started(spec: Answer, given: Answer, changes: _run.Changes) -> Answer:
+def started(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:
     run = Run(pathlib.Path(spec["folder"]))
     if spec.get("refused"):  # the nodes do not fit together: give up this one's place
         return as_user(spec, lambda: _run.give_up(run), changes)
@@ -179,7 +179,7 @@ def started(spec: Answer, given: Answer, changes: _run.Changes) -> Answer:
     return {**now, "changes": asked["changes"]}
 
 
-def ended(spec: Answer, given: Answer, changes: _run.Changes) -> Answer:
+def ended(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:
     """Stop, or stop and remove, each run that is meant."""
     root = pathlib.Path(_user.expand(spec["root"], spec["user"]))
     act = _run.stop if given["state"] == "stopped" else _run.remove
@@ -207,11 +207,11 @@ def without_unit(run_id: str, folder: str, made: list[dict[str, str]], dry: bool
     return [] if told else [{"action": "remove", "path": str(_unit.path(run_id))}]
 
 
-def changed(changes: _run.Changes, answer: Answer) -> Answer:
+def changed(changes: _changes.Changes, answer: Answer) -> Answer:
     return {**answer, "changes": changes.made}
 
 
-def as_user(spec: Answer, work: t.Callable[[], Answer], changes: _run.Changes) -> Answer:
+def as_user(spec: Answer, work: t.Callable[[], Answer], changes: _changes.Changes) -> Answer:
     """As the run's user; in check mode that account may not be there yet, and nothing is written."""
     if changes.dry and not _user.exists(spec["user"]):
         return work()
@@ -238,7 +238,7 @@ def main() -> None:
     )
     os.umask(0o022)
     given = module.params
-    changes = _run.Changes(dry=module.check_mode)
+    changes = _changes.Changes(dry=module.check_mode)
     act = {"staged": staged, "started": started, "stopped": ended, "absent": ended}[given["state"]]
     spec = given["spec"] or {
         "user": _user.account(given["user"]),

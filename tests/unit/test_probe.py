@@ -15,7 +15,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _engine, _probe, _run
+from ansible_collections.llmops.finetune.plugins.module_utils import _engine, _place, _probe
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import files, lease, state
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
@@ -36,7 +36,7 @@ def place(tmp_path: Path) -> t.Iterator[dict[str, t.Any]]:
     files.write_json(folder / "launch.json", launch)
     spec = {"folder": str(folder), "user": "me", "launch": {**launch, "python": sys.executable, "environment": {}}}
     yield spec
-    _run.release(state.Run(folder))
+    _place.release(state.Run(folder))
 
 
 def peer(spec: dict[str, t.Any], **other: t.Any) -> dict[str, t.Any]:
@@ -46,14 +46,14 @@ def peer(spec: dict[str, t.Any], **other: t.Any) -> dict[str, t.Any]:
 
 def test_a_node_that_holds_its_place_is_reached_and_has_the_lease(place: dict[str, t.Any]) -> None:
     run = state.Run(Path(place["folder"]))
-    _run._listen(run, place)
+    _place.hold(run, place)
     (finding,) = _probe.probe([peer(place)])
     assert finding["why"] == "" and abs(finding["clock"]) < 1
     leases = Path(place["launch"]["lease_dir"])
     assert lease.holders(["cpu"], leases)["cpu"]["staging"] is True
     (wrong,) = _probe.probe([peer(place, run="y-11111111")])
     assert "answers for run x-00000000, node 1" in wrong["why"]
-    _run.release(run)
+    _place.release(run)
     assert lease.holders(["cpu"], leases) == {} and not run.listening.exists()
     (gone,) = _probe.probe([peer(place)])
     assert gone["why"].endswith("refuses the connection")
@@ -61,9 +61,9 @@ def test_a_node_that_holds_its_place_is_reached_and_has_the_lease(place: dict[st
 
 def test_a_second_staging_takes_the_place_over(place: dict[str, t.Any]) -> None:
     run = state.Run(Path(place["folder"]))
-    _run._listen(run, place)
+    _place.hold(run, place)
     first = files.read_json(run.listening)["pid"]
-    _run._listen(run, place)
+    _place.hold(run, place)
     assert files.read_json(run.listening)["pid"] != first
     assert _probe.probe([peer(place)])[0]["why"] == ""
 
@@ -71,14 +71,14 @@ def test_a_second_staging_takes_the_place_over(place: dict[str, t.Any]) -> None:
 def test_a_lease_that_another_run_has_is_told_with_its_holder(place: dict[str, t.Any]) -> None:
     taken = lease.acquire(["cpu"], {"run": "other-1", "user": "u", "pid": 7}, Path(place["launch"]["lease_dir"]))
     with pytest.raises(FinetuneError, match="run other-1"):
-        _run._listen(state.Run(Path(place["folder"])), place)
+        _place.hold(state.Run(Path(place["folder"])), place)
     os.close(taken[0])
 
 
 def test_a_port_in_use_is_told(place: dict[str, t.Any]) -> None:
     in_use = pytest.raises(FinetuneError, match="cannot be used: Address already in use")
     with socket.create_server(("", place["launch"]["master_port"])), in_use as refusal:
-        _run._listen(state.Run(Path(place["folder"])), place)
+        _place.hold(state.Run(Path(place["folder"])), place)
     assert refusal.value.where == "train_port"
 
 

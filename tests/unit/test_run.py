@@ -16,7 +16,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _node, _run
+from ansible_collections.llmops.finetune.plugins.module_utils import _changes, _node, _run, _stage
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import files, lease, state
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
@@ -76,10 +76,10 @@ def stage(wanted: Spec, *, retry: bool = False) -> tuple[dict[str, t.Any], list[
     """Stage in check mode, then for real. Both must tell the same, and check mode must write nothing."""
     root = Path(wanted["folder"]).parents[1]
     before = tree(root)
-    dry, made = _run.Changes(dry=True), _run.Changes(dry=False)
-    predicted = _run.stage(wanted, dry, retry=retry)
+    dry, made = _changes.Changes(dry=True), _changes.Changes(dry=False)
+    predicted = _stage.stage(wanted, dry, retry=retry)
     assert tree(root) == before, "check mode wrote something"
-    answer = _run.stage(wanted, made, retry=retry)
+    answer = _stage.stage(wanted, made, retry=retry)
     assert dry.made == made.made
     assert (answer["state"], answer["next"]) == (predicted["state"], predicted["next"])
     return answer, [(change["action"], Path(change["path"]).name) for change in made.made]
@@ -120,9 +120,9 @@ def test_a_run_is_staged_once(root: Path) -> None:
 def test_a_dataset_that_could_not_be_read_is_not_trained_on(root: Path) -> None:
     """Check mode may still be without the environment that reads it."""
     wanted = spec(root, unread={"a": "x: no environment with pyarrow is there yet"})
-    assert _run.stage(wanted, _run.Changes(dry=True), retry=False)["next"] == "start"
+    assert _stage.stage(wanted, _changes.Changes(dry=True), retry=False)["next"] == "start"
     with pytest.raises(FinetuneError) as refusal:
-        _run.stage(wanted, _run.Changes(dry=False), retry=False)
+        _stage.stage(wanted, _changes.Changes(dry=False), retry=False)
     assert "records of a" in refusal.value.what and "no environment" in refusal.value.where
     assert ".jsonl" in refusal.value.change
     assert tree(root) == {}
@@ -180,7 +180,7 @@ def test_other_bytes_than_planned_are_refused_and_not_kept(root: Path) -> None:
     wanted = spec(root)
     wanted["datasets"][0]["stream"] = io.BytesIO(DATA + b"more")
     with pytest.raises(FinetuneError, match="'a' is not the file that was planned with"):
-        _run.stage(wanted, _run.Changes(dry=False), retry=False)
+        _stage.stage(wanted, _changes.Changes(dry=False), retry=False)
     assert list(Path(wanted["datasets"][0]["folder"]).iterdir()) == []
     assert not run_of(wanted).record.exists()
 
@@ -216,8 +216,8 @@ def test_a_model_that_another_apply_makes_is_waited_for(root: Path, monkeypatch:
 
 
 def staged_changes(wanted: Spec) -> list[dict[str, str]]:
-    changes = _run.Changes(dry=False)
-    _run.stage(wanted, changes, retry=False)
+    changes = _changes.Changes(dry=False)
+    _stage.stage(wanted, changes, retry=False)
     return changes.made
 
 
@@ -258,7 +258,7 @@ def test_the_model_is_built_once_and_again_when_damaged(root: Path) -> None:
 
 def test_a_build_that_fails_is_told_with_its_last_words(root: Path) -> None:
     with pytest.raises(FinetuneError, match="could not be made") as failure:
-        _run.stage(with_model(root, "bad"), _run.Changes(dry=False), retry=False)
+        _stage.stage(with_model(root, "bad"), _changes.Changes(dry=False), retry=False)
     assert "no tokens in it" in failure.value.where
     assert list((root / "models").iterdir()) == []
 
@@ -287,7 +287,7 @@ def test_a_damaged_result_is_refused_and_restored_when_asked(root: Path) -> None
     (run.output / "adapter_model.safetensors").unlink()
     for dry in (True, False):
         with pytest.raises(FinetuneError) as refusal:
-            _run.stage(spec(root), _run.Changes(dry=dry), retry=False)
+            _stage.stage(spec(root), _changes.Changes(dry=dry), retry=False)
         assert "adapter_model.safetensors is gone" in refusal.value.where
         assert "train_retry=true" in refusal.value.change
     answer, changes = stage(spec(root), retry=True)
@@ -303,7 +303,7 @@ def test_a_failed_run_is_refused_with_its_diagnosis_and_started_again_when_asked
     run.log(2).write_text("line\nlast words\n", encoding="utf-8")
     for dry in (True, False):
         with pytest.raises(FinetuneError) as refusal:
-            _run.stage(spec(root), _run.Changes(dry=dry), retry=False)
+            _stage.stage(spec(root), _changes.Changes(dry=dry), retry=False)
         assert "attempt 2. The disk is full." in refusal.value.what
         assert "free space" in refusal.value.change
         assert "train_retry=true" in refusal.value.change
@@ -325,7 +325,7 @@ def test_a_stopped_run_stays_so_and_an_interrupted_one_goes_on(root: Path, writt
 def test_a_start_leaves_a_token_unless_the_run_lives_or_a_lease_is_held(root: Path) -> None:
     stage(spec(root))
     run = run_of(spec(root))
-    dry, made = _run.Changes(dry=True), _run.Changes(dry=False)
+    dry, made = _changes.Changes(dry=True), _changes.Changes(dry=False)
     assert _run.ask_start(spec(root), dry) == ""
     assert not run.start_request.exists()
     token = _run.ask_start(spec(root), made)
@@ -333,13 +333,13 @@ def test_a_start_leaves_a_token_unless_the_run_lives_or_a_lease_is_held(root: Pa
     assert files.read_json(run.start_request) == {"token": token}
     held = lease.acquire(["cpu"], {"run": "theirs", "user": "ada", "pid": 42}, root / "leases")
     with pytest.raises(FinetuneError, match="held by run theirs") as refusal:
-        _run.ask_start(spec(root), _run.Changes(dry=False))
+        _run.ask_start(spec(root), _changes.Changes(dry=False))
     assert refusal.value.where == str(run.path)
     assert "-e train_run_id=theirs -e train_user=ada" in refusal.value.change
-    assert _run.ask_start(spec(root), _run.Changes(dry=True)) == "", "a plan is no apply"
+    assert _run.ask_start(spec(root), _changes.Changes(dry=True)) == "", "a plan is no apply"
     living = files.lock(run.lock)
     assert living is not None
-    assert _run.ask_start(spec(root), _run.Changes(dry=False)) == "", "a living run is adopted"
+    assert _run.ask_start(spec(root), _changes.Changes(dry=False)) == "", "a living run is adopted"
     for descriptor in (*held, living):
         os.close(descriptor)
 
@@ -355,7 +355,7 @@ def test_a_supervisor_that_never_answers_is_told_with_its_log(root: Path) -> Non
 
 def test_nothing_is_stopped_where_nothing_runs(root: Path) -> None:
     stage(spec(root))
-    changes = _run.Changes(dry=False)
+    changes = _changes.Changes(dry=False)
     assert _run.stop(run_of(spec(root)), changes, patience=1)["state"] == "staged"
     assert changes.made == []
 
@@ -363,13 +363,13 @@ def test_nothing_is_stopped_where_nothing_runs(root: Path) -> None:
 def test_a_removed_run_leaves_its_dataset(root: Path) -> None:
     stage(spec(root))
     run = run_of(spec(root))
-    dry, made = _run.Changes(dry=True), _run.Changes(dry=False)
+    dry, made = _changes.Changes(dry=True), _changes.Changes(dry=False)
     assert _run.remove(run, dry, patience=1)["state"] == "staged"
     assert _run.remove(run, made, patience=1)["state"] == "absent"
     assert dry.made == made.made == [{"action": "remove", "path": str(run.path)}]
     assert not run.path.exists()
     assert Path(spec(root)["datasets"][0]["file"]).exists()
-    again = _run.Changes(dry=False)
+    again = _changes.Changes(dry=False)
     assert _run.remove(run, again, patience=1)["state"] == "absent"
     assert again.made == []
 

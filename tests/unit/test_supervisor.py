@@ -22,7 +22,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _engine, _run
+from ansible_collections.llmops.finetune.plugins.module_utils import _changes, _engine, _run
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import (
     checkpoint,
     files,
@@ -328,9 +328,9 @@ def test_a_stop_saves_and_the_run_stays_stopped(stage: Stage) -> None:
     staged = stage("save=5 beat rank wait=7", "finish")
     process = staged.start()
     until(lambda: len(staged.pids()) == 2)
-    changes = _run.Changes(dry=True)
+    changes = _changes.Changes(dry=True)
     assert _run.stop(staged.run, changes, patience=20)["state"] == "running", "check mode stops nothing"
-    done = _run.Changes(dry=False)
+    done = _changes.Changes(dry=False)
     assert _run.stop(staged.run, done, patience=20)["state"] == "stopped"
     assert changes.made == done.made == [{"action": "stop", "path": str(staged.run.path)}]
     assert process.wait(5) == 0
@@ -440,14 +440,14 @@ def test_leases_that_cannot_be_written_are_told(stage: Stage, tmp_path: Path) ->
 def test_a_start_is_answered_once_the_leases_are_held(stage: Stage) -> None:
     staged = stage("beat wait=7")
     spec = {"folder": str(staged.run.path), "launch": staged.launch}
-    token = _run.ask_start(spec, _run.Changes(dry=False))
+    token = _run.ask_start(spec, _changes.Changes(dry=False))
     pid = _run.spawn(spec)["pid"]
     answer = _run.wait_until_started(staged.run, token, pid)
     assert (answer["state"], answer["attempt"], answer["from_step"]) == ("running", 1, 0)
     assert staged.held()["cpu"]["pid"] == pid
     assert os.getsid(pid) == pid, "it does not die with the session that started it"
-    assert _run.ask_start(spec, _run.Changes(dry=False)) == ""
-    assert _run.stop(staged.run, _run.Changes(dry=False), patience=20)["state"] == "stopped"
+    assert _run.ask_start(spec, _changes.Changes(dry=False)) == ""
+    assert _run.stop(staged.run, _changes.Changes(dry=False), patience=20)["state"] == "stopped"
     os.waitpid(pid, 0)
 
 

@@ -1,0 +1,162 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What of a plan is for one node: files, data, model, and how its ranks start."""
+
+from __future__ import annotations
+
+import typing as t
+
+from . import _addresses, _config, _dataset, _parallel, _ranks
+from ._dataset import Source
+from ._engine import base_model, lease
+from ._env import RANKS_PATH, environment_path
+from ._ranks import Facts
+from ._wish import DEMO_MODEL, Wish
+
+if t.TYPE_CHECKING:
+    from ._plan import Plan
+
+FROM_THE_START = ("rm", "ppo")
+"""Stages that LLaMA-Factory cannot resume: it forgets the value head, or refuses."""
+
+
+def node(
+    plan: Plan,
+    wish: Wish,
+    sources: t.Sequence[Source],
+    places: t.Mapping[str, _addresses.Address],
+    host: str,
+    facts: Facts,
+    rank: int,
+    ranks: t.Mapping[str, int],
+) -> dict[str, t.Any]:
+    root = facts["root"]
+    folder = f"{root}/runs/{plan.id}"
+    gpus = _ranks.gpus(wish.gpus, facts["gpus"], host)
+    environment = environment_path(root, plan.environment["digest"])
+    return {
+        "node_rank": rank,
+        "user": facts["user"],
+        "root": root,
+        "folder": folder,
+        "account_missing": not facts["account_exists"],
+        "state": facts["runs"].get(plan.id, {}).get("state", "absent"),
+        "arguments": _arguments(plan, sources, root, folder, ranks),
+        "deepspeed": _parallel.deepspeed(plan.resolved["engine"]),
+        "dataset_info": {
+            source.dataset.name: _dataset.info(source.dataset, source.file_name(root), source.fields)
+            for source in sources
+        },
+        "datasets": [
+            {
+                "name": source.dataset.name,
+                "digest": source.digest,
+                "folder": source.folder(root),
+                "file": source.file_name(root),
+                "local": source.local,
+                "missing": source.file_name("").removeprefix("/datasets/") not in facts["datasets"],
+            }
+            for source in sources
+            if source.local
+        ],
+        "model": {
+            **_model(plan, root),
+            "missing": _model(plan, root)["path"].rpartition("/")[2] not in facts["models"],
+        },
+        "launch": {
+            "python": f"{environment}/bin/python",
+            "nnodes": len(places),
+            "node_rank": rank,
+            "nproc_per_node": ranks[host],
+            "master_addr": next(iter(places.values())).address,
+            "master_port": wish.port if len(places) > 1 else 0,
+            "address": places[host].address,
+            "environment": {
+                **_variables(plan, sources, facts, gpus, environment, ranks[host]),
+                **_addresses.variables(places[host]),
+            },
+            "leases": [gpu["uuid"] for gpu in gpus] or [lease.CPU],
+            "lease_dir": wish.lease_dir,
+            "max_restarts": wish.max_restarts,
+            "resumes": wish.stage not in FROM_THE_START,
+            "grace_seconds": 120,
+            "start_deadline_seconds": 3600,
+        },
+        "systemd": facts["systemd"],
+    }
+
+
+def _model(plan: Plan, root: str) -> dict[str, t.Any]:
+    """Where the model lies on the node; `build` says that it is made there from the demo text."""
+    model = plan.resolved["model"]
+    if model["name"] == DEMO_MODEL:
+        return {"build": True, "path": f"{root}/models/{DEMO_MODEL}@{model['revision']}", "identity": model["revision"]}
+    return {"build": False, "path": model["name"], "identity": ""}
+
+
+def _arguments(
+    plan: Plan, sources: t.Sequence[Source], root: str, folder: str, ranks: t.Mapping[str, int]
+) -> list[dict[str, str]]:
+    """Every line of train.yaml: key, value as YAML, where it came from."""
+    paths: dict[str, t.Any] = {"model_name_or_path": _model(plan, root)["path"]}
+    if plan.resolved["model"]["name"] != DEMO_MODEL and not paths["model_name_or_path"].startswith("/"):
+        paths["model_revision"] = plan.resolved["model"]["revision"]
+    paths["dataset"] = ",".join(source.dataset.name for source in sources if not source.evaluates)
+    if any(source.evaluates for source in sources):
+        paths["eval_dataset"] = ",".join(source.dataset.name for source in sources if source.evaluates)
+    paths["dataset_dir"] = folder
+    paths["output_dir"] = f"{folder}/output"
+    if _parallel.deepspeed(plan.resolved["engine"]):
+        paths["deepspeed"] = f"{folder}/deepspeed.json"
+    owners = {
+        "model_name_or_path": "train_model",
+        "model_revision": "train_model_revision",
+        "dataset": "train_datasets",
+        "eval_dataset": "train_eval_datasets",
+        "dataset_dir": "the run's folder",
+        "output_dir": "the run's folder",
+        "deepspeed": f"train_engine {plan.resolved['engine']}",
+    }
+    if len(ranks) > 1:
+        paths["save_on_each_node"], owners["save_on_each_node"] = True, "the nodes have no storage in common"
+    lines = [{"key": key, "value": _config.to_yaml(value), "origin": owners[key]} for key, value in paths.items()]
+    for key, value in plan.resolved["arguments"].items():
+        lines.append({"key": key, "value": _config.to_yaml(value), "origin": plan.origins.get(key, "record")})
+    return lines
+
+
+def _variables(
+    plan: Plan,
+    sources: t.Sequence[Source],
+    node: Facts,
+    gpus: t.Sequence[dict[str, t.Any]],
+    environment: str,
+    ranks: int,
+) -> dict[str, str]:
+    """Environment variables of the ranks on one node."""
+    cache = f"{node['root']}/cache"
+    variables = {
+        "PATH": f"{environment}/bin:{RANKS_PATH}",
+        "PYTHONUNBUFFERED": "1",
+        "HF_HOME": f"{cache}/huggingface",
+        "MPLBACKEND": "Agg",
+        "MPLCONFIGDIR": f"{cache}/matplotlib",
+        "TOKENIZERS_PARALLELISM": "false",
+        **_parallel.variables(
+            plan.resolved["engine"], plan.resolved["arguments"], f"{cache}/builds/{plan.environment['digest']}"
+        ),
+    }
+    if gpus:
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpu["uuid"] for gpu in gpus)
+        variables["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+        variables["TORCH_NCCL_AVOID_RECORD_STREAMS"] = "1"
+    else:
+        variables["DS_ACCELERATOR"] = "cpu"
+        demo = plan.resolved["model"]["name"] == DEMO_MODEL
+        variables["OMP_NUM_THREADS"] = str(base_model.THREADS if demo else max(1, node["cpus"] // ranks))
+    if _model(plan, "")["path"].startswith("/") and all(
+        source.dataset.source in ("file", "path") for source in sources
+    ):
+        variables["HF_HUB_OFFLINE"] = "1"
+    return variables

@@ -1,0 +1,66 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What rules are told of besides arguments: nodes, data and the model itself."""
+
+from __future__ import annotations
+
+import typing as t
+
+from . import _parallel, _ranks, _rules, _schema
+from ._dataset import Source
+from ._errors import FinetuneError
+from ._model import Model
+from ._ranks import Facts
+from ._wish import Wish
+
+
+def refuse_what_cannot_run(
+    wish: Wish,
+    resolved: t.Mapping[str, t.Any],
+    origins: t.Mapping[str, str],
+    sources: t.Sequence[Source],
+    facts: t.Mapping[str, Facts],
+    schema: _schema.Schema,
+) -> None:
+    """Hold the arguments against what LLaMA-Factory would refuse after minutes, or take and do otherwise."""
+    gpus = [gpu for host, node in facts.items() for gpu in _ranks.gpus(wish.gpus, node["gpus"], host)]
+    situation = _rules.Situation(
+        world_size=sum(_ranks.local(wish, host, node) for host, node in facts.items()),
+        gpus=bool(gpus),
+        bf16=bool(gpus) and all(gpu["compute_capability"] >= 8 for gpu in gpus),
+        datasets=sum(not source.evaluates for source in sources),
+        eval_datasets=sum(source.evaluates for source in sources),
+        media=any(source.media for source in sources),
+        records=_records(sources),
+        model=wish.model,
+        reward_model=_in_every(node.get("reward_model") for node in facts.values()),
+        weights=_weights(wish, facts),
+        engine=_parallel.ENGINES[resolved["engine"]],
+    )
+    _schema.refuse(_rules.problems(resolved["arguments"], schema, situation, wish.args), origins)
+
+
+def _records(sources: t.Sequence[Source]) -> int | None:
+    """How many there are to train on; None where only hubs know."""
+    counts = [source.records for source in sources if not source.evaluates]
+    return None if None in counts else sum(count or 0 for count in counts)
+
+
+def _in_every(found: t.Iterable[t.Sequence[str] | None]) -> frozenset[str] | None:
+    """What all nodes have of a folder; None where there is no folder to look into."""
+    there = [frozenset(names) for names in found if names is not None]
+    return frozenset.intersection(*there) if there else None
+
+
+def _weights(wish: Wish, facts: t.Mapping[str, Facts]) -> Model:
+    """What is known of the model itself: the same on every node, or the run is refused."""
+    (first, known), *others = ((host, node.get("model") or {}) for host, node in facts.items())
+    for host, other in others:
+        if other != known:
+            raise FinetuneError(
+                f"The model in {wish.model} is not the same on {first} and {host}.",
+                where="train_model",
+                change="copy one folder to all nodes",
+            )
+    return Model(**known)

@@ -1,0 +1,231 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Everything a run needs, brought onto a node. What differs is changed, and each change is told.
+
+With `changes.dry` nothing is written and the same list comes out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import time
+import typing as t
+from pathlib import Path
+
+from . import _node, _place, _proof, _run, _state
+from ._changes import Changes
+from ._engine import files, state
+from ._errors import FinetuneError
+
+MODEL_SECONDS = 600.0
+"""How long an apply waits for another one that makes the base model."""
+
+
+def stage(
+    spec: dict[str, t.Any],
+    changes: Changes,
+    *,
+    retry: bool,
+    secrets: dict[str, str] | None = None,
+    full: bool = False,
+) -> dict[str, t.Any]:
+    """Bring everything the run needs onto the node, and say what it is and what comes next."""
+    run = state.Run(Path(spec["folder"]))
+    if spec["unread"] and not changes.dry:
+        raise _unread(spec["unread"])
+    now = state.observe(run)
+    step = _state.next_step(now, retry=retry)
+    if step == "refuse":
+        raise _failed(run)
+    if now == "finished":
+        step = _check_results(run, changes, retry=retry)
+    for dataset in spec["datasets"]:
+        _stage_dataset(dataset, changes)
+    if spec["model"]["build"]:
+        _stage_model(spec, changes)
+    _stage_files(run, spec, changes, starting=step == "start")
+    _stage_secrets(run, secrets or {}, changes)
+    restored = now == "finished" and step == "start"
+    is_now = "staged" if now == "absent" else "interrupted" if restored else now  # also where check mode wrote nothing
+    answer = {**_run.report(run), "state": is_now, "next": step}
+    if spec["launch"]["nnodes"] > 1 and not changes.dry:
+        answer["proof"] = _proof.proof(spec, full=full)
+        if spec["listens"]:
+            _place.hold(run, spec)
+    return answer
+
+
+def _unread(datasets: t.Mapping[str, str]) -> FinetuneError:
+    return FinetuneError(
+        f"The records of {', '.join(datasets)} could not be read, and none is trained on unseen.",
+        where="train_datasets\n          " + "\n          ".join(datasets.values()),
+        change="have the environment made (playbook llmops.finetune.environment), or save the records as .jsonl",
+    )
+
+
+def _failed(run: state.Run) -> FinetuneError:
+    told = files.read_json(run.state).get("diagnosis") or {}
+    written = files.read_json(run.state)
+    return FinetuneError(
+        f"Run {run.id} failed in attempt {written.get('attempt')}. {told.get('what', '')}".strip(),
+        where=str(run.log(int(written.get("attempt", 1)))),
+        change=f"{told.get('change', 'read the log')}; the same request again: -e train_retry=true",
+    )
+
+
+def _check_results(run: state.Run, changes: Changes, *, retry: bool) -> _state.Step:
+    """A finished run whose results were damaged is not trusted; with retry it is restored from its last checkpoint."""
+    faults = state.damaged(run)
+    if not faults:
+        return "nothing"
+    if not retry:
+        raise FinetuneError(
+            f"Run {run.id} is finished, but its results are not what it left.",
+            where="\n          ".join([str(run.path), *faults]),
+            change="put the files back, or -e train_retry=true to go on from the newest whole checkpoint",
+        )
+    if changes.add("remove", run.artefacts):
+        files.write_json(run.state, {**files.read_json(run.state), "state": "interrupted"})
+        run.artefacts.unlink(missing_ok=True)
+    return "start"
+
+
+def _stage_dataset(dataset: dict[str, t.Any], changes: Changes) -> None:
+    """Store the bytes that were sent under their digest; what is there and whole is left alone."""
+    folder, path = Path(dataset["folder"]), Path(dataset["file"])
+    whole = _node.intact(folder)
+    if whole and path.name in _node.stored(folder):
+        return
+    if not changes.add("update" if folder.exists() else "create", folder):
+        return
+    if not files.receive(dataset["stream"], path, dataset["digest"]):
+        raise FinetuneError(
+            f"Dataset {dataset['name']!r} is not the file that was planned with.",
+            where=dataset["file"],
+            change="run again; if the file is being written to, wait for it",
+        )
+    _node.seal(folder, [path.name, *(_node.stored(folder) if whole else ())])
+
+
+def _stage_model(spec: dict[str, t.Any], changes: Changes) -> None:
+    """Make the embedded base model, unless it is there and whole."""
+    folder, identity = Path(spec["model"]["path"]), spec["model"]["identity"]
+    if _node.model_intact(folder, identity):
+        return
+    if not changes.add("update" if folder.exists() else "build", folder):
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = folder.with_name(f".{folder.name}.lock")
+    held = files.lock(lock, patience=MODEL_SECONDS)
+    try:
+        if not _node.model_intact(folder, identity):  # else another apply made it meanwhile
+            _make_model(spec, folder)
+    finally:
+        lock.unlink(missing_ok=True)
+        if held is not None:
+            os.close(held)
+
+
+def _make_model(spec: dict[str, t.Any], folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    workshop = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        write_files(workshop, {f"engine/{name}": text for name, text in spec["engine"].items()})
+        corpus = workshop / "corpus.jsonl"
+        corpus.write_text(spec["model"]["corpus"], encoding="utf-8")
+        _train_model(spec, workshop, corpus, folder)
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _train_model(spec: dict[str, t.Any], workshop: Path, corpus: Path, folder: Path) -> None:
+    command = [spec["launch"]["python"], "-m", "engine.base_model", "--corpus", str(corpus), "--output", str(folder)]
+    environment = {**os.environ, **spec["launch"]["environment"]}
+    made = subprocess.run(command, cwd=workshop, env=environment, capture_output=True, text=True, check=False)
+    if made.returncode != 0 or not _node.model_intact(folder, spec["model"]["identity"]):
+        last = "\n          ".join((made.stdout + made.stderr).strip().splitlines()[-5:])
+        raise FinetuneError(
+            "The embedded base model could not be made.",
+            where=last or f"exit status {made.returncode}",
+            change="see the lines above; the environment playbook checks the packages",
+        )
+
+
+def _stage_files(run: state.Run, spec: dict[str, t.Any], changes: Changes, *, starting: bool) -> None:
+    """Write the run's own files. A file that differs from what was staged is put back; when the run is about to
+    start, every file is brought to what is wanted now."""
+    wanted: dict[str, str] = {**spec["files"], **{f"engine/{name}": text for name, text in spec["engine"].items()}}
+    record = files.read_json(run.record)
+    staged: dict[str, str] = record.get("files", {})
+    stale = {
+        name: text
+        for name, text in wanted.items()
+        if _digest_on_disk(run.path / name) != (_digest(text) if starting or name not in staged else staged[name])
+    }
+    for name in sorted(stale):
+        if not name.startswith("engine/"):
+            changes.add("update" if (run.path / name).exists() else "create", run.path / name)
+    if any(name.startswith("engine/") for name in stale):
+        changes.add("update" if (run.path / "engine").exists() else "create", run.path / "engine")
+    if not record and run.record.exists():
+        changes.add("update", run.record)
+    if changes.dry or (not stale and record):
+        return
+    for folder in (run.path, run.logs, run.output):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_files(run.path, stale)
+    files.write_json(
+        run.record,
+        {
+            "run": run.id,
+            "request": spec["request"],
+            "resolved": spec["resolved"],
+            "created": record.get("created", time.time()),
+            "files": {**staged, **{name: _digest(text) for name, text in stale.items()}},
+        },
+    )
+
+
+def _stage_secrets(run: state.Run, secrets: dict[str, str], changes: Changes) -> None:
+    """The one file a secret may be in: readable by the account alone, outside the folder of the run."""
+    wrong = next((name for name in secrets if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)), None)
+    if wrong is not None:
+        raise FinetuneError(
+            f"{wrong!r} is no name of an environment variable.",
+            where="train_secrets",
+            change="use names such as HF_TOKEN",
+        )
+    secrets = {name: str(value) for name, value in secrets.items()}
+    if files.read_json(run.secrets) == secrets:
+        return
+    if not secrets:
+        if changes.add("remove", run.secrets):
+            run.secrets.unlink()
+    elif changes.add("update" if run.secrets.exists() else "create", run.secrets):
+        run.secrets.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files.write_json(run.secrets, secrets, mode=0o600)
+
+
+def write_files(folder: Path, contents: t.Mapping[str, str]) -> None:
+    for name, text in contents.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest_on_disk(path: Path) -> str:
+    try:
+        return files.sha256(path)
+    except OSError:
+        return ""
