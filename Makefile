@@ -55,7 +55,7 @@ stop: setup ## end what runs
 	$(PLAY) llmops.finetune.stop
 
 test: lint machines ## lint, then all tests but `systemd`; the last line is pytest's
-	$(RUN) python -m pytest $(BOTH) tests/unit tests/sanity tests/e2e --ignore=tests/e2e/test_systemd.py --durations=25
+	$(RUN) python -m pytest $(BOTH) -m "not long" tests/unit tests/sanity tests/e2e --ignore=tests/e2e/test_systemd.py --durations=25
 
 # Hosts for the tests of a cluster need podman; where it cannot be installed those tests are skipped, and say so.
 machines:

@@ -153,6 +153,7 @@ def cluster_status(done: Outcome) -> list[str]:
     return left
 
 
+@pytest.mark.long
 def test_the_other_way_round_with_two_processes_and_a_host_left_out(cluster: Cluster) -> None:
     order = (NAMES[2], NAMES[0], NAMES[1])
     asked = {"train_processes_per_node": 2}
@@ -169,6 +170,7 @@ def losses(host: str, run_id: str) -> list[float]:
     return [line["loss"] for line in map(json.loads, log.splitlines()) if "loss" in line]
 
 
+@pytest.mark.long
 def test_the_loss_does_not_depend_on_the_number_of_hosts(cluster: Cluster, first: First) -> None:
     """The same data, seed and global batch on one host, two and three."""
     short: dict[str, t.Any] = {
@@ -267,10 +269,11 @@ def silence(live: Live, victim: str) -> None:
     for chain, way in (("INPUT", "-s"), ("OUTPUT", "-d")):
         rules = (f"{way} {machines.SUBNET.replace('.0/24', '.1')} -j ACCEPT", f"{way} {machines.SUBNET} -j DROP")
         sh(victim, "; ".join(f"iptables -A {chain} {rule}" for rule in rules))
-    gone(live, witness, before, 30)
-    told = str(wait_for(lambda: live.read(witness, "state.json").get("diagnosis"), 30))
-    assert "fell silent" in told or "where ranks meet, is gone" in told
-    sh(victim, "iptables -F INPUT; iptables -F OUTPUT")
+    try:
+        gone(live, witness, before, 30)
+        wait_for(lambda: re.search(r"Node \d.* (fell silent|is gone)", str(live.read(witness, "state.json"))), 30)
+    finally:
+        sh(victim, "iptables -F INPUT; iptables -F OUTPUT")
 
 
 def cut_the_power(live: Live, victim: str) -> None:
