@@ -11,10 +11,12 @@ The hosts are podman containers (machines.py); each builds its environment itsel
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 import re
+import shutil
 import sys
 import time
 import typing as t
@@ -142,6 +144,27 @@ def test_every_node_has_the_results(first: First) -> None:
     assert len(adapters(first.id)) == 1
     status = cluster_status(first.done)
     assert status == []
+
+
+def test_results_are_fetched_and_none_is_trusted_before_its_digest_is_right(cluster: Cluster, first: First) -> None:
+    to = BASE / "fetched"
+    shutil.rmtree(to, ignore_errors=True)
+    asked = {"train_fetch_to": str(to)}
+    predicted = cluster.play("llmops.finetune.fetch", "--check", name="three", asked=asked)
+    assert not to.exists()
+    fetched = cluster.play("llmops.finetune.fetch", name="three", asked=asked)
+    assert fetched.rc == 0, fetched.text
+    assert fetched.changes == predicted.changes and len(fetched.changes) > 5
+    adapter = to / first.id / "adapter_model.safetensors"
+    assert adapters(first.id) == {f"{hashlib.sha256(adapter.read_bytes()).hexdigest()}  -"}
+    assert cluster.play("llmops.finetune.fetch", name="three", asked=asked).changes == []
+    adapter.unlink()
+    path = f"{ROOT}/runs/{first.id}/output/adapter_model.safetensors"
+    sh(NAMES[0], f"cp {path} /var/kept; printf x | dd of={path} bs=1 seek=99 conv=notrunc 2> /dev/null")
+    damaged = cluster.play("llmops.finetune.fetch", name="three", asked=asked)
+    sh(NAMES[0], f"cp /var/kept {path}")
+    assert damaged.rc != 0 and "adapter_model.safetensors is not what the run left" in damaged.message
+    assert not adapter.exists()
 
 
 def cluster_status(done: Outcome) -> list[str]:
