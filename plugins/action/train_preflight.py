@@ -21,6 +21,9 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         known = task_vars or {}
         plan, register = self._task.args["plan"], self._task.args["staged"]
+        missing = [host for host in plan["nodes"] if "run" not in (known["hostvars"][host].get(register) or {})]
+        if missing:
+            return {"failed": True, "msg": f"The run was not staged on {', '.join(missing)}; nothing was started."}
         staged = {host: known["hostvars"][host][register]["run"] for host in plan["nodes"]}
         states = [run["state"] for run in staged.values()]
         step = _state.joint_step(states, retry=boolean(self._task.args.get("retry", False)))

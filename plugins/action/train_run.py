@@ -46,7 +46,7 @@ class ActionModule(ActionBase):
     def _spec(self, plan: dict[str, t.Any], state: str, known: dict[str, t.Any]) -> dict[str, t.Any]:
         """What of the plan is for this node."""
         spec = {**plan["nodes"][known["inventory_hostname"]], "id": plan["id"], "name": plan["name"]}
-        if state in ("stopped", "absent"):
+        if state in ("released", "stopped", "absent"):
             return spec
         spec.update({key: plan[key] for key in ("request", "resolved", "unread")})
         spec["files"] = {

@@ -54,9 +54,10 @@ def report(run: state.Run) -> dict[str, t.Any]:
     return answer
 
 
-def give_up(run: state.Run) -> dict[str, t.Any]:
+def give_up(run: state.Run, *, dry: bool) -> dict[str, t.Any]:
     """End the listener; the run is staged and not started."""
-    _place.release(run)
+    if not dry:
+        _place.release(run)
     return {**report(run), "changes": []}
 
 
@@ -148,6 +149,8 @@ def wait_until_started(run: state.Run, token: str, pid: int = 0) -> dict[str, t.
 def stop(run: state.Run, changes: Changes, *, patience: float) -> dict[str, t.Any]:
     """Have the supervisor save a checkpoint and end, and wait for it. Nothing to do when nothing runs."""
     if state.observe(run) != "running":
+        if not changes.dry:
+            _place.release(run)  # of an apply that was ended between staging and start
         return report(run)
     if not changes.add("stop", run.path):
         return report(run)

@@ -19,10 +19,12 @@ options:
     description:
       - V(staged) has everything in place that the run needs.
       - V(started) has its supervisor running.
+      - V(released) gives up the place that staging took among several nodes, its leases and its port. Nothing that runs
+        is touched.
       - V(stopped) has nothing running; a checkpoint is saved first.
       - V(absent) has the folder of the run gone. Environments, models and datasets stay.
     type: str
-    choices: [staged, started, stopped, absent]
+    choices: [staged, started, released, stopped, absent]
     required: true
   plan:
     description: What M(llmops.finetune.train_plan) returned. The action plugin reads it.
@@ -162,7 +164,7 @@ def staged(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:
 def started(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:
     run = Run(pathlib.Path(spec["folder"]))
     if spec.get("refused"):  # the nodes do not fit together: give up this one's place
-        return as_user(spec, lambda: _run.give_up(run), changes)
+        return as_user(spec, lambda: _run.give_up(run, dry=changes.dry), changes)
     asked = as_user(spec, lambda: changed(changes, {"token": _run.ask_start(spec, changes)}), changes)
     if not asked["token"]:
         return {**as_user(spec, lambda: _run.report(run), changes), "changes": asked["changes"]}
@@ -177,6 +179,10 @@ def started(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:
             _unit.remove(run.id, spec["folder"])
         raise
     return {**now, "changes": asked["changes"]}
+
+
+def released(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:
+    return as_user(spec, lambda: _run.give_up(Run(pathlib.Path(spec["folder"])), dry=changes.dry), changes)
 
 
 def ended(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:
@@ -221,7 +227,11 @@ def as_user(spec: Answer, work: t.Callable[[], Answer], changes: _changes.Change
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["staged", "started", "stopped", "absent"], "required": True},
+            "state": {
+                "type": "str",
+                "choices": ["staged", "started", "released", "stopped", "absent"],
+                "required": True,
+            },
             "plan": {"type": "dict"},
             "spec": {"type": "dict"},
             "user": {"type": "str", "default": ""},
@@ -239,7 +249,9 @@ def main() -> None:
     os.umask(0o022)
     given = module.params
     changes = _changes.Changes(dry=module.check_mode)
-    act = {"staged": staged, "started": started, "stopped": ended, "absent": ended}[given["state"]]
+    act = {"staged": staged, "started": started, "released": released, "stopped": ended, "absent": ended}[
+        given["state"]
+    ]
     spec = given["spec"] or {
         "user": _user.account(given["user"]),
         **{key: given[key] for key in ("root", "id", "name")},

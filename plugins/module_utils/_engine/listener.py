@@ -5,7 +5,8 @@
 
 Has the leases, so that no other run takes them meanwhile, and answers on the port of the rendezvous, so that every
 other node can see whether it gets through. Also on a port that the kernel picks: a firewall that lets the first one
-through and no other is the usual reason for ranks that hang. Ends when it is told to, or after two minutes.
+through and no other is the usual reason for ranks that hang. Ends when it is told to, or after an hour: other nodes may
+be long about staging.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from . import files, lease
 from .state import Run
 
-LIFE_SECONDS = 120.0
+LIFE_SECONDS = 3600.0
 
 
 def main() -> int:
