@@ -91,6 +91,7 @@ def facts(
         "cpus": len(os.sched_getaffinity(0)),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "disk_free": _disk_free(place),
+        "storage": storage(place, _lines("/proc/self/mounts")),
         "gpus": present,
         "compilers": compilers(),
         "leases": lease.holders([lease.CPU, *(gpu["uuid"] for gpu in present)], lease.directory(lease_dir)),
@@ -271,6 +272,23 @@ def _lines(path: str) -> list[str]:
         return Path(path).read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
+
+
+_NETWORKED = ("nfs", "cifs", "smb", "lustre", "ceph", "gluster", "fuse.", "gpfs", "beegfs", "9p", "virtiofs", "afs")
+
+
+def storage(path: str, mounts: t.Sequence[str]) -> str:
+    """Where in a network's storage `path` is, as `source/folder`: the same on every host that has it. Empty where the
+    disk is the host's own. mounts: the lines of /proc/mounts."""
+    found = ("", "", "")
+    for line in mounts:
+        source, point, kind = [field.replace("\\040", " ") for field in line.split()[:3]]
+        inside = point.rstrip("/") + "/"
+        if f"{path}/".startswith(inside) and len(inside) >= len(found[1]):
+            found = (source, inside, kind)
+    if not found[2].startswith(_NETWORKED):
+        return ""
+    return f"{found[0].rstrip('/')}/{path[len(found[1]) :]}".rstrip("/")
 
 
 def _disk_free(path: str) -> int:

@@ -91,6 +91,7 @@ def make(
     wanted = request(wish, sources, corpus_digest)
     run_id = _request.run_id(wanted)
     _ranks.refuse_mixed(wish, facts)
+    _ranks.refuse_shared_root(facts)
     ranks = {host: _ranks.local(wish, host, node) for host, node in facts.items()}
     world_size = sum(ranks.values())
     first = next(iter(facts.values()))

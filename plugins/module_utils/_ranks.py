@@ -40,6 +40,21 @@ def refuse_mixed(wish: Wish, facts: t.Mapping[str, Facts]) -> None:
         )
 
 
+def refuse_shared_root(facts: t.Mapping[str, Facts]) -> None:
+    """Each host keeps the state of its own ranks under the root; two in one folder would take each other's."""
+    seen: dict[str, str] = {}
+    for host, node in facts.items():
+        place = node.get("storage") or ""
+        if place in seen:
+            raise FinetuneError(
+                f"{seen[place]} and {host} have the same train_root: {place}.",
+                where="train_root",
+                change="choose a folder on a disk of each host's own; nothing needs to be shared",
+            )
+        if place:
+            seen[place] = host
+
+
 def gpus(wanted: str, present: t.Sequence[dict[str, t.Any]], host: str) -> list[dict[str, t.Any]]:
     """train_gpus: `all`, a number of GPUs, or indices and UUIDs separated by commas."""
     if wanted == "all":

@@ -408,3 +408,20 @@ def test_a_login_without_sudo_is_told_so(cluster: Cluster) -> None:
     finally:
         machines.root_sh(NAMES[1], "mv /var/90-login /etc/sudoers.d/")
     assert done.rc != 0 and "admin may not become root on e2e2" in done.message, done.text
+
+
+@pytest.mark.long
+def test_a_login_that_may_not_use_sudo_trains_in_a_folder_of_its_own(cluster: Cluster, first: First) -> None:
+    for host in NAMES:
+        folder = "mkdir -p /data/own/cache; cp -al /data/llmops/cache/uv /data/own/cache/uv; chown admin /data/own"
+        sh(host, f"{folder}; find /data/own/cache -type d -exec chmod 0777 {{}} +; mv /etc/sudoers.d/90-login /var/")
+    try:
+        asked = {"train_user": "", "train_root": "/data/own"}
+        done = cluster.play("train.yml", name="own", asked=asked, **{**STEPS, "max_steps": 4})
+    finally:
+        for host in NAMES:
+            machines.root_sh(host, "mv /var/90-login /etc/sudoers.d/")
+    assert done.rc == 0, done.text
+    for rank, host in enumerate(NAMES):
+        found = sh(host, f"stat -c %U /data/own/runs/{done.plan['id']}/logs/memory-rank{rank}.json")
+        assert found == "admin" and not sh(host, "pgrep -u admin -f engine", check=False)

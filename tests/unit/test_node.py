@@ -199,3 +199,26 @@ def test_the_files_of_a_reward_model(tmp_path: Path) -> None:
     for name in ("value_head.safetensors", "adapter_config.json", "README.md"):
         (tmp_path / name).touch()
     assert _node.reward_files(tmp_path) == ["value_head.safetensors", "adapter_config.json"]
+
+
+MOUNTS = [
+    "/dev/vda1 / ext4 rw 0 0",
+    "10.0.0.9:/export/team /mnt/shared nfs4 rw 0 0",
+    "10.0.0.9:/export/other /mnt/shared/other\\040one nfs4 rw 0 0",
+    "/dev/nvme1 /mnt/shared/fast xfs rw 0 0",
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/home/me/llmops", ""),
+        ("/mnt/sharedby/llmops", ""),
+        ("/mnt/shared", "10.0.0.9:/export/team"),
+        ("/mnt/shared/llmops", "10.0.0.9:/export/team/llmops"),
+        ("/mnt/shared/other one/llmops", "10.0.0.9:/export/other/llmops"),
+        ("/mnt/shared/fast/llmops", ""),
+    ],
+)
+def test_storage_of_a_network_is_told_by_what_all_hosts_see(path: str, expected: str) -> None:
+    assert _node.storage(path, MOUNTS) == expected

@@ -389,6 +389,14 @@ def test_shards_of_another_number_of_ranks_are_refused_and_a_finished_run_is_lef
         make({"a": facts}, **wish)
 
 
+def test_hosts_do_not_share_their_root() -> None:
+    facts = {host: node(interfaces=eth0(f"10.0.0.{i}"), storage="nas:/x/llmops") for i, host in enumerate("ab", 1)}
+    with pytest.raises(FinetuneError, match="a and b have the same train_root: nas:/x/llmops"):
+        make(facts)
+    facts["b"]["storage"] = "nas:/y/llmops"
+    assert make(facts).nodes["b"]["node_rank"] == 1
+
+
 def test_no_host_is_refused() -> None:
     with pytest.raises(FinetuneError, match="no host to train on"):
         make({})
