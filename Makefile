@@ -9,6 +9,8 @@ GB = 1
 PLAY = .venv/bin/ansible-playbook -i "$(INVENTORY)" $(ARGS)
 # Two workers: most of the time a play waits for one core.
 BOTH = --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+# They need podman, and both cores to themselves: make systemd, make cluster.
+ON_HOSTS = --ignore=tests/e2e/test_systemd.py --ignore=tests/e2e/test_cluster.py
 RUN = PATH="$(CURDIR)/.venv/bin:$$PATH"
 INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
@@ -19,7 +21,7 @@ DEV := .venv/dev-$(call digest,requirements/dev.txt)
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup setup-dev train plan status stop test machines lint docs unit e2e systemd cluster cluster-up cluster-down molecule sanity soak bench lock clean
+.PHONY: help doctor setup setup-dev train plan status stop test lint docs unit e2e systemd cluster cluster-up cluster-down molecule sanity soak bench lock clean
 train test e2e systemd cluster molecule soak bench: GB = 12
 
 help: ## this list
@@ -54,13 +56,8 @@ status: setup ## what the runs are
 stop: setup ## end what runs
 	$(PLAY) llmops.finetune.stop
 
-test: lint machines ## lint, then all tests but `systemd`; the last line is pytest's
-	$(RUN) python -m pytest $(BOTH) -m "not long" tests/unit tests/sanity tests/e2e --ignore=tests/e2e/test_systemd.py --durations=25
-
-# Hosts for the tests of a cluster need podman; where it cannot be installed those tests are skipped, and say so.
-machines:
-	@tests/hosts/hosts.sh check 2> /dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get > /dev/null || \
-		{ echo "installing podman for the tests of a cluster"; tests/hosts/hosts.sh setup; }
+test: lint ## lint, then all tests but `systemd` and `cluster`; the last line is pytest's
+	$(RUN) python -m pytest $(BOTH) tests/unit tests/sanity tests/e2e $(ON_HOSTS) --durations=25
 
 lint: setup-dev docs ## ruff, mypy, yamllint, antsibull-docs, antsibull-changelog, ansible-lint
 	.venv/bin/python -m ruff check .
@@ -81,7 +78,7 @@ sanity: setup-dev ## ansible-test sanity on a copy of the tree
 	$(RUN) python -m pytest tests/sanity
 
 e2e: setup-dev ## the playbooks through ansible-runner, with real training
-	$(RUN) python -m pytest $(BOTH) tests/e2e --ignore=tests/e2e/test_systemd.py --durations=25
+	$(RUN) python -m pytest $(BOTH) tests/e2e $(ON_HOSTS) --durations=25
 
 systemd: setup-dev ## a host that boots systemd, over ssh; root and podman needed (tests/hosts/hosts.sh check)
 	$(RUN) python -m pytest tests/e2e/test_systemd.py -rs --durations=25

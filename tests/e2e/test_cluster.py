@@ -176,7 +176,6 @@ def cluster_status(done: Outcome) -> list[str]:
     return left
 
 
-@pytest.mark.long
 def test_the_other_way_round_with_two_processes_and_a_host_left_out(cluster: Cluster) -> None:
     order = (NAMES[2], NAMES[0], NAMES[1])
     asked = {"train_processes_per_node": 2}
@@ -193,7 +192,6 @@ def losses(host: str, run_id: str) -> list[float]:
     return [line["loss"] for line in map(json.loads, log.splitlines()) if "loss" in line]
 
 
-@pytest.mark.long
 def test_the_loss_does_not_depend_on_the_number_of_hosts(cluster: Cluster, first: First) -> None:
     """The same data, seed and global batch on one host, two and three."""
     short: dict[str, t.Any] = {
@@ -410,7 +408,6 @@ def test_a_login_without_sudo_is_told_so(cluster: Cluster) -> None:
     assert done.rc != 0 and "admin may not become root on e2e2" in done.message, done.text
 
 
-@pytest.mark.long
 def test_a_login_that_may_not_use_sudo_trains_in_a_folder_of_its_own(cluster: Cluster, first: First) -> None:
     for host in NAMES:
         folder = "mkdir -p /data/own/cache; cp -al /data/llmops/cache/uv /data/own/cache/uv; chown admin /data/own"

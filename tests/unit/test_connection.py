@@ -36,7 +36,7 @@ def test_each_has_its_words_and_its_remedy(said: str, expected: str) -> None:
 
 
 def test_every_row_is_shown_to_work() -> None:
-    used = {_connection.explain(said, host="", address="", user="").change for said, _ in SAID}  # type: ignore[union-attr]
+    used = {_connection.explain(case[0], host="", address="", user="").change for case in SAID}  # type: ignore[union-attr]
     assert len(used) == len(_connection._CATALOGUE)
 
 

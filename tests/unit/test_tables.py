@@ -142,7 +142,7 @@ def environment(root: Path, name: str, python: str) -> None:
     folder = root / "envs" / name
     (folder / "bin").mkdir(parents=True)
     (folder / "environment.json").write_text("{}", encoding="utf-8")
-    (folder / "bin/python").write_text(f'#!/bin/sh\nexec {python} "$@"\n', encoding="utf-8")
+    (folder / "bin/python").write_text(f'#!/bin/sh\nexec "{python}" "$@"\n', encoding="utf-8")
     (folder / "bin/python").chmod(0o755)
 
 

@@ -29,7 +29,7 @@ LIFE_SECONDS = 3600.0
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     run = Run(Path.cwd())
     launch, token = files.read_json(run.launch), sys.argv[1]
     holder = {"run": run.id, "user": getpass.getuser(), "pid": os.getpid(), "since": time.time(), "staging": True}
@@ -70,4 +70,4 @@ def _answer(doors: t.Sequence[socket.socket], words: dict[str, t.Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())
