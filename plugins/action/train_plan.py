@@ -36,7 +36,7 @@ class ActionModule(ActionBase):
                     "changed": False,
                     "name": wish.name,
                     "stage": wish.stage,
-                    "media": {"taken": wish.media.taken, "folder": wish.media.folder},
+                    "media": {"taken": wish.media.taken, "folder": "".join(wish.media.folders)},
                     "model": wish.model,
                     "reward_model": wish.reward_model,
                 }

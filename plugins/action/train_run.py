@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""train_run on the controller: renders what lands on the node, sends datasets it lacks, and makes one call."""
+"""train_run on the controller: renders what lands on the node, sends data that it lacks, and makes one call."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import typing as t
 from pathlib import Path
 
 import jinja2
+from ansible import constants
 from ansible.plugins.action import ActionBase
 
-from ..module_utils import _engine, _fit, _sources, _unit
+from ..module_utils import _engine, _fit, _media_send, _sources, _unit
+from ..module_utils._errors import FinetuneError
 
 TEMPLATES = _sources.COLLECTION / "templates"
 
@@ -31,7 +33,10 @@ class ActionModule(ActionBase):
         register = arguments.pop("preflight", "")
         refusal = self._refusal(plan, register, known) if register else ""
         if plan:
-            arguments["spec"] = {**self._spec(plan, arguments["state"], known), "refused": bool(refusal)}
+            try:
+                arguments["spec"] = {**self._spec(plan, arguments["state"], known), "refused": bool(refusal)}
+            except FinetuneError as error:
+                return {"failed": True, "msg": str(error)}
         answer = t.cast("dict[str, t.Any]", self._execute_module(module_args=arguments, task_vars=known))
         return {**answer, "refusal": refusal} if register else answer
 
@@ -62,17 +67,30 @@ class ActionModule(ActionBase):
             spec["model"] = {**spec["model"], "corpus": _sources.CORPUS.read_text(encoding="utf-8")}
         if state == "staged":
             spec["datasets"] = [self._send(dataset) for dataset in spec["datasets"]]
+            spec["media"] = self._send_media(spec["media"])
         return spec
 
     def _send(self, dataset: dict[str, t.Any]) -> dict[str, t.Any]:
         """Put a dataset that the node lacks where the module can read it."""
         if not dataset["missing"] or self._task.check_mode:
             return dataset
+        return {**dataset, "source": self._bring(dataset["local"], dataset["digest"])}
+
+    def _send_media(self, media: dict[str, t.Any]) -> dict[str, t.Any]:
+        """The same for a media set, as one archive, which is gone with this ansible-playbook."""
+        if not media or not media["missing"] or self._task.check_mode:
+            return media
+        archive = Path(constants.DEFAULT_LOCAL_TMP) / f"{media['digest']}.tar"
+        _media_send.pack(media["parts"], archive)
+        return {**media, "source": self._bring(str(archive), media["digest"])}
+
+    def _bring(self, local: str, name: str) -> str:
+        """Where the module can read a file of this controller."""
         if self._connection.transport == "local":
-            return {**dataset, "source": dataset["local"]}
+            return local
         folder = self._connection._shell.tmpdir or self._make_tmp_path()
-        remote = self._connection._shell.join_path(folder, dataset["digest"])
-        return {**dataset, "source": self._transfer_file(dataset["local"], remote)}
+        remote = self._connection._shell.join_path(folder, name)
+        return str(self._transfer_file(local, remote))
 
 
 def render(name: str, **values: t.Any) -> str:

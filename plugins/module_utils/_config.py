@@ -55,6 +55,8 @@ class Imported:
     """Entries as in train_datasets."""
     eval_datasets: list[t.Any] = field(default_factory=list)
     dataset_dir: str = "data"
+    media_folders: list[str] = field(default_factory=list)
+    """Where it has its media: its media_dir, looked for as dataset_dir is, and LLaMA-Factory's default, dataset_dir."""
     engine: str = ""
     """train_engine for its `deepspeed` or `fsdp`."""
     notices: list[str] = field(default_factory=list)

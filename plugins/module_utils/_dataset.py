@@ -69,6 +69,11 @@ class Dataset:
     registration: dict[str, t.Any] = field(default_factory=dict)
     """LLaMA-Factory's own entry of a set that it registers, kept word for word."""
 
+    @property
+    def field_names(self) -> dict[str, str]:
+        """LLaMA-Factory's word for a field, and its name in the records."""
+        return self.columns or COLUMNS[self.formatting]
+
 
 @dataclass(frozen=True)
 class Source:
@@ -85,6 +90,12 @@ class Source:
     """What a person should know of its records, though they are trained on."""
     media: bool = False
     """Its records hold images, videos or audios."""
+    media_dir: bool = False
+    """Some of them are in the media_dir of the nodes."""
+    media_files: t.Mapping[str, str] = field(default_factory=dict)
+    """Those that it brings along: digests by relative path."""
+    media_folders: tuple[str, ...] = ()
+    """Where on the controller these lie."""
     unread: str = ""
     """Why its records could not be read yet; the environment, once it is there, can."""
     records: int | None = None
@@ -210,8 +221,11 @@ def info(dataset: Dataset, file_name: str, present: t.Container[str] = ()) -> di
     return {**entry, **dataset.options}
 
 
-def identity(dataset: Dataset, digest: str) -> dict[str, t.Any]:
-    """What of a dataset is part of the run's identity: its content where there is a file, else the reference."""
+def identity(dataset: Dataset, digest: str, media: str = "") -> dict[str, t.Any]:
+    """What of a dataset is part of the run's identity: its content where there is a file, else the reference.
+
+    media: digest of the images, videos and audios that it brings along.
+    """
     content = {"digest": digest} if digest else {"reference": dataset.where}
     more = {
         key: value
@@ -220,6 +234,7 @@ def identity(dataset: Dataset, digest: str) -> dict[str, t.Any]:
             ("columns", dataset.columns),
             ("tags", dataset.tags),
             ("options", dataset.options),
+            ("media", media),
         )
         if value
     }

@@ -15,6 +15,7 @@ import typing as t
 if t.TYPE_CHECKING:
     from ._formats import Layout, Record, Wrong
 
+OUTSIDE = "set `media_dir` to a folder that all are in, and write paths below it without `..`"
 KINDS = (("images", "<image>"), ("videos", "<video>"), ("audios", "<audio>"))
 
 
@@ -23,10 +24,20 @@ class Media(t.NamedTuple):
 
     taken: bool = False
     """The chat template is for media, so that a placeholder in a text is one. In others it is mere text."""
-    folder: str = ""
-    """media_dir. LLaMA-Factory's default is dataset_dir, which in a run is the run's own folder."""
+    folders: t.Sequence[str] = ()
+    """Where relative paths are looked for, in order. LLaMA-Factory does so in media_dir alone; its default is
+    dataset_dir, which in a run is the run's own folder."""
     here: bool = False
-    """The files are on this host."""
+    """The data is trained on on this host, and so is where full paths lead to."""
+    sent: bool = False
+    """The files of relative paths are on this host and are sent along with the data."""
+
+    def find(self, path: str) -> str:
+        """The file of a relative path; empty where there is none."""
+        return next(filter(os.path.isfile, self.places(path)), "")
+
+    def places(self, path: str) -> list[str]:
+        return [os.path.join(folder, path) for folder in self.folders if os.path.isabs(folder)]
 
 
 def held(record: Record, layout: Layout) -> bool:
@@ -40,48 +51,66 @@ def fault(record: Record, layout: Layout, talks: t.Sequence[t.Sequence[str]]) ->
         return None
     for role, placeholder in KINDS:
         items = _items(layout.of(record, role))
-        name = layout.columns.get(role, role)
+        field = layout.columns.get(role, role)
         for texts in talks:
             asked = sum(text.count(placeholder) for text in texts)
             if asked != len(items):
                 return (
-                    f"{name!r} holds {len(items)}, its texts have {asked} {placeholder}",
+                    f"{field!r} holds {len(items)}, its texts have {asked} {placeholder}",
                     f"write one {placeholder} for each",
                 )
         for item in items:
-            if wrong := _absent(item, name, layout.media):
+            if wrong := _absent(item, field, layout.media):
                 return wrong
     return None
+
+
+def paths(record: Record, columns: t.Mapping[str, str]) -> t.Iterator[str]:
+    """The paths of a record's media, frames of videos one by one."""
+    for role, _placeholder in KINDS:
+        for item in _items(record.get(columns.get(role, ""))):
+            for part in item if isinstance(item, list) else [item]:
+                path = part.get("path") if isinstance(part, dict) and part.get("bytes") is None else part
+                if isinstance(path, str):
+                    yield path
+
+
+def name(path: str) -> str:
+    """One name for all ways to write a relative path; empty where it leads out of its folder."""
+    return "" if ".." in path.split("/") else os.path.normpath(path)
 
 
 def _items(value: t.Any) -> list[t.Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _absent(item: t.Any, name: str, media: Media) -> Wrong:
+def _absent(item: t.Any, field: str, media: Media) -> Wrong:
     """One image, video or audio that cannot be opened: a path, the frames of a video, or the bytes themselves."""
     if isinstance(item, list):
-        return next(filter(None, (_absent(frame, name, media) for frame in item)), None)
-    folder = media.folder
+        return next(filter(None, (_absent(frame, field, media) for frame in item)), None)
     if isinstance(item, dict):  # as `datasets` stores an image; its path is taken as it is
         if item.get("bytes") is not None:
             return None
-        item, folder = item.get("path"), ""
+        item, media = item.get("path"), media._replace(folders=(), sent=False)
     if isinstance(item, bytes):
         return None
     if not isinstance(item, str):
-        return f"{name!r} holds {item!r}, no path", "write the path of a file"
-    path = os.path.join(folder, item)
-    if os.path.isabs(path):
-        if not media.here or os.path.isfile(path):
-            return None
-        return f"{name!r} holds {item!r}, and there is no file {path}", "put it there, or correct the path or media_dir"
-    if media.here:
+        return f"{field!r} holds {item!r}, no path", "write the path of a file"
+    if os.path.isabs(item):
+        return _lost(item, field, [item]) if media.here and not os.path.isfile(item) else None
+    if media.sent and not name(item):
+        return f"{field!r} holds {item!r}, which leads out of its folder", OUTSIDE
+    places = media.places(item)
+    if not places:
         return (
-            f"{name!r} holds {item!r}, and no media_dir says where that is",
+            f"{field!r} holds {item!r}, and no media_dir says where that is",
             "set `media_dir` to the full path of the folder it is in, or write full paths",
         )
+    return _lost(item, field, places) if (media.here or media.sent) and not media.find(item) else None
+
+
+def _lost(item: str, field: str, places: t.Sequence[str]) -> Wrong:
     return (
-        f"{name!r} holds {item!r}, which no node has: media are not sent along",
-        "have data and media on the nodes: `path` instead of `file`, and `media_dir` with the full path of the folder",
+        f"{field!r} holds {item!r}, and there is no file {' nor '.join(places)}",
+        "put it there, or correct the path or media_dir",
     )

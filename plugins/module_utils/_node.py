@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import socket
+import stat
 import struct
 import subprocess
 import typing as t
@@ -24,6 +25,7 @@ from ._media import Media
 NOTHING: dict[str, t.Any] = {
     "runs": {},
     "datasets": [],
+    "media": [],
     "models": [],
     "sources": [],
     "model_missing": False,
@@ -74,6 +76,7 @@ def facts(
         return {
             "runs": runs(Path(place), name),
             "datasets": datasets(Path(place)),
+            "media": media_sets(Path(place)),
             "models": models(Path(place)),
             "reward_model": reward_files(Path(reward_model)) if reward_model.startswith("/") else None,
             "model_missing": model.startswith("/") and not found,
@@ -138,6 +141,11 @@ def datasets(root: Path) -> list[str]:
     return [f"{folder.name}/{name}" for folder in whole for name in sorted(stored(folder))]
 
 
+def media_sets(root: Path) -> list[str]:
+    """Names of the media sets that are as they were stored."""
+    return [folder.name for folder in sorted((root / "media").glob("*")) if intact(folder)]
+
+
 def stored(folder: Path) -> dict[str, dict[str, t.Any]]:
     """The files that manifest.json names, with digest, size and time; none when there is no manifest."""
     entries = files.read_json(folder / "manifest.json").get("files")
@@ -146,21 +154,27 @@ def stored(folder: Path) -> dict[str, dict[str, t.Any]]:
 
 def intact(folder: Path) -> bool:
     """Every file that manifest.json names has the digest it names; a file untouched since is not read again."""
-    for name, was in stored(folder).items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != was["size"]:
+    entries = stored(folder)
+    for name, was in entries.items():
+        path = os.path.join(folder, name)
+        try:
+            now = os.stat(path)
+        except OSError:
             return False
-        if path.stat().st_ctime_ns != was["ctime_ns"] and files.sha256(path) != was["sha256"]:
+        if not stat.S_ISREG(now.st_mode) or now.st_size != was["size"]:
             return False
-    return bool(stored(folder))
+        if now.st_ctime_ns != was["ctime_ns"] and files.sha256(Path(path)) != was["sha256"]:
+            return False
+    return bool(entries)
 
 
-def seal(folder: Path, names: t.Iterable[str]) -> None:
-    """Write the manifest that `intact` reads."""
+def seal(folder: Path, names: t.Iterable[str], known: t.Mapping[str, str] | None = None) -> None:
+    """Write the manifest that `intact` reads. known: digests that need not be computed."""
     entries = {}
     for name in names:
         now = (folder / name).stat()
-        entries[name] = {"sha256": files.sha256(folder / name), "size": now.st_size, "ctime_ns": now.st_ctime_ns}
+        digest = (known or {}).get(name) or files.sha256(folder / name)
+        entries[name] = {"sha256": digest, "size": now.st_size, "ctime_ns": now.st_ctime_ns}
     files.write_json(folder / "manifest.json", {"files": entries})
 
 

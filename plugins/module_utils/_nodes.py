@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from . import _addresses, _config, _dataset, _parallel, _ranks
+from . import _addresses, _config, _dataset, _media_set, _parallel, _ranks
 from ._dataset import Source
 from ._engine import base_model, lease
 from ._env import RANKS_PATH, environment_path
@@ -60,6 +60,13 @@ def node(
             for source in sources
             if source.local
         ],
+        "media": {
+            **plan.media,
+            "folder": _media_folder(plan, root),
+            "missing": plan.media["digest"][:16] not in facts["media"],
+        }
+        if plan.media
+        else {},
         "model": {
             **_model(plan, root),
             "missing": _model(plan, root)["path"].rpartition("/")[2] not in facts["models"],
@@ -87,6 +94,10 @@ def node(
     }
 
 
+def _media_folder(plan: Plan, root: str) -> str:
+    return f"{root}/media/{plan.media['digest'][:16]}"
+
+
 def _model(plan: Plan, root: str) -> dict[str, t.Any]:
     """Where the model lies on the node; `build` says that it is made there from the demo text."""
     model = plan.resolved["model"]
@@ -106,6 +117,8 @@ def _arguments(
     if any(source.evaluates for source in sources):
         paths["eval_dataset"] = ",".join(source.dataset.name for source in sources if source.evaluates)
     paths["dataset_dir"] = folder
+    if plan.media:
+        paths["media_dir"] = f"{_media_folder(plan, root)}/{_media_set.CONTENT}"
     paths["output_dir"] = f"{folder}/output"
     if _parallel.deepspeed(plan.resolved["engine"]):
         paths["deepspeed"] = f"{folder}/deepspeed.json"
@@ -115,6 +128,7 @@ def _arguments(
         "dataset": "train_datasets",
         "eval_dataset": "train_eval_datasets",
         "dataset_dir": "the run's folder",
+        "media_dir": "train_datasets",
         "output_dir": "the run's folder",
         "deepspeed": f"train_engine {plan.resolved['engine']}",
     }

@@ -9,11 +9,13 @@ Pure: nothing here reads a file or a clock.
 from __future__ import annotations
 
 import typing as t
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from . import (
     _addresses,
     _dataset,
+    _media_send,
+    _media_set,
     _nodes,
     _parallel,
     _ranks,
@@ -47,6 +49,8 @@ class Plan:
     notices: list[str] = field(default_factory=list)
     unread: dict[str, str] = field(default_factory=dict)
     """Datasets whose records no Python on a node can read before the environment is there, and why."""
+    media: dict[str, t.Any] = field(default_factory=dict)
+    """The images, videos and audios that its datasets bring along: digest, number, and where they come from."""
     held: str = ""
     """Why an apply would be refused now: another run has what this one needs. Empty when nothing stands in the way."""
 
@@ -64,12 +68,16 @@ def request(wish: Wish, sources: t.Sequence[Source], corpus_digest: str) -> _req
         "recipe": wish.recipe,
         "args": wish.args,
         "model": model,
-        "datasets": [_dataset.identity(source.dataset, source.digest) for source in sources if not source.evaluates],
-        "eval_datasets": [_dataset.identity(source.dataset, source.digest) for source in sources if source.evaluates],
+        "datasets": [_identity(source) for source in sources if not source.evaluates],
+        "eval_datasets": [_identity(source) for source in sources if source.evaluates],
         "engine": wish.engine,
         "global_batch_size": wish.global_batch_size or "auto",
         "processes_per_node": wish.processes_per_node or "auto",
     }
+
+
+def _identity(source: Source) -> dict[str, t.Any]:
+    return _dataset.identity(source.dataset, source.digest, _media_set.digest(source.media_files))
 
 
 def make(
@@ -88,6 +96,9 @@ def make(
         raise FinetuneError(
             "There is no host to train on.", where="inventory, group trainers", change="add a host or widen --limit"
         )
+    media = _media_send.plan(sources)
+    if media:  # the run has a media_dir of its own; where its content came from does not count
+        wish = replace(wish, args={key: value for key, value in wish.args.items() if key != "media_dir"})
     wanted = request(wish, sources, corpus_digest)
     run_id = _request.run_id(wanted)
     _ranks.refuse_mixed(wish, facts)
@@ -116,6 +127,7 @@ def make(
     plan = Plan(run_id, wish.name, wanted, record if recorded else resolved, origins, recorded, {})
     plan.environment = {**plan.resolved["environment"], "current": plan.resolved["environment"] == environment}
     plan.difference = _against_last(plan, first)
+    plan.media = media
     plan.unread = {source.dataset.name: source.unread for source in sources if source.unread}
     plan.notices = _notices(wish, plan, record, resolved, sources)
     places = dict.fromkeys(facts, _addresses.LOOPBACK)
@@ -143,7 +155,8 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
         f"  recipe  {plan.request['recipe']}, environment {plan.environment['lock']} {plan.environment['digest']}",
         f"  model   {model['name']}{made}",
         "  data    "
-        + ", ".join(source.dataset.name + (" (held out)" if source.evaluates else "") for source in sources),
+        + ", ".join(source.dataset.name + (" (held out)" if source.evaluates else "") for source in sources)
+        + (f", with {plan.media['count']} images, videos and audios" if plan.media else ""),
         f"  batch   {resolved['global_batch_size']} = {batch}",
         f"  engine  {resolved['engine']}",
     ]

@@ -5,19 +5,20 @@
 
 from __future__ import annotations
 
+import os
 import typing as t
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ._dataset import COLUMNS, TAGS_OF, Dataset
+from ._dataset import TAGS_OF, Dataset
 from ._errors import FinetuneError
 from ._formats import Layout, Wrong, doubt, fault
-from ._media import Media, held
+from ._media import Media, held, name, paths
 from ._plain import plain
 from ._readers import records
 
 UNKNOWN = Media()
-_UNSEEN = "media, which are looked for when the run starts and not before; data with `path` have them looked for now"
+_UNSEEN = "media on the nodes, which are looked for when the run starts; data with `path` have them looked for now"
 
 
 class Fault(t.NamedTuple):
@@ -39,6 +40,10 @@ class Report:
     """What a person should know of records that are trained on: how many there are, and which is the first."""
     media: bool = False
     """Records hold images, videos or audios."""
+    media_dir: bool = False
+    """Some are in the media_dir of the nodes."""
+    sent: dict[str, str] = field(default_factory=dict)
+    """Those that are sent along: relative path and file."""
 
     def as_dict(self) -> dict[str, t.Any]:
         """The report as JSON has it."""
@@ -49,13 +54,14 @@ class Report:
             "more": self.more,
             "doubts": self.doubts,
             "media": self.media,
+            "media_dir": self.media_dir,
         }
 
 
 def layout(dataset: Dataset, stage: str, media: Media) -> Layout:
     """How the records of a dataset are written, as far as the author told, and for which stage."""
     tags = {**TAGS_OF[dataset.formatting], **dataset.tags}
-    return Layout(dataset.formatting, dataset.columns or COLUMNS[dataset.formatting], tags, stage, media)
+    return Layout(dataset.formatting, dataset.field_names, tags, stage, media)
 
 
 def check(path: Path, dataset: Dataset, stage: str = "sft", limit: int = 20, media: Media = UNKNOWN) -> Report:
@@ -94,13 +100,26 @@ def check(path: Path, dataset: Dataset, stage: str = "sft", limit: int = 20, med
         told = [doubt(record, written)] if not wrongs else []
         if isinstance(record, dict) and held(record, written):
             report.media = True
-            told += [] if wrongs or media.here else [_UNSEEN]
+            told += [_UNSEEN] if not wrongs and _note_media(record, written, report) else []
         for what in filter(None, told):
             report.doubts.setdefault(what, [0, number])[0] += 1
     report.faults += _absent(dataset, report)
     if len(liked) == 1:
         report.doubts["the same kto_tag, and the stage learns from both kinds of answers"] = [report.records, 1]
     return report
+
+
+def _note_media(record: dict[str, t.Any], written: Layout, report: Report) -> bool:
+    """Note where the media of a record are; whether any were not looked for."""
+    unseen = False
+    media = written.media
+    for path in paths(record, written.columns):
+        relative = not os.path.isabs(path)
+        unseen |= not media.here and not (relative and media.sent)
+        report.media_dir |= relative and not media.sent
+        if relative and media.sent and name(path) not in report.sent:
+            report.sent[name(path)] = media.find(path)
+    return unseen
 
 
 def _absent(dataset: Dataset, report: Report) -> list[Fault]:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import typing as t
 from dataclasses import replace
 from pathlib import Path
 
-from . import _dataset, _lock, _recipe, _records, _schema, _tables
+from . import _dataset, _digests, _lock, _recipe, _records, _schema, _tables
 from ._dataset import Source
 from ._engine import files
 from ._errors import FinetuneError
 from ._formats import PAIRS
+from ._media import Media
 from ._ranks import Facts
 from ._wish import Wish
 
@@ -125,8 +127,7 @@ def registry() -> dict[str, t.Any]:
 def _on_controller(
     dataset: _dataset.Dataset, variable: str, folders: t.Sequence[Path], evaluates: bool, wish: Wish
 ) -> Source:
-    wanted = Path(dataset.where).expanduser()
-    candidates = [wanted] if wanted.is_absolute() else [folder / wanted for folder in folders]
+    candidates = _candidates(dataset.where, folders)
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
         raise FinetuneError(
@@ -139,7 +140,8 @@ def _on_controller(
         raise FinetuneError(
             f"Dataset {dataset.name!r} cannot be read: {wrong[0]}.", where=f"{variable}, {path}", change=wrong[1]
         )
-    report = _records.check(path, dataset, wish.stage, media=wish.media)
+    media = _media(path, folders, wish)
+    report = _records.check(path, dataset, wish.stage, media=media)
     _records.refuse(dataset, variable, str(path), report)
     return Source(
         dataset,
@@ -150,8 +152,40 @@ def _on_controller(
         evaluates,
         _records.doubts(report.doubts),
         report.media,
+        report.media_dir,
+        _media_files(report.sent, path.absolute()),
+        tuple(media.folders),
         records=report.records,
     )
+
+
+def _candidates(wanted: str, folders: t.Sequence[Path]) -> list[Path]:
+    path = Path(wanted).expanduser()
+    return [path] if path.is_absolute() else [folder / path for folder in folders]
+
+
+def _media(path: Path, folders: t.Sequence[Path], wish: Wish) -> Media:
+    """Where media of a file are looked for: in media_dir, where train_config has them, and beside the file.
+
+    A media_dir that is no folder on this controller, and could be one on the nodes, is theirs.
+    """
+    given = [place for folder in wish.media.folders for place in _candidates(folder, folders)]
+    if any(os.path.isabs(folder) for folder in wish.media.folders) and not given[0].is_dir():
+        return wish.media
+    places = [*given, *map(Path, wish.media_folders), path.parent]
+    return wish.media._replace(folders=tuple(dict.fromkeys(str(place.absolute()) for place in places)), sent=True)
+
+
+def _media_files(found: t.Mapping[str, str], path: Path) -> dict[str, str]:
+    """Digests of what the dataset in `path` brings along, by relative path."""
+    try:
+        return dict(zip(found, _digests.sha256(found.values(), str(path))))
+    except OSError as error:
+        raise FinetuneError(
+            f"{error.filename} cannot be read: {error.strerror}.",
+            where=f"train_datasets, {path}",
+            change="let this account read it",
+        ) from None
 
 
 def _on_nodes(dataset: _dataset.Dataset, variable: str, facts: t.Mapping[str, Facts], evaluates: bool) -> Source:
@@ -188,6 +222,7 @@ def _on_nodes(dataset: _dataset.Dataset, variable: str, facts: t.Mapping[str, Fa
         evaluates,
         _records.doubts(first.get("doubts", {})),
         first.get("media", False),
-        next((f"{host}: {answer['unread']}" for host, answer in seen.items() if answer.get("unread")), ""),
+        first.get("media_dir", False),
+        unread=next((f"{host}: {answer['unread']}" for host, answer in seen.items() if answer.get("unread")), ""),
         records=first.get("records"),
     )

@@ -17,7 +17,7 @@ import time
 import typing as t
 from pathlib import Path
 
-from . import _node, _place, _proof, _run, _state
+from . import _media_set, _node, _place, _proof, _run, _state
 from ._changes import Changes
 from ._engine import files, state
 from ._errors import FinetuneError
@@ -46,6 +46,8 @@ def stage(
         step = _check_results(run, changes, retry=retry)
     for dataset in spec["datasets"]:
         _stage_dataset(dataset, changes)
+    if spec["media"]:
+        _stage_media(spec["media"], changes)
     if spec["model"]["build"]:
         _stage_model(spec, changes)
     _stage_files(run, spec, changes, starting=step == "start")
@@ -110,6 +112,23 @@ def _stage_dataset(dataset: dict[str, t.Any], changes: Changes) -> None:
             change="run again; if the file is being written to, wait for it",
         )
     _node.seal(folder, [path.name, *(_node.stored(folder) if whole else ())])
+
+
+def _stage_media(media: dict[str, t.Any], changes: Changes) -> None:
+    """Store the media set that was sent; it takes its place when it is whole."""
+    folder = Path(media["folder"])
+    if _node.intact(folder) or not changes.add("update" if folder.exists() else "create", folder):
+        return
+    workshop = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        content = _media_set.unpack(media["stream"], workshop / _media_set.CONTENT, media["digest"])
+        digests = {f"{_media_set.CONTENT}/{path}": digest for path, digest in content.items()}
+        os.sync()  # the manifest is not to outlive what it names
+        _node.seal(workshop, digests, digests)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(workshop, folder)
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
 
 
 def _stage_model(spec: dict[str, t.Any], changes: Changes) -> None:

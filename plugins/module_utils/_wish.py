@@ -78,6 +78,8 @@ class Wish:
     stage: str
     """LLaMA-Factory's, from the recipe unless the author wrote another."""
     media: _media.Media
+    media_folders: list[str]
+    """Where train_config has its media, on the controller."""
     reward_model: str
     """LLaMA-Factory's, for PPO alone."""
     engine: str
@@ -179,8 +181,9 @@ def read(
         stage=stage,
         media=_media.Media(
             bool(schema.templates.get(str(arguments.get("template")), {}).get("media")),
-            str(arguments.get("media_dir") or ""),
+            (str(arguments["media_dir"]),) if arguments.get("media_dir") else (),
         ),
+        media_folders=given.media_folders,
         reward_model=_reward_model(arguments) if stage == "ppo" else "",
         engine=engine,
         gpus=_gpus(variables.get("train_gpus", "all")),

@@ -48,7 +48,9 @@ options:
     type: bool
     default: false
   media_dir:
-    description: LLaMA-Factory's C(media_dir), in which relative paths are looked for. Not given, the folder of O(path).
+    description:
+      - LLaMA-Factory's C(media_dir), in which relative paths are looked for. Not given, the folder of O(path).
+      - For data that it sends, the role looks in more places; its C(train_datasets) says in which.
     type: path
   limit:
     description: How many faults are listed; the rest is counted.
@@ -138,7 +140,7 @@ def main() -> None:
             )
         entry = {key: given[key] for key in ("formatting", "columns", "tags") if given[key]}
         (dataset,) = _dataset.parse([{"path": str(path.absolute()), **entry}], "dataset")
-        media = Media(given["media"], given["media_dir"] or str(path.absolute().parent), here=True)
+        media = Media(given["media"], [given["media_dir"] or str(path.absolute().parent)], here=True)
         report = _records.check(path, dataset, given["stage"], given["limit"], media)
         found = {
             "records": report.records,

@@ -118,6 +118,10 @@ node:
       description: Stored datasets whose content is intact.
       type: list
       elements: str
+    media:
+      description: Stored sets of images, videos and audios whose content is intact.
+      type: list
+      elements: str
     model_missing:
       description: Whether there is no model at the path that O(model) names.
       type: bool
@@ -161,7 +165,8 @@ def main() -> None:
     try:
         here = [dataset for dataset in _dataset.parse(given["datasets"], "train_datasets") if dataset.source == "path"]
         asked = {key: given[key] for key in ("user", "root", "name", "stage", "lease_dir", "model", "reward_model")}
-        node = _node.facts(here=here, media=_media.Media(**given["media"]), **asked)
+        media = _media.Media(bool(given["media"].get("taken")), [given["media"].get("folder") or ""])
+        node = _node.facts(here=here, media=media, **asked)
     except FinetuneError as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, node=node)

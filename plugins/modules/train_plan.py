@@ -96,6 +96,9 @@ plan:
     unread:
       description: Datasets whose records no Python on a node can read before the environment is there, and why.
       type: dict
+    media:
+      description: Images, videos and audios that are sent along - digest, number, and where they come from.
+      type: dict
     held:
       description: Which other run has what this one needs, where it would start now; else empty.
       type: str

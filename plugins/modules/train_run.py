@@ -12,7 +12,7 @@ short_description: A fine-tuning run on a node
 version_added: 0.1.0
 description:
   - Brings one run on one node to a state, from the plan that M(llmops.finetune.train_plan) made.
-  - The action plugin of the same name renders the files and sends the datasets; the node does the rest in one call.
+  - The action plugin of the same name renders the files and sends the data; the node does the rest in one call.
 author: llmops.finetune contributors (@llmops-finetune)
 options:
   state:
@@ -22,7 +22,7 @@ options:
       - V(released) gives up the place that staging took among several nodes, its leases and its port. Nothing that runs
         is touched.
       - V(stopped) has nothing running; a checkpoint is saved first.
-      - V(absent) has the folder of the run gone. Environments, models and datasets stay.
+      - V(absent) has the folder of the run gone. Environments, models, datasets and media stay.
     type: str
     choices: [staged, started, released, stopped, absent]
     required: true
@@ -143,12 +143,11 @@ Answer = dict[str, t.Any]
 
 def staged(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:
     with contextlib.ExitStack() as opened:
-        datasets = []
-        for dataset in spec["datasets"]:
-            # opened as the login user, who may read what was sent
-            stream = opened.enter_context(open(dataset["source"], "rb")) if dataset.get("source") else None
-            datasets.append({**dataset, "stream": stream})
-        wanted = {**spec, "datasets": datasets}
+        wanted = {
+            **spec,
+            "datasets": [with_stream(dataset, opened) for dataset in spec["datasets"]],
+            "media": spec["media"] and with_stream(spec["media"], opened),
+        }
         return as_user(
             spec,
             lambda: changed(
@@ -159,6 +158,12 @@ def staged(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:
             ),
             changes,
         )
+
+
+def with_stream(part: Answer, opened: contextlib.ExitStack) -> Answer:
+    """What was sent of a part, opened as the login user, who may read it."""
+    stream = opened.enter_context(open(part["source"], "rb")) if part.get("source") else None
+    return {**part, "stream": stream}
 
 
 def started(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:

@@ -60,6 +60,9 @@ def find(wanted: str, folders: t.Sequence[Path], schemas: t.Mapping[str, _schema
     info, folder = _dataset_info(path, found.dataset_dir)
     found.datasets = [dataset(str(name), info, folder) for name in found.datasets]
     found.eval_datasets = [dataset(str(name), info, folder) for name in found.eval_datasets]
+    media_dir = str(found.arguments.get("media_dir") or "")
+    above = [str(parent / media_dir) for parent in path.absolute().parents if (parent / media_dir).is_dir()]
+    found.media_folders = [*(above[:1] if media_dir else []), *([folder] if folder else [])]
     return found
 
 

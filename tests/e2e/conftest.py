@@ -218,7 +218,7 @@ def world() -> t.Iterator[World]:
     for folder in (ALL, BASE):
         folder.chmod(0o755)
     clone, root = BASE / "fresh clone", BASE / "root"
-    for left in ("runner", "root/runs"):
+    for left in ("runner", "root/runs", "root/media"):
         shutil.rmtree(BASE / left, ignore_errors=True)
     for name in ("callbacks", "killer"):
         shutil.copytree(REPOSITORY / "tests" / "e2e" / name, BASE / name, dirs_exist_ok=True)

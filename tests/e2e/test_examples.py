@@ -39,7 +39,6 @@ NO_TRAINING = {
 """Folders of files that are not for the trainer, and whose they are."""
 
 _UNKNOWN = "nor one that LLaMA-Factory registers"
-_MEDIA = "have data and media on the nodes"
 REFUSED = {
     "ascend/qwen3_5_full_sft_fsdp2": "for NPUs",
     "ascend/qwen3_full_sft_fsdp2": "for NPUs",
@@ -55,21 +54,18 @@ REFUSED = {
     "extras/fp8/llama3_fp8_fsdp_sft": "package torchao",
     "extras/galore/llama3_full_sft": "package galore-torch",
     "extras/mod/llama3_full_sft": "package mixture-of-depth",
-    "extras/oft/qwen2_5vl_oft_sft": _MEDIA,
     "extras/qoft/llama3_oft_sft_awq": "package autoawq",
     "extras/qoft/llama3_oft_sft_gptq": "package gptqmodel",
     "ktransformers/train_lora/deepseek_v2_lora_sft_kt": "package kt-kernel",
     "ktransformers/train_lora/deepseek_v3_lora_sft_kt": "package kt-kernel",
     "ktransformers/train_lora/qwen3_5moe_lora_sft_kt": "package kt-kernel",
     "ktransformers/train_lora/qwen3moe_lora_sft_kt": "package kt-kernel",
-    "train_full/qwen3vl_full_sft": _MEDIA,
     "train_lora/qwen3_lora_sft_ray": "package ray",
-    "train_lora/qwen3vl_lora_sft": _MEDIA,
     "train_qlora/llama3_lora_sft_aqlm": "package aqlm",
     "train_qlora/llama3_lora_sft_awq": "package autoawq",
     "train_qlora/llama3_lora_sft_gptq": "package gptqmodel",
 }
-"""Files for the trainer that are refused on a node with NVIDIA GPUs: the hardware, package, data or media missing."""
+"""Files for the trainer that are refused on a node with NVIDIA GPUs: the hardware, package or data missing."""
 
 BACKEND = """
 from pathlib import Path
@@ -109,8 +105,16 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / f"llamafactory-{version}" / "examples"
 
 
-def planned(path: Path) -> str:
-    """Why the file is refused; empty when it is planned."""
+PICTURED = {
+    "extras/oft/qwen2_5vl_oft_sft",
+    "train_full/qwen3vl_full_sft",
+    "train_lora/qwen3vl_lora_sft",
+}
+"""Files whose data bring pictures along."""
+
+
+def planned(path: Path) -> tuple[str, bool]:
+    """Why the file is refused, empty when it is planned; and whether media are sent along."""
     facts = {"a": test_plan.node(gpus=GPUS, sources=[], compilers=["c++", "nvcc"])}
     try:
         imported = _import.find(str(path), [path.parent], SCHEMAS)
@@ -121,18 +125,20 @@ def planned(path: Path) -> str:
         )
     except FinetuneError as refusal:
         assert refusal.where and refusal.change, refusal
-        return str(refusal)
+        return str(refusal), False
     written = {line["key"] for line in plan.nodes["a"]["arguments"]}
     assert {"model_name_or_path", "dataset_dir", "output_dir", *imported.arguments} <= written
-    return ""
+    return "", bool(plan.media)
 
 
 def test_every_example_for_the_trainer_is_planned_or_names_what_is_missing(
-    examples: Path,
+    examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     told = {str(path.relative_to(examples).with_suffix("")): planned(path) for path in files(examples)}
     assert len(told) > 80
-    for name, refusal in told.items():
+    assert {name for name, (_refusal, pictured) in told.items() if pictured} == PICTURED
+    for name, (refusal, _pictured) in told.items():
         whose = next((reason for folder, reason in NO_TRAINING.items() if name.startswith(f"{folder}/")), "")
         reason = whose or REFUSED.get(name, "")
         assert (reason in refusal) if reason else not refusal, (name, refusal)

@@ -118,6 +118,7 @@ def test_datasets_are_those_of_the_dataset_info_above_the_file(tmp_path: Path) -
         "stage: sft\ndo_train: true\ndataset: mine,far,other\n", encoding="utf-8"
     )
     found = _import.find("lora/my.yaml", [tmp_path, tmp_path / "examples"], SCHEMAS)
+    assert found.media_folders == [f"{tmp_path}/data"]
     assert found.datasets == [
         {
             "name": "mine",
@@ -128,5 +129,12 @@ def test_datasets_are_those_of_the_dataset_info_above_the_file(tmp_path: Path) -
         {"name": "far", "hub": "org/far", "split": "test"},
         "other",
     ]
+    with (tmp_path / "examples/lora/my.yaml").open("a", encoding="utf-8") as file:
+        file.write("media_dir: data/pictures\n")
+    for folder in ("data/pictures", "examples/data/pictures"):
+        (tmp_path / folder).mkdir(parents=True)
+        found = _import.find("lora/my.yaml", [tmp_path / "examples"], SCHEMAS)
+        assert found.media_folders == [f"{tmp_path}/{folder}", f"{tmp_path}/data"]
+        assert found.arguments["media_dir"] == "data/pictures"
     with pytest.raises(FinetuneError, match=r"no file other\.yaml"):
         _import.find("other.yaml", [tmp_path], SCHEMAS)

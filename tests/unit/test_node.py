@@ -81,6 +81,15 @@ def test_a_stored_dataset_is_whole_until_it_is_touched(tmp_path: Path) -> None:
     assert _node.datasets(tmp_path) == ["aa/data", "aa/more", "bb/data"]
 
 
+def test_digests_that_are_known_are_taken(tmp_path: Path) -> None:
+    folder = tmp_path / "media/aa"
+    (folder / "files/x").mkdir(parents=True)
+    (folder / "files/x/1.png").write_text("1", encoding="utf-8")
+    _node.seal(folder, ["files/x/1.png"], {"files/x/1.png": "0" * 64})
+    assert _node.stored(folder)["files/x/1.png"]["sha256"] == "0" * 64
+    assert _node.media_sets(tmp_path) == ["aa"]
+
+
 @pytest.mark.parametrize("tamper", ["delete", "flip", "truncate", "manifest", "torn manifest", "empty manifest"])
 def test_a_damaged_dataset_is_seen(tmp_path: Path, tamper: str) -> None:
     folder = seal(tmp_path / "datasets/aa", data="text", more="x")

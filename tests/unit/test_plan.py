@@ -58,6 +58,7 @@ def node(gpus: int = 0, capability: float = 9.0, **facts: t.Any) -> dict[str, t.
         "systemd": False,
         "runs": {},
         "datasets": [],
+        "media": [],
         "models": [],
         "leases": {},
         **facts,
@@ -99,6 +100,35 @@ def recorded(plan: _plan.Plan, **facts: t.Any) -> dict[str, t.Any]:
 
 
 # --- one node ---
+
+
+def test_media_are_one_folder_of_the_node_and_part_of_who_the_run_is() -> None:
+    source = replace(DATA, media_files={"x/1.png": "1" * 64}, media_folders=("/controller",))
+    seeing: Variables = {"train_model": "org/m", "train_set": "template=qwen2_vl"}
+    plan = make({"a": node()}, sources=(source, HELD_OUT), **seeing)
+    assert any("with 1 images, videos and audios" in line for line in _plan.describe(plan, (source,), {"a": node()}))
+    media = plan.nodes["a"]["media"]
+    folder = f"/home/me/llmops/media/{media['digest'][:16]}"
+    assert (media["folder"], media["missing"], [part[0] for part in media["parts"]]) == (folder, True, [DATA.local])
+    assert (lines(plan)["media_dir"], origins(plan)["media_dir"]) == (f"{folder}/files", "train_datasets")
+    assert not make({"a": node(media=[Path(folder).name])}, sources=(source,), **seeing).nodes["a"]["media"]["missing"]
+    other = replace(source, media_files={"x/1.png": "2" * 64})
+    assert make({"a": node()}, sources=(other, HELD_OUT), **seeing).id != plan.id
+    difference = _request.difference(plan.request, make({"a": node()}, sources=(other, HELD_OUT), **seeing).request)
+    assert [line.partition(":")[0] for line in difference] == ["datasets.a.media"]
+    without = make({"a": node()}, **seeing)
+    assert without.nodes["a"]["media"] == {} and "media_dir" not in lines(without)
+
+
+def test_where_media_came_from_does_not_count() -> None:
+    """Of the author's media_dir nothing is left where its content is sent; where it is one of the nodes it stays."""
+    source = replace(DATA, media_files={"x/1.png": "1" * 64})
+    given: Variables = {"train_model": "org/m", "train_set": "template=qwen2_vl media_dir=/pictures"}
+    plan = make({"a": node()}, sources=(source,), **given)
+    assert plan.id == make({"a": node()}, sources=(source,), **{**given, "train_set": "template=qwen2_vl"}).id
+    written = [line["value"] for line in plan.nodes["a"]["arguments"] if line["key"] == "media_dir"]
+    assert len(written) == 1 and "/pictures" not in written[0]
+    assert lines(make({"a": node()}, **given))["media_dir"] == "/pictures"
 
 
 def test_records_that_only_the_environment_reads_are_noted() -> None:

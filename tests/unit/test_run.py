@@ -58,6 +58,7 @@ def spec(root: Path, **changes: t.Any) -> Spec:
                 "stream": io.BytesIO(DATA),
             }
         ],
+        "media": {},
         "model": {"build": False, "path": "org/model", "identity": ""},
         "root": str(root),
         "listens": False,

@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _recipe, _sources, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils import (
+    _config,
+    _dataset,
+    _recipe,
+    _sources,
+    _wish,
+)
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import files
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
@@ -56,6 +62,56 @@ def test_a_file_is_taken_from_the_first_folder_that_has_it(tmp_path: Path) -> No
     assert (source.fields, source.evaluates) == (("instruction", "output"), False)
     (absolute,) = find([], train_datasets=[{"file": str(path)}])
     assert absolute.local == str(path)
+
+
+PICTURED = '{"instruction": "<image>Why?", "output": "So.", "images": ["x/1.png"]}\n'
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Data in one folder, a picture of each of three folders told by its content."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.jsonl").write_text(PICTURED, encoding="utf-8")
+    for folder in ("media", "imported", "data"):
+        (tmp_path / folder / "x").mkdir(parents=True)
+        (tmp_path / folder / "x/1.png").write_text(folder, encoding="utf-8")
+    return tmp_path
+
+
+def find_media(folder: Path, imported: _config.Imported | None = None, **wish: t.Any) -> _dataset.Source:
+    variables = {**DEFAULTS, "train_datasets": [{"file": "data/a.jsonl"}], **wish}
+    (source,) = _sources.sources(_wish.read(variables, SCHEMAS, imported), [folder], {})
+    return source
+
+
+def test_media_are_looked_for_in_media_dir_then_where_train_config_has_them_then_beside_the_data(
+    pictures: Path,
+) -> None:
+    imported = _config.Imported(arguments={"stage": "sft", "finetuning_type": "lora"}, model="org/m")
+    imported.media_folders = [str(pictures / "imported")]
+    for media_dir in ("media", str(pictures / "media")):
+        source = find_media(pictures, imported, train_args={"media_dir": media_dir})
+        assert source.media_files == {"x/1.png": files.sha256(pictures / "media/x/1.png")}
+    assert (source.media, source.media_dir, source.doubts) == (True, False, ())
+    source = find_media(pictures, imported)
+    assert source.media_files == {"x/1.png": files.sha256(pictures / "imported/x/1.png")}
+    assert source.media_folders == (str(pictures / "imported"), str(pictures / "data"))
+    assert find_media(pictures).media_files == {"x/1.png": files.sha256(pictures / "data/x/1.png")}
+
+
+def test_a_media_dir_that_is_no_folder_here_is_one_of_the_nodes(pictures: Path) -> None:
+    source = find_media(pictures, train_args={"media_dir": "/none/pictures"})
+    assert (source.media_files, source.media_dir) == ({}, True)
+    assert "media on the nodes" in source.doubts[0]
+
+
+def test_media_that_are_nowhere_are_refused_with_record_and_path(pictures: Path) -> None:
+    (pictures / "data/x/1.png").unlink()
+    with pytest.raises(FinetuneError) as refusal:
+        find_media(pictures, train_args={"media_dir": "other"})
+    told = f"record 1: 'images' holds 'x/1.png', and there is no file {pictures}/other/x/1.png nor {pictures}/data/x/1."
+    assert told in refusal.value.where and "media_dir" in refusal.value.change
 
 
 def test_the_demo_is_a_file_of_this_collection() -> None:

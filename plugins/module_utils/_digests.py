@@ -1,0 +1,48 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Digests of files on the controller, remembered: one that was not touched since is not read again.
+
+The memory is a cache, in the one place for caches of the account. Without it every file is read at every plan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+import typing as t
+from pathlib import Path
+
+from ._engine import files
+
+FRESH_SECONDS = 2.0
+"""A file that was touched so shortly before could be once more without a later time."""
+
+
+def sha256(paths: t.Iterable[str], about: str) -> list[str]:
+    """The digest of each file. about: what they belong to, which has a memory of its own."""
+    memory = _place(about)
+    known = files.read_json(memory)
+    seen: dict[str, str] = {}
+    found = []
+    for path in paths:
+        now = os.stat(path)
+        mark = f"{now.st_size} {now.st_mtime_ns} {now.st_ctime_ns} {now.st_ino} {now.st_dev}"
+        was, _blank, digest = str(known.get(path)).rpartition(" ")
+        if was != mark:
+            digest = files.sha256(Path(path))
+        found.append(digest)
+        if time.time() - now.st_ctime > FRESH_SECONDS:
+            seen[path] = f"{mark} {digest}"
+    if seen != known:
+        with contextlib.suppress(OSError):
+            memory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.write_json(memory, seen, mode=0o600)
+    return found
+
+
+def _place(about: str) -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache) / "llmops.finetune" / f"{hashlib.sha256(os.fsencode(about)).hexdigest()[:16]}.json"
