@@ -27,20 +27,20 @@ class ActionModule(ActionBase):
         except FinetuneError as error:
             return {"failed": True, "msg": str(error)}
         except AnsibleError as error:
-            told = self._explain(str(error), host)
+            told = self._explain(str(error), host, ssh=True)
             if told is None:
                 raise
             return {"failed": True, "unreachable": isinstance(error, AnsibleConnectionFailure), "msg": told}
         if answer.get("failed") and "node" not in answer:
             said = " ".join(str(answer.get(key, "")) for key in ("msg", "module_stderr", "module_stdout", "exception"))
-            told = self._explain(said, host) if "change:" not in str(answer.get("msg")) else None
+            told = self._explain(said, host, ssh=False) if "change:" not in str(answer.get("msg")) else None
             if told is not None:
                 return {"failed": True, "msg": told}
         return t.cast("dict[str, t.Any]", answer)
 
-    def _explain(self, said: str, host: str) -> str | None:
+    def _explain(self, said: str, host: str, *, ssh: bool) -> str | None:
         address, user = self._option("host"), self._option("remote_user")
-        told = _connection.explain(said, host=host, address=str(address or ""), user=str(user or ""))
+        told = _connection.explain(said, host=host, address=str(address or ""), user=str(user or ""), ssh=ssh)
         return str(told) if told else None
 
     def _option(self, name: str) -> t.Any:

@@ -47,7 +47,14 @@ def facts(folder: Path) -> dict[str, t.Any]:
         raise FinetuneError(
             f"{folder}/config.json is no JSON object.", where="train_model", change="copy the model to the node again"
         )
-    files, names = _weights(folder)
+    try:
+        files, names = _weights(folder)
+    except OSError as error:
+        raise FinetuneError(
+            f"{error.filename or folder} cannot be read: {error.strerror}.",
+            where="train_model",
+            change="let the account that runs belong to read the folder and its files",
+        ) from None
     there = [name for name in files if (folder / name).is_file() and (folder / name).stat().st_size]
     return Model(**_described(config), absent=[name for name in files if name not in there], **_named(names))._asdict()
 

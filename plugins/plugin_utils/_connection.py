@@ -18,6 +18,8 @@ class _Row(t.NamedTuple):
     what: str
     where: str
     change: str
+    ssh: bool = False
+    """Said by ssh alone: the same words of a module mean something else."""
 
 
 _CATALOGUE = (
@@ -26,30 +28,35 @@ _CATALOGUE = (
         "{host} shows another host key than the one that is known, or one that is not known.",
         "known_hosts of this controller",
         "if the host was made anew: ssh-keygen -R {address}; else find out who answers there",
+        ssh=True,
     ),
     _Row(
         r"Permission denied|Too many authentication failures|no mutual signature",
         "{host} does not let {user} in with this key.",
         "ansible_user and ansible_ssh_private_key_file of {host}",
         "use the login of the image (ubuntu, admin, ec2-user, …), and the key that was put there",
+        ssh=True,
     ),
     _Row(
         r"Could not resolve hostname|Name or service not known|nodename nor servname",
         "{address} is no name that this controller can resolve.",
         "ansible_host of {host}",
         "correct it, or write the address",
+        ssh=True,
     ),
     _Row(
         r"Connection refused",
         "On {address} nothing listens for ssh.",
         "ansible_host and ansible_port of {host}",
         "see that sshd runs there; a host that has just been started needs a moment",
+        ssh=True,
     ),
     _Row(
         r"timed out|No route to host|Network is unreachable|Connection closed by|Connection reset",
         "{host} does not answer at {address}.",
         "ansible_host of {host}",
         "see that it is on and that the firewall (security group) lets ssh in from here",
+        ssh=True,
     ),
     _Row(
         r"[Pp]assword is required|Missing \w+ password|Incorrect \w+ password|not in the sudoers file|"
@@ -99,11 +106,11 @@ def refuse_key(path: str, host: str) -> None:
         )
 
 
-def explain(said: str, *, host: str, address: str, user: str) -> FinetuneError | None:
-    """The first row whose pattern occurs in what was said; None where none does."""
+def explain(said: str, *, host: str, address: str, user: str, ssh: bool = True) -> FinetuneError | None:
+    """The first row whose pattern occurs in what was said; None where none does. ssh: False where a module spoke."""
     words = {"host": host, "address": address or host, "user": user or "the login user"}
     for row in _CATALOGUE:
-        if re.search(row.pattern, said):
-            what, where, change = (text.format(**words) for text in row[1:])
+        if re.search(row.pattern, said) and (ssh or not row.ssh):
+            what, where, change = (text.format(**words) for text in (row.what, row.where, row.change))
             return FinetuneError(what, where=where, change=change)
     return None

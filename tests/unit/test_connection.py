@@ -56,3 +56,9 @@ def test_a_key_that_ssh_would_pass_over_is_named(tmp_path: Path) -> None:
     key.chmod(0o600)
     _connection.refuse_key(str(key), "node1")
     _connection.refuse_key("", "node1")
+
+
+def test_what_a_module_says_is_not_taken_for_the_words_of_ssh() -> None:
+    said = "PermissionError: [Errno 13] Permission denied: '/srv/model/model.safetensors'"
+    assert _connection.explain(said, host="a", address="", user="", ssh=False) is None
+    assert _connection.explain("sudo: a password is required", host="a", address="", user="", ssh=False) is not None

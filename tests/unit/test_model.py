@@ -113,3 +113,15 @@ def test_a_node_tells_of_the_model_at_a_full_path_alone(tmp_path: Path) -> None:
     assert (asked["org/x"]["model"], asked["org/x"]["model_missing"]) == ({}, False)
     missing = _node.facts(ME, "/x", "", [], model=str(tmp_path / "none"))
     assert (missing["model"], missing["model_missing"]) == ({}, True)
+
+
+def test_weights_that_the_account_may_not_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}', encoding="utf-8")
+
+    def refuse(folder: Path) -> t.Any:
+        raise PermissionError(13, "Permission denied", str(folder / "model.safetensors"))
+
+    monkeypatch.setattr(_model, "_weights", refuse)
+    with pytest.raises(FinetuneError, match=r"model\.safetensors cannot be read") as refusal:
+        _model.facts(tmp_path)
+    assert refusal.value.where == "train_model"
