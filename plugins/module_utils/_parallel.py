@@ -16,7 +16,8 @@ class Engine(t.NamedTuple):
     zero_stage: int | None = None
     """DeepSpeed's; None is another engine."""
     offload: bool = False
-    """Optimizer, and in stage 3 weights too, lie in the node's memory."""
+    """Optimizer, and in stage 3 weights too, lie in the node's memory. A run that goes on from a checkpoint was seen to
+    come out otherwise than an undisturbed one, on the CPU with deepspeed 0.18.4; why is not known."""
     fsdp: bool = False
 
     @property

@@ -223,6 +223,11 @@ def _notices(
                 )
     if wish.stage in _nodes.FROM_THE_START:
         notices.append(f"Stage {wish.stage} cannot go on from a checkpoint: after an interruption it begins again.")
+    if _parallel.ENGINES[plan.resolved["engine"]].offload:
+        notices.append(
+            f"Engine {plan.resolved['engine']}: a run that goes on from a checkpoint has come out otherwise than an "
+            "undisturbed one; without _offload it comes out the same."
+        )
     if wish.stage == "dpo" and _copies_the_model(plan.resolved["arguments"]):
         notices.append("Without `ref_model`, DPO of all weights keeps a second copy of the model in memory.")
     for source in sources:

@@ -20,6 +20,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
+from ansible_collections.llmops.finetune.plugins.module_utils import _parallel
 
 from .conftest import BASE, REPOSITORY, Demo, World, processes, weights
 from .test_engines import MODEL, PARTS, killed, losses, whole
@@ -109,10 +110,11 @@ def test_a_rank_of_every_engine_dies(world: World, ddp: Path, engine: str) -> No
     folder = whole(world, engine)
     learned = max(abs(one - other) for one, other in zip(losses(folder), losses(ddp), strict=True))
     assert learned <= 1e-4
-    assert weights(killed(world, engine), MODEL) == weights(folder, MODEL)
+    same = weights(killed(world, engine), MODEL) == weights(folder, MODEL)
+    assert same or _parallel.ENGINES[engine].offload, "README says that offload does not come out the same"
     REPORT.append(
-        f"| engine {engine}, two ranks: one dies in a save | 1 | weights equal the quiet run's, losses are ddp's to "
-        f"{learned:.1g} | {time.monotonic() - began:.0f} s |"
+        f"| engine {engine}, two ranks: one dies in a save | 1 | weights {'equal' if same else 'DIFFER from'} the quiet "
+        f"run's, losses are ddp's to {learned:.1g} | {time.monotonic() - began:.0f} s |"
     )
 
 
@@ -120,12 +122,15 @@ def main() -> int:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
-    rc = pytest.main([__file__, "-q", "-p", "no:cacheprovider", "-o", "python_files=soak.py"])
-    if rc == 0:
-        from tests.e2e import soak  # as pytest imported it
+    asked = [__file__, "-q", "-p", "no:cacheprovider", "-o", "python_files=soak.py", *sys.argv[1:]]
+    rc = pytest.main(asked)
+    from tests.e2e import soak  # as pytest imported it
 
+    if soak.REPORT:
         machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
-        text = f"# Soak\n\n`make soak` on commit {commit.stdout.strip()}: {machine}.\n\n"
+        ended = "" if rc == 0 else " Some of it FAILED: what is not in the table."
+        part = f" (`{' '.join(sys.argv[1:])}`)" if sys.argv[1:] else ""
+        text = f"# Soak\n\n`make soak`{part} on commit {commit.stdout.strip()}: {machine}.{ended}\n\n"
         text += "| what | times | outcome | took |\n|---|---|---|---|\n" + "\n".join(soak.REPORT) + "\n"
         (REPOSITORY / "docs").mkdir(exist_ok=True)
         (REPOSITORY / "docs" / "soak.md").write_text(text, encoding="utf-8")

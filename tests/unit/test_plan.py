@@ -427,6 +427,12 @@ def test_hosts_do_not_share_their_root() -> None:
     assert make(facts).nodes["b"]["node_rank"] == 1
 
 
+@pytest.mark.parametrize(("engine", "told"), [("zero2", False), ("zero2_offload", True), ("zero3_offload", True)])
+def test_that_offload_does_not_resume_exactly_is_told(engine: str, told: bool) -> None:
+    facts = {"a": node(2, compilers=["c++", "nvcc"])}
+    assert any("goes on from a checkpoint" in notice for notice in make(facts, train_engine=engine).notices) is told
+
+
 def test_no_host_is_refused() -> None:
     with pytest.raises(FinetuneError, match="no host to train on"):
         make({})
