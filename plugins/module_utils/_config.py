@@ -40,11 +40,16 @@ RESERVED = {
 }
 """Keys that a managed run owns, and why."""
 
+NOT_WRITTEN = "LLaMA-Factory's default"
+"""Origin of a key that a file leaves out."""
+
 
 @dataclass
 class Imported:
     """One file, read."""
 
+    file: str = ""
+    """Its name."""
     arguments: dict[str, t.Any] = field(default_factory=dict)
     """LLaMA-Factory's keys, typed, without those that a variable or the run decides."""
     origins: dict[str, str] = field(default_factory=dict)

@@ -10,7 +10,7 @@ import re
 import typing as t
 from dataclasses import dataclass
 
-from . import _config, _dataset, _media, _parallel, _recipe, _schema
+from . import _config, _dataset, _inputs, _media, _parallel, _recipe, _schema
 from ._errors import FinetuneError
 
 IMPORTED = "config"
@@ -127,6 +127,8 @@ def read(
             f"{name!r} is no name for a run.", where="train_name", change="use small letters, digits, . _ and -"
         )
     entries = variables.get("train_datasets") or []
+    if imported is not None and not given.datasets and entries == ["demo"]:
+        raise _not_there(given, "dataset", "train_datasets")
     datasets = _dataset.parse(given.datasets if given.datasets and entries == ["demo"] else entries, "train_datasets")
     if not datasets:
         raise FinetuneError("There is nothing to train on.", where="train_datasets", change="name at least one dataset")
@@ -142,14 +144,16 @@ def read(
                 where="train_eval_datasets",
                 change="give each its own `name`",
             )
-    engine = _one_of(variables, "train_engine", _parallel.CHOICES)
+    engine = _inputs.one_of(variables, "train_engine", _parallel.CHOICES)
     if given.engine and engine == _parallel.AUTO:
         engine = given.engine
-    _switch(variables, "train_wait")
-    _one_of(variables, "train_preflight", ("quick", "full"))
-    _seconds(variables, "train_watch_interval")
+    _inputs.switch(variables, "train_wait")
+    _inputs.one_of(variables, "train_preflight", ("quick", "full"))
+    _inputs.seconds(variables, "train_watch_interval")
     model = str(variables.get("train_model") or "")
     revision = str(variables.get("train_model_revision") or "main")
+    if imported is not None and not given.model and model == DEMO_MODEL:
+        raise _not_there(given, "model_name_or_path", "train_model")
     if given.model and model == DEMO_MODEL:
         model, revision = given.model, given.revision or revision
     if not model:
@@ -173,7 +177,7 @@ def read(
         },
         environment=environment,
         base=start,
-        notices=given.notices,
+        notices=[*given.notices, *_overruled(given, written, single)],
         model=model,
         model_revision=revision,
         datasets=datasets,
@@ -186,18 +190,37 @@ def read(
         media_folders=given.media_folders,
         reward_model=_reward_model(arguments) if stage == "ppo" else "",
         engine=engine,
-        gpus=_gpus(variables.get("train_gpus", "all")),
-        global_batch_size=_count(variables, "train_global_batch_size"),
-        processes_per_node=_count(variables, "train_processes_per_node"),
-        port=_port(variables, "train_port"),
+        gpus=_inputs.gpus(variables.get("train_gpus", "all")),
+        global_batch_size=_inputs.count(variables, "train_global_batch_size"),
+        processes_per_node=_inputs.count(variables, "train_processes_per_node"),
+        port=_inputs.port(variables, "train_port"),
         user=str(variables.get("train_user") or ""),
-        root=_root(str(variables.get("train_root") or "")),
-        state=_one_of(variables, "train_state", _STATES),
-        retry=_switch(variables, "train_retry"),
-        refresh=_one_of(variables, "train_resolve", ("record", "refresh")) == "refresh",
-        max_restarts=_number(variables, "train_max_restarts"),
+        root=_inputs.root(str(variables.get("train_root") or "")),
+        state=_inputs.one_of(variables, "train_state", _STATES),
+        retry=_inputs.switch(variables, "train_retry"),
+        refresh=_inputs.one_of(variables, "train_resolve", ("record", "refresh")) == "refresh",
+        max_restarts=_inputs.number(variables, "train_max_restarts"),
         lease_dir=str(variables.get("train_lease_dir") or ""),
     )
+
+
+def _not_there(given: _config.Imported, key: str, variable: str) -> FinetuneError:
+    """A file that leaves out what it is about: the demo that is the role's default is not what its author means."""
+    return FinetuneError(
+        f"{given.file} has no {key}.",
+        where=f"train_config, {given.file}",
+        change=f"add {key} to the file, or set {variable}",
+    )
+
+
+def _overruled(given: _config.Imported, written: _config.Arguments, single: _config.Arguments) -> list[str]:
+    """Lines of the file of train_config that a variable goes over."""
+    return [
+        f"{given.origins[key]}: {key} {_config.to_yaml(value)} is overruled by "
+        f"{'train_set' if key in single else 'train_args'}: {_config.to_yaml({**written, **single}[key])}."
+        for key, value in given.arguments.items()
+        if {**given.arguments, **written, **single}[key] != value and given.origins[key] != _config.NOT_WRITTEN
+    ]
 
 
 def _reward_model(arguments: t.Mapping[str, t.Any]) -> str:
@@ -226,69 +249,3 @@ def refuse_misspelt(names: t.Iterable[str]) -> None:
                 where=name,
                 change=f"write {near[0]}, or give a variable of your own another name",
             )
-
-
-def _root(root: str) -> str:
-    if not root.startswith(("/", "~/")):
-        raise FinetuneError(
-            f"{root!r} is not a full path on the node.", where="train_root", change="begin it with / or ~/"
-        )
-    return root.rstrip("/") or "/"
-
-
-def _gpus(value: t.Any) -> str:
-    """A list is one of indices or UUIDs: with a comma at the end, which tells the index 1 from the count 1."""
-    if isinstance(value, (list, tuple)):
-        value = "".join(f"{word}," for word in value)
-    if not str(value or "").strip(" ,") and value != 0:
-        raise FinetuneError(
-            "train_gpus is empty.", where="train_gpus", change="use all, a number, or indices or UUIDs with commas"
-        )
-    return str(value)
-
-
-def _one_of(variables: t.Mapping[str, t.Any], name: str, choices: t.Sequence[str]) -> str:
-    value = str(variables.get(name))
-    if value not in choices:
-        raise FinetuneError(f"{name} is {value!r}.", where=name, change="use one of " + ", ".join(choices))
-    return value
-
-
-def _number(variables: t.Mapping[str, t.Any], name: str) -> int:
-    value = _config.scalar(variables.get(name))
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise FinetuneError(f"{name} is {value!r}.", where=name, change="use a whole number")
-    return value
-
-
-def _seconds(variables: t.Mapping[str, t.Any], name: str) -> float:
-    value = _config.scalar(variables.get(name))
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 86400:
-        raise FinetuneError(f"{name} is {value!r}.", where=name, change="use a number of seconds")
-    return value
-
-
-def _port(variables: t.Mapping[str, t.Any], name: str) -> int:
-    value = _number(variables, name)
-    if not 1 <= value <= 65535:
-        raise FinetuneError(f"{name} is {value}.", where=name, change="use a number from 1 to 65535")
-    return value
-
-
-def _count(variables: t.Mapping[str, t.Any], name: str) -> int | None:
-    if variables.get(name) in (None, "", "auto"):
-        return None
-    value = _number(variables, name)
-    if value < 1:
-        raise FinetuneError(f"{name} is {value}.", where=name, change="use auto or a whole number from 1")
-    return value
-
-
-def _switch(variables: t.Mapping[str, t.Any], name: str) -> bool:
-    value = _config.scalar(variables.get(name))
-    words = {"yes": True, "no": False, "on": True, "off": False}
-    if isinstance(value, str):
-        value = words.get(value.lower(), value)
-    if not isinstance(value, bool):
-        raise FinetuneError(f"{name} is {value!r}.", where=name, change="use true or false")
-    return value

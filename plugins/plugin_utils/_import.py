@@ -94,7 +94,7 @@ def read(text: str, name: str, schemas: t.Mapping[str, _schema.Schema], folders:
         raise FinetuneError(
             f"{name} has none of LLaMA-Factory's keys.", where=f"train_config, {name}", change="take another file"
         )
-    found = Imported()
+    found = Imported(name)
     problems: list[_schema.Problem] = []
     for key, value in values.items():
         if key in _config.RESERVED:
@@ -127,7 +127,7 @@ def read(text: str, name: str, schemas: t.Mapping[str, _schema.Schema], folders:
     _refuse_nothing_to_do(found, name)
     for key in ("stage", "finetuning_type", "per_device_train_batch_size", "gradient_accumulation_steps"):
         if key not in found.arguments:
-            found.arguments[key], found.origins[key] = schema.keys[key].default, "LLaMA-Factory's default"
+            found.arguments[key], found.origins[key] = schema.keys[key].default, _config.NOT_WRITTEN
     return found
 
 

@@ -108,6 +108,32 @@ def test_a_wish_takes_the_file_for_its_recipe_and_variables_go_over_it() -> None
     assert (wish.model, [dataset.name for dataset in wish.datasets]) == ("/srv/m", ["a"])
 
 
+def test_a_line_of_the_file_that_a_variable_goes_over_is_told() -> None:
+    over = {"train_args": {"lora_rank": 16, "seed": 3}, "train_set": "stage=sft learning_rate=2e-4 lora_rank=32"}
+    first = len(read(FILE).notices)
+    assert _wish.read({**DEFAULTS, **over}, SCHEMAS, read(FILE)).notices[first:] == [
+        "my.yaml, line 8: lora_rank 8 is overruled by train_set: 32.",
+        "my.yaml, line 13: learning_rate 0.0001 is overruled by train_set: 0.0002.",
+    ], "one per key, the last one counts, and the same value is none"
+    over = {"train_args": {"lora_rank": 16, "gradient_accumulation_steps": 4}}
+    assert _wish.read({**DEFAULTS, **over}, SCHEMAS, read(FILE)).notices[first:] == [
+        "my.yaml, line 8: lora_rank 8 is overruled by train_args: 16."
+    ], "what the file leaves out has no line"
+
+
+@pytest.mark.parametrize(
+    ("key", "variable", "value"),
+    [("model_name_or_path", "train_model", "org/other"), ("dataset", "train_datasets", [{"file": "a.json"}])],
+)
+def test_a_file_without_model_or_data_does_not_train_the_demo(key: str, variable: str, value: t.Any) -> None:
+    text = "".join(line for line in FILE.splitlines(keepends=True) if not line.startswith(f"{key}:"))
+    with pytest.raises(FinetuneError, match=rf"my\.yaml has no {key}") as refusal:
+        _wish.read(DEFAULTS, SCHEMAS, read(text))
+    assert refusal.value.where == "train_config, my.yaml"
+    assert refusal.value.change == f"add {key} to the file, or set {variable}"
+    assert _wish.read({**DEFAULTS, variable: value}, SCHEMAS, read(text)).recipe == "config"
+
+
 def test_datasets_are_those_of_the_dataset_info_above_the_file(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "examples" / "lora").mkdir(parents=True)

@@ -1,0 +1,77 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Values of the role's variables as what they mean; FinetuneError names the variable that is wrong."""
+
+from __future__ import annotations
+
+import typing as t
+
+from . import _config
+from ._errors import FinetuneError
+
+
+def root(root: str) -> str:
+    if not root.startswith(("/", "~/")):
+        raise FinetuneError(
+            f"{root!r} is not a full path on the node.", where="train_root", change="begin it with / or ~/"
+        )
+    return root.rstrip("/") or "/"
+
+
+def gpus(value: t.Any) -> str:
+    """A list is one of indices or UUIDs: with a comma at the end, which tells the index 1 from the count 1."""
+    if isinstance(value, (list, tuple)):
+        value = "".join(f"{word}," for word in value)
+    if not str(value or "").strip(" ,") and value != 0:
+        raise FinetuneError(
+            "train_gpus is empty.", where="train_gpus", change="use all, a number, or indices or UUIDs with commas"
+        )
+    return str(value)
+
+
+def one_of(variables: t.Mapping[str, t.Any], name: str, choices: t.Sequence[str]) -> str:
+    value = str(variables.get(name))
+    if value not in choices:
+        raise FinetuneError(f"{name} is {value!r}.", where=name, change="use one of " + ", ".join(choices))
+    return value
+
+
+def number(variables: t.Mapping[str, t.Any], name: str) -> int:
+    value = _config.scalar(variables.get(name))
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise FinetuneError(f"{name} is {value!r}.", where=name, change="use a whole number")
+    return value
+
+
+def seconds(variables: t.Mapping[str, t.Any], name: str) -> float:
+    value = _config.scalar(variables.get(name))
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 86400:
+        raise FinetuneError(f"{name} is {value!r}.", where=name, change="use a number of seconds")
+    return value
+
+
+def port(variables: t.Mapping[str, t.Any], name: str) -> int:
+    value = number(variables, name)
+    if not 1 <= value <= 65535:
+        raise FinetuneError(f"{name} is {value}.", where=name, change="use a number from 1 to 65535")
+    return value
+
+
+def count(variables: t.Mapping[str, t.Any], name: str) -> int | None:
+    if variables.get(name) in (None, "", "auto"):
+        return None
+    value = number(variables, name)
+    if value < 1:
+        raise FinetuneError(f"{name} is {value}.", where=name, change="use auto or a whole number from 1")
+    return value
+
+
+def switch(variables: t.Mapping[str, t.Any], name: str) -> bool:
+    value = _config.scalar(variables.get(name))
+    words = {"yes": True, "no": False, "on": True, "off": False}
+    if isinstance(value, str):
+        value = words.get(value.lower(), value)
+    if not isinstance(value, bool):
+        raise FinetuneError(f"{name} is {value!r}.", where=name, change="use true or false")
+    return value
