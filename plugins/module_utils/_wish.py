@@ -129,6 +129,8 @@ def read(
     entries = variables.get("train_datasets") or []
     if imported is not None and not given.datasets and entries == ["demo"]:
         raise _not_there(given, "dataset", "train_datasets")
+    if "train_datasets" in given.refused and entries == ["demo"]:
+        raise given.refused["train_datasets"]
     datasets = _dataset.parse(given.datasets if given.datasets and entries == ["demo"] else entries, "train_datasets")
     if not datasets:
         raise FinetuneError("There is nothing to train on.", where="train_datasets", change="name at least one dataset")
@@ -136,6 +138,8 @@ def read(
     if stage == "ppo" and entries == ["demo_heldout"]:
         entries = []  # the role's default beside the demo; PPO takes none
     own = not given.datasets or entries not in ([], ["demo_heldout"])
+    if "train_eval_datasets" in given.refused and not own:
+        raise given.refused["train_eval_datasets"]
     eval_datasets = _dataset.parse(entries if own else given.eval_datasets, "train_eval_datasets")
     for dataset in eval_datasets:
         if any(other.name == dataset.name and other != dataset for other in datasets):

@@ -5,16 +5,13 @@
 
 from __future__ import annotations
 
-import json
 import typing as t
 from pathlib import Path
-
-import yaml
 
 from ..module_utils import _config, _recipe, _schema
 from ..module_utils._config import Imported
 from ..module_utils._errors import FinetuneError
-from . import _import_engine
+from . import _import_data, _import_engine, _import_yaml
 
 _OTHERS = (
     (
@@ -39,6 +36,9 @@ _OTHERS = (
     ),
 )
 """Keys that tell whose a file is, and what to do."""
+_NAMES = {"dataset": "datasets", "eval_dataset": "eval_datasets"}
+_TEXTS = {"dataset_dir": "dataset_dir", "model_name_or_path": "model", "model_revision": "revision"}
+"""Keys that a variable decides, and where they are kept."""
 
 
 def find(wanted: str, folders: t.Sequence[Path], schemas: t.Mapping[str, _schema.Schema]) -> Imported:
@@ -57,28 +57,11 @@ def find(wanted: str, folders: t.Sequence[Path], schemas: t.Mapping[str, _schema
         raise FinetuneError(
             f"{path} cannot be read: {error}.", where="train_config", change="save it as UTF-8"
         ) from None
-    info, folder = _dataset_info(path, found.dataset_dir)
-    found.datasets = [dataset(str(name), info, folder) for name in found.datasets]
-    found.eval_datasets = [dataset(str(name), info, folder) for name in found.eval_datasets]
+    folder = _import_data.describe(found, path)
     media_dir = str(found.arguments.get("media_dir") or "")
     above = [str(parent / media_dir) for parent in path.absolute().parents if (parent / media_dir).is_dir()]
     found.media_folders = [*(above[:1] if media_dir else []), *([folder] if folder else [])]
     return found
-
-
-def _dataset_info(config: Path, dataset_dir: str) -> tuple[dict[str, t.Any], str]:
-    """dataset_info.json, looked for from the file's folder upwards, as people start LLaMA-Factory above it."""
-    for parent in config.absolute().parents:
-        place = parent / dataset_dir / "dataset_info.json"
-        if place.is_file():
-            try:
-                info = json.loads(place.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise FinetuneError(
-                    f"{place} cannot be read: {error}.", where="train_config", change="correct it"
-                ) from None
-            return info if isinstance(info, dict) else {}, str(place.parent)
-    return {}, ""
 
 
 def read(text: str, name: str, schemas: t.Mapping[str, _schema.Schema], folders: t.Iterable[Path] = ()) -> Imported:
@@ -87,7 +70,7 @@ def read(text: str, name: str, schemas: t.Mapping[str, _schema.Schema], folders:
 
     folders: from the file's own upwards, where a file that it names may be.
     """
-    values, lines = _mapping(text, name)
+    values, lines = _import_yaml.mapping(text, name)
     schema = schemas[_recipe.environment(values.get("stage"))]
     _refuse_other_trainers(values, lines)
     if not any(str(key).isidentifier() for key in values):
@@ -104,14 +87,15 @@ def read(text: str, name: str, schemas: t.Mapping[str, _schema.Schema], folders:
         elif _config.is_secret(key):
             if value:
                 problems.append(_schema.Problem(key, f"{key} is a secret", "remove it; hand it over in train_secrets"))
-        elif key in ("dataset", "eval_dataset"):
-            setattr(found, f"{key}s", _words(value))
-        elif key == "dataset_dir":
-            found.dataset_dir = str(value)
-        elif key == "model_name_or_path":
-            found.model = str(value or "")
-        elif key == "model_revision":
-            found.revision = str(value or "")
+        elif key in _NAMES:
+            words = _words(value)
+            problems += [_schema.Problem(key, f"{key} is {value!r}", "write names")] if words is None else []
+            setattr(found, _NAMES[key], words)
+        elif key in _TEXTS:
+            if not isinstance(value or "", str):
+                problems.append(_schema.Problem(key, f"{key} is {value!r}", "write text, in quotes"))
+            elif value:
+                setattr(found, _TEXTS[key], value)
         else:
             found.arguments[key], problem = _schema.read(key, value, schema)
             problems += [problem] if problem else []
@@ -150,49 +134,10 @@ def _refuse_other_trainers(values: t.Mapping[str, t.Any], lines: t.Mapping[str, 
             raise FinetuneError(f"{key} is a key of {whose}.", where=f"train_config, {lines[key]}", change=change)
 
 
-def _mapping(text: str, name: str) -> tuple[dict[str, t.Any], dict[str, str]]:
-    """Values by key, and where each key is: `my.yaml, line 3`."""
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise FinetuneError(
-            f"{name} is no YAML: {error.problem}.",
-            where=f"train_config, {name}, line {line}",
-            change="correct that line",
-        ) from None
-    if not isinstance(node, yaml.MappingNode):
-        raise FinetuneError(f"{name} holds no keys.", where=f"train_config, {name}", change="write `key: value` lines")
-    lines: dict[str, str] = {}
-    for key, _value in node.value:
-        where = f"{name}, line {key.start_mark.line + 1}"
-        if key.value in lines:
-            raise FinetuneError(
-                f"{key.value} is there twice.", where=f"{where}, and {lines[key.value]}", change="keep one of them"
-            )
-        lines[key.value] = where
-    return {str(key): value for key, value in values.items()}, lines
-
-
-def _words(value: t.Any) -> list[str]:
+def _words(value: t.Any) -> list[str] | None:
+    """Names in a list or with commas; None where the value is something else."""
     if isinstance(value, str):
-        return [word.strip() for word in value.split(",") if word.strip()]
-    return [str(word) for word in value or ()]
-
-
-def dataset(name: str, info: t.Mapping[str, t.Any], folder: str) -> str | dict[str, t.Any]:
-    """An entry of train_datasets for a name in the dataset_info.json that lies in `folder`."""
-    entry = info.get(name)
-    if not isinstance(entry, t.Mapping):
-        return name
-    kept = {
-        key: entry[key]
-        for key in ("formatting", "ranking", "columns", "tags", "split", "subset", "num_samples")
-        if entry.get(key)
-    }
-    if entry.get("file_name"):
-        return {"name": name, "file": f"{folder}/{entry['file_name']}", **kept}
-    if entry.get("hf_hub_url"):
-        return {"name": name, "hub": entry["hf_hub_url"], **kept}
-    return name
+        value = value.split(",")
+    if not isinstance(value or [], list) or not all(isinstance(word, str) for word in value or []):
+        return None
+    return [word.strip() for word in value or [] if word.strip()]

@@ -86,6 +86,22 @@ def test_the_stage_tells_which_version_reads_a_file() -> None:
         ("model_name_or_path: a\nexport_dir: b\n", "train_config, my.yaml", "a file for training"),
         ("stage: sft\ndo_train: false\n", "train_config, my.yaml", "do_train: true"),
         ("- a\n", "my.yaml", "key: value"),
+        ("stage: sft\nnull: 1\n", "my.yaml, line 2", "a key of LLaMA-Factory"),
+        ("stage: sft\n<<: {seed: 1}\n", "my.yaml, line 2", "a key of LLaMA-Factory"),
+        ("stage: sft\n? [a]\n: 1\n", "my.yaml, line 2", "a key of LLaMA-Factory"),
+        ("stage: sft\nrun_name: a\0b\n", "my.yaml, line 2", "correct that line"),
+        ("[" * 5000, "my.yaml", "key: value"),
+        ("stage: sft\nlora_target: &x [*x]\n", "my.yaml", "key: value"),
+        ("stage: sft\nrun_name: 2024-01-01\n", "my.yaml, line 2", "put it in quotes"),
+        ("stage: sft\nrun_name: 2024-13-01\n", "my.yaml, line 2", "put it in quotes"),
+        ("stage: sft\nlora_target:\n- 2024-01-01\n", "my.yaml, line 3", "put it in quotes"),
+        ("stage: sft\nseed: !!int x\n", "my.yaml, line 2", "without a tag"),
+        ("stage: sft\nseed: !!python/x 1\n", "my.yaml, line 2", "correct that line"),
+        ("stage: sft\ndataset: 5\n", "my.yaml, line 2, key dataset", "write names"),
+        ("stage: sft\neval_dataset: 7\n", "my.yaml, line 2, key eval_dataset", "write names"),
+        ("stage: sft\ndataset: [demo, {a: 1}]\n", "my.yaml, line 2, key dataset", "write names"),
+        ("stage: sft\ndataset_dir: [a]\n", "my.yaml, line 2, key dataset_dir", "write text"),
+        ("stage: sft\nmodel_name_or_path: [a]\n", "my.yaml, line 2, key model_name_or_path", "write text"),
         ("", "my.yaml", "key: value"),
     ],
 )
@@ -141,7 +157,7 @@ def test_datasets_are_those_of_the_dataset_info_above_the_file(tmp_path: Path) -
     info = {"mine": entry, "far": {"hf_hub_url": "org/far", "split": "test"}, "script": {"script_url": "x"}}
     (tmp_path / "data/dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
     (tmp_path / "examples/lora/my.yaml").write_text(
-        "stage: sft\ndo_train: true\ndataset: mine,far,other\n", encoding="utf-8"
+        "stage: sft\ndo_train: true\ndataset: mine,far,alpaca_en\n", encoding="utf-8"
     )
     found = _import.find("lora/my.yaml", [tmp_path, tmp_path / "examples"], SCHEMAS)
     assert found.media_folders == [f"{tmp_path}/data"]
@@ -153,7 +169,7 @@ def test_datasets_are_those_of_the_dataset_info_above_the_file(tmp_path: Path) -
             "columns": {"messages": "chat"},
         },
         {"name": "far", "hub": "org/far", "split": "test"},
-        "other",
+        "alpaca_en",
     ]
     with (tmp_path / "examples/lora/my.yaml").open("a", encoding="utf-8") as file:
         file.write("media_dir: data/pictures\n")
@@ -164,3 +180,35 @@ def test_datasets_are_those_of_the_dataset_info_above_the_file(tmp_path: Path) -
         assert found.arguments["media_dir"] == "data/pictures"
     with pytest.raises(FinetuneError, match=r"no file other\.yaml"):
         _import.find("other.yaml", [tmp_path], SCHEMAS)
+
+
+@pytest.mark.parametrize(
+    ("info", "what", "change"),
+    [
+        (["mine"], "dataset_info.json is no dict", "file_name"),
+        ({"mine": 5}, "mine is no dict", "file_name"),
+        ({"mine": {"script_url": "x"}}, "neither file_name nor hf_hub_url", "write one of them"),
+        ({"mine": {"file_name": 5}}, "file_name is 5", "as text"),
+        ({"mine": {"file_name": "a.json", "columns": [1]}}, "is no dict", "write `key: name`"),
+        ({"mime": {"file_name": "a.json"}, "far": {}}, "no dataset 'mine' in /", "such as mime"),
+        ({"far": {}, "near": {}}, "no dataset 'mine' in /", "such as far, near"),
+        (None, "no data/dataset_info.json beside my.yaml or above it", "correct dataset_dir"),
+    ],
+)
+def test_a_dataset_that_dataset_info_does_not_describe_is_refused_with_that_file(
+    tmp_path: Path, info: t.Any, what: str, change: str
+) -> None:
+    (tmp_path / "my.yaml").write_text(
+        "model_name_or_path: org/m\nstage: sft\ndo_train: true\ndataset: mine\n", encoding="utf-8"
+    )
+    if info is not None:
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data/dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+    with pytest.raises(FinetuneError) as refusal:
+        _wish.read(DEFAULTS, SCHEMAS, _import.find("my.yaml", [tmp_path], SCHEMAS))
+    assert what in refusal.value.what and change in refusal.value.change
+    assert "dataset_info.json" in refusal.value.what + refusal.value.where
+    if not isinstance(info, list):
+        own = {**DEFAULTS, "train_datasets": [{"file": "a.json"}]}
+        wish = _wish.read(own, SCHEMAS, _import.find("my.yaml", [tmp_path], SCHEMAS))
+        assert [dataset.name for dataset in wish.datasets] == ["a"], "as the remedy says"
