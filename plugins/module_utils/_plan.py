@@ -230,6 +230,8 @@ def _notices(
         )
     if wish.stage == "dpo" and _copies_the_model(plan.resolved["arguments"]):
         notices.append("Without `ref_model`, DPO of all weights keeps a second copy of the model in memory.")
+    if "eval_steps" in wish.args and plan.resolved["arguments"].get("eval_strategy", "no") == "no":
+        notices.append("eval_steps is passed over: eval_strategy is no.")
     for source in sources:
         notices += [f"Dataset {source.dataset.name}: {told}." for told in source.doubts]
         if source.unread:

@@ -117,8 +117,10 @@ def read(text: str, name: str, schemas: t.Mapping[str, _schema.Schema], folders:
 
 def _refuse_nothing_to_do(found: Imported, name: str) -> None:
     """Files for commands of LLaMA-Factory that do not train."""
-    if not any(found.arguments.get(key) for key in ("do_train", "do_eval", "do_predict")):
+    if not found.arguments.get("do_train"):
         purpose = "merge an adapter or to quantize" if "export_dir" in found.arguments else "talk to a model"
+        if found.arguments.get("do_eval") or found.arguments.get("do_predict"):
+            purpose = "evaluate or to predict"
         raise FinetuneError(
             f"{name} does not say do_train: it is there to {purpose}.",
             where=f"train_config, {name}",

@@ -54,7 +54,7 @@ REFUSED = {
     "extras/fp8/llama3_fp8_fsdp_sft": "package torchao",
     "extras/galore/llama3_full_sft": "package galore-torch",
     "extras/mod/llama3_full_sft": "package mixture-of-depth",
-    "extras/nlg_eval/llama3_lora_predict": "has no dataset",
+    "extras/nlg_eval/llama3_lora_predict": "there to evaluate or to predict",
     "extras/qoft/llama3_oft_sft_awq": "package autoawq",
     "extras/qoft/llama3_oft_sft_gptq": "package gptqmodel",
     "ktransformers/train_lora/deepseek_v2_lora_sft_kt": "package kt-kernel",

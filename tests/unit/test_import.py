@@ -84,6 +84,7 @@ def test_the_stage_tells_which_version_reads_a_file() -> None:
         ("stage: sft\nray_num_workers: 4\n", "my.yaml, line 2", "keys of Ray"),
         ("model_name_or_path: a\ntemplate: qwen3\n", "train_config, my.yaml", "do_train: true"),
         ("model_name_or_path: a\nexport_dir: b\n", "train_config, my.yaml", "a file for training"),
+        ("stage: sft\ndo_predict: true\neval_dataset: a\n", "train_config, my.yaml", "do_train: true"),
         ("stage: sft\ndo_train: false\n", "train_config, my.yaml", "do_train: true"),
         ("- a\n", "my.yaml", "key: value"),
         ("stage: sft\nnull: 1\n", "my.yaml, line 2", "a key of LLaMA-Factory"),

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import difflib
+import math
 import typing as t
 
 from .rule import Rule, View
 
 _DATA = "hparams/data_args.py"
 _PARSER = "hparams/parser.py"
+_SPLIT = "data/data_utils.py split_dataset"
 
 
 def _packs(c: View) -> bool:
@@ -27,7 +29,54 @@ def _fetches_alone(c: View) -> bool:
     return config is not None  # a file
 
 
+def _leaves_none(c: View) -> bool:
+    """Of as many records as are known."""
+    held, records = c["val_size"], c.now.records
+    if isinstance(held, float) and held == 1:
+        return True  # a part, to datasets
+    if records is None or held <= 1e-6:
+        return False
+    if c["max_samples"] is not None:
+        records = min(records, c["max_samples"] * c.now.datasets)
+    return bool((math.ceil(held * records) if held < 1 else int(held)) >= records)
+
+
 RULES: t.Tuple[Rule, ...] = (
+    Rule(
+        ("cutoff_len", "packing"),
+        lambda c: c["cutoff_len"] < (2 if c["packing"] or c["neat_packing"] else 1),
+        "cutoff_len leaves nothing of a text",
+        "use the number of tokens that a text may have, such as 2048",
+        "data/processor/processor_utils.py infer_seqlen",
+    ),
+    Rule(
+        ("val_size",),
+        lambda c: c["val_size"] < 0,
+        "val_size is below 0",
+        "use a part of the records below 1, or a number of records",
+        _SPLIT,
+    ),
+    Rule(
+        ("val_size", "train_datasets"),
+        _leaves_none,
+        "val_size leaves no record to train on",
+        "use a part of the records such as 0.1, or fewer records",
+        _SPLIT,
+    ),
+    Rule(
+        ("max_samples",),
+        lambda c: c["max_samples"] is not None and c["max_samples"] < 1,
+        "max_samples leaves no record of a dataset",
+        "use a whole number from 1, or remove max_samples",
+        "data/loader.py",
+    ),
+    Rule(
+        ("preprocessing_num_workers",),
+        lambda c: c["preprocessing_num_workers"] is not None and c["preprocessing_num_workers"] < 1,
+        "preprocessing_num_workers is a number of processes",
+        "use a whole number from 1, or remove preprocessing_num_workers",
+        "data/loader.py",
+    ),
     Rule(
         ("val_size", "train_eval_datasets"),
         lambda c: c["val_size"] > 1e-6 and c.now.eval_datasets,
@@ -98,9 +147,11 @@ RULES: t.Tuple[Rule, ...] = (
     ),
     Rule(
         ("template",),
-        lambda c: c["template"] and c.schema.templates and c["template"] not in c.schema.templates,
+        lambda c: c["template"] is not None and c.schema.templates and c["template"] not in c.schema.templates,
         "LLaMA-Factory has no such template",
-        lambda c: "use " + " or ".join(difflib.get_close_matches(str(c["template"]), c.schema.templates, 3, 0.4)),
+        lambda c: (
+            "use " + (" or ".join(difflib.get_close_matches(str(c["template"]), c.schema.templates, 3, 0.4)) or "empty")
+        ),
         "data/template.py",
     ),
     Rule(

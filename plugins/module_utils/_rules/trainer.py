@@ -33,6 +33,10 @@ def _reports(tracker: str, package: str) -> t.Callable[[View], t.Any]:
     return lambda c: tracker in c.words("report_to") and package not in c.schema.packages
 
 
+def _no_beta(key: str) -> t.Callable[[View], t.Any]:
+    return lambda c: not 0 <= c[key] < 1
+
+
 def _fraction(kind: str) -> t.Callable[[View], t.Any]:
     """A number of steps that is neither whole nor a part of all steps."""
 
@@ -167,6 +171,45 @@ RULES: t.Tuple[Rule, ...] = (
         lambda c: c["learning_rate"] < 0,
         "no optimizer takes a learning rate below 0",
         "use a number above 0, such as 1e-4",
+        _LATER,
+    ),
+    Rule(
+        ("do_train",),
+        lambda c: not c["do_train"],
+        "a managed run trains",
+        "remove do_train, or set it to true",
+        "train/sft/workflow.py",
+    ),
+    Rule(
+        ("learning_rate",),
+        lambda c: c["do_train"] and c["learning_rate"] == 0,
+        "a learning rate of 0 trains nothing",
+        "use a number above 0, such as 1e-4",
+        _LATER,
+    ),
+    Rule(
+        ("save_steps", "save_strategy"),
+        lambda c: c["save_strategy"] == "steps" and c["save_steps"] <= 0,
+        "save_steps saves no checkpoint to go on from",
+        "use a whole number from 1, or save_strategy: epoch",
+        _LATER,
+    ),
+    Rule(
+        ("dataloader_num_workers",),
+        lambda c: c["dataloader_num_workers"] < 0,
+        "dataloader_num_workers is a number of processes",
+        "use a whole number from 0",
+        _LATER,
+    ),
+    *(
+        Rule((key,), _no_beta(key), f"{key} is no decay of a mean", "use a number from 0 to below 1", _LATER)
+        for key in ("adam_beta1", "adam_beta2")
+    ),
+    Rule(
+        ("weight_decay",),
+        lambda c: c["weight_decay"] < 0,
+        "weight_decay is below 0",
+        "use a number from 0",
         _LATER,
     ),
     Rule(

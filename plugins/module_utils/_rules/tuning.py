@@ -156,6 +156,13 @@ RULES: t.Tuple[Rule, ...] = (
         "peft LoraConfig",
     ),
     Rule(
+        ("lora_target",),
+        lambda c: c.lora and not c.words("lora_target"),
+        "lora_target names no module",
+        "use all, or names of modules",
+        "peft tuners_utils.py",
+    ),
+    Rule(
         ("lora_dropout",),
         lambda c: c.lora and not 0 <= c["lora_dropout"] <= 1,
         "lora_dropout is a part of what goes through the adapter",
