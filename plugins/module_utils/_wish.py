@@ -181,7 +181,7 @@ def read(
         },
         environment=environment,
         base=start,
-        notices=[*given.notices, *_overruled(given, written, single)],
+        notices=[*given.notices, *_overruled(given, written, single), *_contradicted(recipe, start, written, single)],
         model=model,
         model_revision=revision,
         datasets=datasets,
@@ -224,6 +224,18 @@ def _overruled(given: _config.Imported, written: _config.Arguments, single: _con
         f"{'train_set' if key in single else 'train_args'}: {_config.to_yaml({**written, **single}[key])}."
         for key, value in given.arguments.items()
         if {**given.arguments, **written, **single}[key] != value and given.origins[key] != _config.NOT_WRITTEN
+    ]
+
+
+def _contradicted(
+    recipe: str, start: _config.Arguments, written: _config.Arguments, single: _config.Arguments
+) -> list[str]:
+    """What makes a recipe another one."""
+    over = {**written, **single}
+    return [
+        f"Recipe {recipe} is overruled: {key} {over[key]} of {'train_set' if key in single else 'train_args'}."
+        for key in ("stage", "finetuning_type")
+        if key in start and over.get(key, start[key]) != start[key]
     ]
 
 

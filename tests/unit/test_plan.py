@@ -671,6 +671,15 @@ def test_the_second_copy_that_dpo_keeps_is_told(recipe: str, arguments: Variable
     assert any("second copy" in notice for notice in plan.notices) is told
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [({}, False), ({"eval_steps": 5}, True), ({"eval_steps": 5, "eval_strategy": "steps"}, False)],
+)
+def test_steps_of_an_evaluation_that_there_is_not_are_told(arguments: Variables, told: bool) -> None:
+    plan = make({"a": node()}, (DATA, HELD_OUT), train_args=arguments)
+    assert ("eval_steps is passed over: eval_strategy is no." in plan.notices) is told
+
+
 def test_the_model_is_the_same_on_every_node() -> None:
     facts = {host: node(interfaces=eth0(f"10.0.0.{i}"), model={"type": "qwen3"}) for i, host in enumerate("ab", 1)}
     make(facts, train_model="/srv/x")

@@ -144,6 +144,14 @@ def test_ppo_has_an_environment_of_its_own_and_its_keys(asked: dict[str, t.Any])
         read(**{**asked, "train_args": {"stage": "ppo", "use_dft_loss": True}})
 
 
+def test_a_recipe_that_an_argument_makes_another_one_is_told() -> None:
+    assert read(train_recipe="dpo", train_set="stage=dpo finetuning_type=lora").notices == []
+    assert read(train_recipe="dpo", train_args={"stage": "sft"}, train_set="finetuning_type=full").notices == [
+        "Recipe dpo is overruled: stage sft of train_args.",
+        "Recipe dpo is overruled: finetuning_type full of train_set.",
+    ]
+
+
 def test_ppo_takes_no_held_out_data_unless_it_is_asked_for_in_vain() -> None:
     assert read(train_eval_datasets=["demo_heldout"]).eval_datasets
     assert not read(train_recipe="ppo", train_eval_datasets=["demo_heldout"]).eval_datasets
