@@ -100,6 +100,8 @@ def parse_set(text: str) -> Arguments:
                 where="train_set",
                 change='write it as train_set="learning_rate=1e-5 lora_rank=16"',
             )
+        if key in arguments:
+            raise FinetuneError(f"{key} is there twice.", where=f"train_set, key {key}", change="keep one of them")
         try:
             arguments[key] = json.loads(value) if value[:1] in ("[", "{") else value
         except ValueError:

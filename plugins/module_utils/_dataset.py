@@ -48,6 +48,10 @@ Origin = t.Literal["file", "path", "hub", "registered"]
 _SOURCES: tuple[Origin, ...] = ("file", "path", "hub", "registered")
 _KEYS = {*_SOURCES, "name", "formatting", "ranking", "columns", "tags", "split", "subset", "num_samples"}
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+"""A name, or owner/name, of a dataset or model."""
+_TRAIN = re.compile(r"train(\[.*\])?")
+"""The only split that there is of files, or a part of it."""
 DEMO = {"demo": "demo.jsonl", "demo_heldout": "demo_heldout.jsonl"}
 """Names of the sets that come with this collection, and their files in roles/train/files."""
 
@@ -144,7 +148,13 @@ def _entry(entry: t.Any, where: str) -> Dataset:
             change=f"keep one of {', '.join(sources)}" if sources else "add one of them",
         )
     source = sources[0]
-    place = str(entry[source])
+    place = entry[source]
+    if not isinstance(place, str):
+        raise FinetuneError(f"{source} is {place!r}.", where=f"{where}.{source}", change="write one name, as text")
+    if source == "hub" and not HUB_ID.fullmatch(place):
+        raise FinetuneError(
+            f"{place!r} is no hub id.", where=f"{where}.hub", change="write owner/name, with `subset` apart from it"
+        )
     name = str(entry.get("name") or re.sub(r"\W+", "_", Path(place).stem))
     if not _NAME.fullmatch(name):
         raise FinetuneError(
@@ -177,6 +187,12 @@ def _entry(entry: t.Any, where: str) -> Dataset:
             change="give the full path on the node, or `file` for one on this controller",
         )
     options = {key: entry[key] for key in ("split", "subset", "num_samples") if key in entry}
+    if source in ("file", "path") and not _TRAIN.fullmatch(str(options.get("split") or "train")):
+        raise FinetuneError(
+            f"split is {options['split']!r}, and a file has no split but train.",
+            where=f"{where}.split",
+            change="remove it, or name the file of that split",
+        )
     if "num_samples" in options:
         number = options["num_samples"] = _config.scalar(options["num_samples"])
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:

@@ -234,6 +234,9 @@ def _notices(
         notices.append("eval_steps is passed over: eval_strategy is no.")
     for source in sources:
         notices += [f"Dataset {source.dataset.name}: {told}." for told in source.doubts]
+        drawn, most = source.dataset.options.get("num_samples"), plan.resolved["arguments"].get("max_samples")
+        if drawn and most and drawn > most:
+            notices.append(f"Dataset {source.dataset.name}: of its num_samples {drawn}, max_samples keeps {most}.")
         if source.unread:
             notices.append(
                 f"Dataset {source.dataset.name}: its records are read when the environment is there, and the plan is "

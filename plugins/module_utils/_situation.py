@@ -42,8 +42,8 @@ def refuse_what_cannot_run(
 
 
 def _records(sources: t.Sequence[Source]) -> int | None:
-    """How many there are to train on; None where only hubs know."""
-    counts = [source.records for source in sources if not source.evaluates]
+    """How many there are to train on, after num_samples drew as many as it says; None where only hubs know."""
+    counts = [source.dataset.options.get("num_samples", source.records) for source in sources if not source.evaluates]
     return None if None in counts else sum(count or 0 for count in counts)
 
 

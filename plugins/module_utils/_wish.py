@@ -154,22 +154,7 @@ def read(
     _inputs.switch(variables, "train_wait")
     _inputs.one_of(variables, "train_preflight", ("quick", "full"))
     _inputs.seconds(variables, "train_watch_interval")
-    model = str(variables.get("train_model") or "")
-    revision = str(variables.get("train_model_revision") or "main")
-    if imported is not None and not given.model and model == DEMO_MODEL:
-        raise _not_there(given, "model_name_or_path", "train_model")
-    if given.model and model == DEMO_MODEL:
-        model, revision = given.model, given.revision or revision
-    if not model:
-        raise FinetuneError(
-            "There is no model to train.", where="train_model", change="name a hub id or a full path on the node"
-        )
-    if model.startswith(("~", ".")):
-        raise FinetuneError(
-            f"{model!r} is neither a hub id nor a full path on the node.",
-            where="train_model",
-            change="begin the path with /",
-        )
+    model, revision = _model(variables, imported)
     return Wish(
         name=name,
         recipe=recipe,
@@ -206,6 +191,33 @@ def read(
         max_restarts=_inputs.number(variables, "train_max_restarts"),
         lease_dir=str(variables.get("train_lease_dir") or ""),
     )
+
+
+def _model(variables: t.Mapping[str, t.Any], imported: _config.Imported | None) -> tuple[str, str]:
+    """The model and its revision: those of the file where the variable is the role's default."""
+    model: t.Any = variables.get("train_model") or ""
+    revision = str(variables.get("train_model_revision") or "main")
+    where = "train_model"
+    if imported is not None and model == DEMO_MODEL:
+        if not imported.model:
+            raise _not_there(imported, "model_name_or_path", "train_model")
+        model, revision = imported.model, imported.revision or revision
+        where = f"train_config, {imported.file}, key model_name_or_path"
+    if not model:
+        raise FinetuneError(
+            "There is no model to train.", where=where, change="name a hub id or a full path on the node"
+        )
+    if not isinstance(model, str):
+        raise FinetuneError(f"{model!r} is no model.", where=where, change="write one name, as text")
+    if model.startswith("/") and model == model.strip():
+        return model, revision
+    if not _dataset.HUB_ID.fullmatch(model):
+        raise FinetuneError(
+            f"{model!r} is neither a hub id nor a full path on the node.",
+            where=where,
+            change="write owner/name, or begin the path with /",
+        )
+    return model, revision
 
 
 def _not_there(given: _config.Imported, key: str, variable: str) -> FinetuneError:

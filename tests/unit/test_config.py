@@ -73,7 +73,6 @@ def test_text_that_means_a_value_becomes_it(text: t.Any, value: t.Any) -> None:
         ("note=", {"note": ""}),
         ("""lora_target='["q_proj", "1e-5"]'""", {"lora_target": ["q_proj", "1e-5"]}),
         ("""extra='{"a": 1}'""", {"extra": {"a": 1}}),
-        ("a=1 a=2", {"a": "2"}),
     ],
 )
 def test_train_set_is_read(text: str, arguments: dict[str, t.Any]) -> None:

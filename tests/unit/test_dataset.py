@@ -69,6 +69,12 @@ def test_further_keys_are_kept() -> None:
         ([{"file": "a.xlsx"}], "train_datasets[0].file", ".jsonl"),
         ([{"file": "a"}], "train_datasets[0].file", ".jsonl"),
         ([{"path": "a.json"}], "train_datasets[0].path", "full path"),
+        ([{"hub": "a/b/c"}], "train_datasets[0].hub", "owner/name"),
+        ([{"hub": "o/my data", "name": "d"}], "train_datasets[0].hub", "owner/name"),
+        ([{"hub": "./d"}], "train_datasets[0].hub", "owner/name"),
+        ([{"hub": ["o/d"]}], "train_datasets[0].hub", "one name"),
+        ([{"file": "a.json", "split": "test"}], "train_datasets[0].split", "remove it"),
+        ([{"path": "/a.json", "split": "validation"}], "train_datasets[0].split", "remove it"),
         ([{"hub": "o/d", "num_samples": "ten"}], "train_datasets[0].num_samples", "whole number"),
         ([{"hub": "o/d", "num_samples": 0}], "train_datasets[0].num_samples", "whole number"),
         ([{"file": "x/a.json"}, {"file": "y/a.json"}], "train_datasets", "its own `name`"),
@@ -138,3 +144,8 @@ def test_identity_is_the_reference_where_only_the_hub_knows() -> None:
         "columns": {"prompt": "q"},
         "options": {"split": "test"},
     }
+
+
+@pytest.mark.parametrize("split", ["train", "train[:10%]"])
+def test_a_file_has_the_split_train(split: str) -> None:
+    assert _dataset.parse({"file": "a.json", "split": split}, "v")[0].options == {"split": split}

@@ -680,6 +680,15 @@ def test_steps_of_an_evaluation_that_there_is_not_are_told(arguments: Variables,
     assert ("eval_steps is passed over: eval_strategy is no." in plan.notices) is told
 
 
+def test_num_samples_tells_how_many_records_there_are_and_max_samples_cuts_it() -> None:
+    drawn = replace(DATA, dataset=replace(DATA.dataset, options={"num_samples": 9}), records=20)
+    plan = make({"a": node()}, (drawn,), train_args={"max_samples": 5})
+    assert f"Dataset {DATA.dataset.name}: of its num_samples 9, max_samples keeps 5." in plan.notices
+    make({"a": node()}, (drawn,), train_args={"val_size": 8})
+    with pytest.raises(FinetuneError, match="leaves no record to train on"):
+        make({"a": node()}, (drawn,), train_args={"val_size": 9})
+
+
 def test_the_model_is_the_same_on_every_node() -> None:
     facts = {host: node(interfaces=eth0(f"10.0.0.{i}"), model={"type": "qwen3"}) for i, host in enumerate("ab", 1)}
     make(facts, train_model="/srv/x")
