@@ -30,10 +30,13 @@ def gpus(value: t.Any) -> str:
     return str(value)
 
 
-def one_of(variables: t.Mapping[str, t.Any], name: str, choices: t.Sequence[str]) -> str:
+def one_of(
+    variables: t.Mapping[str, t.Any], name: str, choices: t.Sequence[str], told: t.Sequence[str] | None = None
+) -> str:
+    """told: the choices to name in a refusal, where these are fewer."""
     value = str(variables.get(name))
     if value not in choices:
-        raise FinetuneError(f"{name} is {value!r}.", where=name, change="use one of " + ", ".join(choices))
+        raise FinetuneError(f"{name} is {value!r}.", where=name, change="use one of " + ", ".join(told or choices))
     return value
 
 

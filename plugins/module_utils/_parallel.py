@@ -50,8 +50,10 @@ UNPROVIDED = {
 }
 """Engines that LLaMA-Factory has and this collection does not start, and why."""
 
-CHOICES = (AUTO, *(name for name in ENGINES if name != "single"), *UNPROVIDED)
-"""What train_engine takes."""
+PROVIDED = (AUTO, *(name for name in ENGINES if name != "single"))
+"""What train_engine may be."""
+CHOICES = (*PROVIDED, *UNPROVIDED)
+"""What it takes, if only to say why not."""
 
 CPUS_PER_DEVICE = 10
 """CPUs that LLaMA-Factory's Ray launcher reserves for each device of the cluster (train/trainer_utils.py)."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 import typing as t
+from itertools import takewhile
 
 from . import _config
 from ._errors import FinetuneError
@@ -25,6 +26,8 @@ _WRITE = {
     "null": "null",
 }
 _NOT = object()
+_BEGINNING = 3
+"""Letters in common that tell what is meant."""
 
 
 class Key(t.NamedTuple):
@@ -105,6 +108,8 @@ RENAMED: dict[str, str] = {
     "no_cuda": "use_cpu",
     "max_length": "cutoff_len",
     "max_seq_length": "cutoff_len",
+    "max_len": "cutoff_len",
+    "compute_dtype": "bf16 or fp16",
     "dpo_beta": "pref_beta",
     "dpo_loss": "pref_loss",
     "dpo_ftx": "pref_ftx",
@@ -172,8 +177,21 @@ def _among(key: str, value: t.Any, known: Key) -> Problem | None:
     if not known.choices or value in known.choices:
         return None
     words = [str(choice) for choice in known.choices]
-    near = difflib.get_close_matches(str(value), words, n=3) if len(words) > 12 else words
+    near = _nearest(str(value), words) if len(words) > 12 else words
     return Problem(key, f"{key} is {value!r}", "use " + " or ".join(near or words))
+
+
+def _nearest(value: str, words: t.Sequence[str]) -> list[str]:
+    """Words that begin like the value for longest, in the order of the version, which has the usual ones first; else
+    those that are spelt like it."""
+    shared = {
+        word: sum(1 for _pair in takewhile(lambda pair: pair[0] == pair[1], zip(word, value, strict=False)))
+        for word in words
+    }
+    longest = max(shared.values())
+    if longest >= _BEGINNING:
+        return [word for word in words if shared[word] == longest][:3]
+    return difflib.get_close_matches(value, words, n=3)
 
 
 def _kinds(known: Key) -> str:
@@ -181,5 +199,6 @@ def _kinds(known: Key) -> str:
 
 
 def _nearest_key(key: str, schema: Schema) -> str:
-    near = [RENAMED[key]] if RENAMED.get(key) in schema.keys else difflib.get_close_matches(key, schema.keys, n=2)
+    renamed = RENAMED.get(key, "").split(" or ")
+    near = renamed if schema.keys.keys() >= {*renamed} else difflib.get_close_matches(key, schema.keys, n=2)
     return f"use {' or '.join(near)}" if near else f"remove {key}"

@@ -148,7 +148,7 @@ def read(
                 where="train_eval_datasets",
                 change="give each its own `name`",
             )
-    engine = _inputs.one_of(variables, "train_engine", _parallel.CHOICES)
+    engine = _inputs.one_of(variables, "train_engine", _parallel.CHOICES, _parallel.PROVIDED)
     if given.engine and engine == _parallel.AUTO:
         engine = given.engine
     _inputs.switch(variables, "train_wait")

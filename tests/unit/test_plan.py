@@ -680,6 +680,12 @@ def test_steps_of_an_evaluation_that_there_is_not_are_told(arguments: Variables,
     assert ("eval_steps is passed over: eval_strategy is no." in plan.notices) is told
 
 
+def test_an_evaluation_without_data_is_refused_at_the_key_that_was_written() -> None:
+    with pytest.raises(FinetuneError, match="nothing to evaluate on") as refusal:
+        make({"a": node()}, train_set="eval_strategy=steps")
+    assert refusal.value.where == "train_set, key eval_strategy"
+
+
 def test_num_samples_tells_how_many_records_there_are_and_max_samples_cuts_it() -> None:
     drawn = replace(DATA, dataset=replace(DATA.dataset, options={"num_samples": 9}), records=20)
     plan = make({"a": node()}, (drawn,), train_args={"max_samples": 5})

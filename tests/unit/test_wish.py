@@ -149,6 +149,13 @@ def test_ppo_has_an_environment_of_its_own_and_its_keys(asked: dict[str, t.Any])
         read(**{**asked, "train_args": {"stage": "ppo", "use_dft_loss": True}})
 
 
+def test_engines_that_do_not_run_are_not_offered() -> None:
+    with pytest.raises(FinetuneError) as refusal:
+        read(train_engine="magic")
+    assert refusal.value.change == "use one of auto, ddp, zero0, zero2, zero2_offload, zero3, zero3_offload, fsdp2"
+    assert read(train_engine="ray").engine == "ray", "it is told why it does not run"
+
+
 def test_a_recipe_that_an_argument_makes_another_one_is_told() -> None:
     assert read(train_recipe="dpo", train_set="stage=dpo finetuning_type=lora").notices == []
     assert read(train_recipe="dpo", train_args={"stage": "sft"}, train_set="finetuning_type=full").notices == [

@@ -182,7 +182,7 @@ RULES: t.Tuple[Rule, ...] = (
         _FINETUNING,
     ),
     Rule(
-        ("do_eval", "train_eval_datasets"),
+        ("do_eval", "eval_strategy", "do_predict", "predict_with_generate", "train_eval_datasets"),
         lambda c: (
             (c["do_eval"] or c["do_predict"] or c["predict_with_generate"] or c["eval_strategy"] != "no")
             and not c.now.eval_datasets
