@@ -66,6 +66,8 @@ def layout(dataset: Dataset, stage: str, media: Media) -> Layout:
 
 def check(path: Path, dataset: Dataset, stage: str = "sft", limit: int = 20, media: Media = UNKNOWN) -> Report:
     """Read every record of a file; at most `limit` faults are kept."""
+    if limit < 1:
+        raise FinetuneError(f"limit is {limit}.", where="limit", change="use a whole number from 1")
     report = Report()
     written = layout(dataset, stage, media)
     is_plain = plain(written)
@@ -126,7 +128,7 @@ def _absent(dataset: Dataset, report: Report) -> list[Fault]:
     """Faults of the file as a whole: LLaMA-Factory dies on a column that no record has."""
     if not report.records:
         return [Fault(0, "there is no record in it", "add records")]
-    names = [] if report.faults else [name for name in dataset.columns.values() if name not in report.columns]
+    names = [] if report.faults or report.more else [name for name in dataset.columns.values() if name not in report.columns]
     return [Fault(0, f"no record has {name!r}, which `columns` names", "correct `columns`") for name in names]
 
 
@@ -170,7 +172,7 @@ def doubts(found: t.Mapping[str, t.Sequence[int]]) -> tuple[str, ...]:
 
 def refuse(dataset: Dataset, variable: str, shown: str, report: Report) -> None:
     """Raise when the file has faults: each kept one on a line, each remedy once."""
-    if not report.faults:
+    if not report.faults and not report.more:
         return
     lines = [f"record {fault.record}: {fault.what}" if fault.record else fault.what for fault in report.faults]
     if report.more:

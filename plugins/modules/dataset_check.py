@@ -53,7 +53,7 @@ options:
       - For data that it sends, the role looks in more places; its C(train_datasets) says in which.
     type: path
   limit:
-    description: How many faults are listed; the rest is counted.
+    description: How many faults are listed, at least one; the rest is counted.
     type: int
     default: 20
 extends_documentation_fragment:

@@ -237,3 +237,14 @@ def test_a_kto_file_of_one_kind_of_answers_is_told(tmp_path: Path) -> None:
     (doubt,) = _records.doubts(written(tmp_path, form, [alpaca(good=False), alpaca(good=False)]).doubts)
     assert doubt.startswith("2 records have the same kto_tag")
     assert not written(tmp_path, form, [alpaca(good=False), alpaca(good=True)]).doubts
+
+
+def test_a_limit_hides_no_fault(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write(path, [{"instruction": "Why?"}])
+    dataset = _dataset.parse({"file": path.name}, "v")[0]
+    with pytest.raises(FinetuneError, match="limit is 0"):
+        _records.check(path, dataset, limit=0)
+    with pytest.raises(FinetuneError):
+        _records.refuse(dataset, "v", "/a.jsonl", _records.Report(1, more=3))
+    assert _records._absent(dataset, _records.Report(1, more=1)) == []
