@@ -78,6 +78,16 @@ class Dataset:
         """LLaMA-Factory's word for a field, and its name in the records."""
         return self.columns or COLUMNS[self.formatting]
 
+    def columns_for(self, stage: str) -> dict[str, str]:
+        """The same for one stage: of a kto_tag that nobody asked for, other stages would make a second answer.
+
+        A line of a .txt file is called `text`.
+        """
+        if stage == "pt" and not self.columns and self.where.endswith(".txt"):
+            return {"prompt": "text"}
+        unasked = "" if self.columns or stage == "kto" else "kto_tag"
+        return {role: name for role, name in self.field_names.items() if role != unasked}
+
 
 @dataclass(frozen=True)
 class Source:
@@ -158,7 +168,9 @@ def _entry(entry: t.Any, where: str) -> Dataset:
     name = str(entry.get("name") or re.sub(r"\W+", "_", Path(place).stem))
     if not _NAME.fullmatch(name):
         raise FinetuneError(
-            f"{name!r} is no dataset name.", where=f"{where}.name", change="use letters, digits, _ . and -"
+            f"{name!r} is no dataset name.",
+            where=f"{where}.name" if entry.get("name") else f"{where}.{source}",
+            change=("use" if entry.get("name") else "give it a `name` of") + " letters, digits, _ . and -",
         )
     formatting = str(entry.get("formatting", "alpaca"))
     if formatting not in COLUMNS:
@@ -214,7 +226,7 @@ def _names(given: t.Any, known: t.Iterable[str], where: str) -> dict[str, str]:
     return dict(given or {})
 
 
-def info(dataset: Dataset, file_name: str, present: t.Container[str] = ()) -> dict[str, t.Any]:
+def info(dataset: Dataset, file_name: str, present: t.Container[str] = (), stage: str = "sft") -> dict[str, t.Any]:
     """The entry in dataset_info.json.
 
     Columns are always written out: LLaMA-Factory dies on a default column that the file does not have, and forgets
@@ -227,9 +239,9 @@ def info(dataset: Dataset, file_name: str, present: t.Container[str] = ()) -> di
         entry["hf_hub_url"] = dataset.where
     else:
         entry["file_name"] = file_name
-    known = COLUMNS[dataset.formatting]
+    known = dataset.columns_for(stage)
     if dataset.columns:
-        entry["columns"] = dict(dataset.columns)
+        entry["columns"] = known
     elif present:
         entry["columns"] = {role: name for role, name in known.items() if name in present}
     if dataset.tags or dataset.formatting == "openai":

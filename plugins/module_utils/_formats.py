@@ -23,8 +23,11 @@ Records = t.Iterator[t.Tuple[int, t.Any, Wrong]]
 
 PAIRS = ("rm", "dpo")
 """Stages that learn from a chosen and a rejected answer."""
+_MARKED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 DROPPED = "the record would be dropped"
+NO_QUESTION = "no question"
+NO_TEXT = "no text"
 
 
 class Layout(t.NamedTuple):
@@ -52,6 +55,8 @@ def fault(record: t.Any, layout: Layout) -> Wrong:
 
 def doubt(record: Record, layout: Layout) -> str:
     """What a person should know of a record that LLaMA-Factory trains on; empty when there is nothing."""
+    if _nameless(record, layout):
+        return "a tool without a name, which some templates die of"
     if layout.formatting != "alpaca":
         answers = _tags(layout, "assistant_tag", "function_tag")
         pair = [layout.of(record, role) for role in ("chosen", "rejected")] if layout.stage in PAIRS else []
@@ -60,7 +65,7 @@ def doubt(record: Record, layout: Layout) -> str:
     if layout.stage in ("sft", "kto") and not str(layout.of(record, "response") or "").strip():
         return "an empty answer, which teaches to say nothing"
     if not any(layout.of(record, role) for role in ("prompt", "query")):
-        return "no question"
+        return NO_TEXT if layout.stage == "pt" else NO_QUESTION
     return ""
 
 
@@ -221,8 +226,9 @@ def _calls(messages: list[Record], layout: Layout) -> Wrong:
     called = layout.tags.get("function_tag")
     for i, message in enumerate(messages, 1):
         if called and message.get(role_key) == called:
+            marked = _MARKED.search(message[content_key])  # what is around it is thought
             try:
-                calls = json.loads(_THOUGHT.sub("", message[content_key]))
+                calls = json.loads(marked[1] if marked else _THOUGHT.sub("", message[content_key]))
             except ValueError:
                 return f"message {i} calls a function and is no JSON", 'write {"name": …, "arguments": {…}} as text'
             if not all(_is_call(call) for call in (calls if isinstance(calls, list) else [calls])):
@@ -239,13 +245,29 @@ def _frame(record: Record, layout: Layout, texts: t.Sequence[str], answers: t.Se
     system = layout.of(record, "system")
     if system is not None and not isinstance(system, str):
         return f"{layout.columns['system']!r} is {_kind(record, layout.columns['system'])}, not text", "write text"
-    tools = layout.of(record, "tools")
-    if tools and not (layout.formatting == "openai" and isinstance(tools, (list, dict))):
-        try:
-            json.loads(tools)
-        except (TypeError, ValueError):
-            return f"{layout.columns['tools']!r} is no JSON text", "write the list of tools as a JSON string"
+    try:
+        tools = _tools(record, layout)
+    except (TypeError, ValueError):
+        return f"{layout.columns['tools']!r} is no JSON text", "write the list of tools as a JSON string"
+    if tools not in ([], {}, "") and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        return (
+            f"{layout.columns['tools']!r} is {_short(tools)}, no list of objects",
+            "write a list, one object per tool",
+        )
     return _media.fault(record, layout, [[*texts, answer] for answer in answers] or [texts])
+
+
+def _tools(record: Record, layout: Layout) -> t.Any:
+    """The tools as templates get them: written as JSON text, in openai also as they are."""
+    tools = layout.of(record, "tools")
+    as_they_are = not tools or (layout.formatting == "openai" and isinstance(tools, (list, dict)))
+    return (tools or []) if as_they_are else json.loads(tools)
+
+
+def _nameless(record: Record, layout: Layout) -> bool:
+    """Whether a tool has no name, by itself or in its `function`."""
+    tools = [tool.get("function") if tool.get("type") == "function" else tool for tool in _tools(record, layout)]
+    return not all(isinstance(tool, dict) and "name" in tool for tool in tools)
 
 
 def _kind(record: Record, name: str) -> str:

@@ -102,7 +102,7 @@ def _header(path: Path) -> list[str]:
         size = struct.unpack("<Q", first)[0] if len(first) == 8 else _LIMIT
         try:
             header = json.loads(file.read(size)) if size < _LIMIT else {}
-        except ValueError:
+        except (ValueError, RecursionError):
             return []
     return [name for name in header if name != "__metadata__"] if isinstance(header, dict) else []
 
@@ -127,6 +127,6 @@ def _json(path: Path) -> dict[str, t.Any]:
     """An object in a file; empty when there is none, or when the file is larger than one could be."""
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size < _LIMIT else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -45,7 +45,7 @@ def node(
         "arguments": _arguments(plan, sources, root, folder, ranks),
         "deepspeed": _parallel.deepspeed(plan.resolved["engine"]),
         "dataset_info": {
-            source.dataset.name: _dataset.info(source.dataset, source.file_name(root), source.fields)
+            source.dataset.name: _dataset.info(source.dataset, source.file_name(root), source.fields, wish.stage)
             for source in sources
         },
         "datasets": [

@@ -47,6 +47,7 @@ _NULLS = frozenset(
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf|Inf|infinity|Infinity)\s*")
 _SWITCHES = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": False, "false": False}
 _CUT = "correct it: a quote left open, a comma after the last item; a file cut short must be copied again"
+DEEP = ("it is nested too deep to be read", "write what is nested as a JSON string, or leave it out")
 _NOT_UTF8 = ("it is not UTF-8", "save the file as UTF-8")
 
 
@@ -73,6 +74,9 @@ def _table(path: Path) -> Records:
         number = 1
         try:
             names = next(rows, [])
+            if len(names) == 1 and (other := next((mark for mark in ";\t|" if mark in names[0]), "")):
+                yield 0, None, (f"its fields are separated by {other!r}, not by commas", "separate them by commas")
+                return
             while part := [row for row in itertools.islice(rows, ROWS) if row]:
                 fields = itertools.zip_longest(names, *part, fillvalue="")  # names too: a part may lack the last ones
                 columns = [_column(texts[1:]) for texts in itertools.islice(fields, len(names))]
@@ -121,6 +125,8 @@ def _is_whole(line: bytes) -> bool:
         _PLAIN.raw_decode(line.decode("utf-8", "replace"))
     except ValueError:
         return False
+    except RecursionError:  # which the reader of lines tells
+        return True
     return True
 
 
@@ -141,6 +147,8 @@ def _lines(file: t.BinaryIO) -> Records:
                     at += 1
         except UnicodeDecodeError:
             yield number, None, _NOT_UTF8
+        except RecursionError:
+            yield number, None, DEEP
         except ValueError as error:
             yield number, None, (f"it is not JSON: {error}", _CUT)
 
@@ -164,6 +172,8 @@ def _spread(file: t.BinaryIO) -> Records:
             yield number, text.value(in_list=False), None
     except UnicodeDecodeError:
         yield number, None, _NOT_UTF8
+    except RecursionError:
+        yield number, None, DEEP
     except ValueError as error:
         yield number, None, (f"it is not JSON: {error}", _CUT)
 
@@ -205,6 +215,8 @@ def _list(file: t.BinaryIO) -> Records:
             raise ValueError("something comes after the list")
     except UnicodeDecodeError:
         yield number, None, _NOT_UTF8
+    except RecursionError:
+        yield number, None, DEEP
     except ValueError as error:
         yield number, None, (f"it is not JSON: {error}", _CUT)
 

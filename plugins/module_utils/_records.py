@@ -12,10 +12,12 @@ from pathlib import Path
 
 from ._dataset import TAGS_OF, Dataset
 from ._errors import FinetuneError
-from ._formats import Layout, Wrong, doubt, fault
+from ._fields import columns, lacking, unasked, unread
+from ._formats import NO_QUESTION, NO_TEXT, Layout, Wrong, doubt, fault
+from ._kinds import FILLED, Kinds
 from ._media import Media, held, name, paths
 from ._plain import plain
-from ._readers import records
+from ._readers import DEEP, records
 
 UNKNOWN = Media()
 _UNSEEN = "media on the nodes, which are looked for when the run starts; data with `path` have them looked for now"
@@ -61,7 +63,7 @@ class Report:
 def layout(dataset: Dataset, stage: str, media: Media) -> Layout:
     """How the records of a dataset are written, as far as the author told, and for which stage."""
     tags = {**TAGS_OF[dataset.formatting], **dataset.tags}
-    return Layout(dataset.formatting, dataset.field_names, tags, stage, media)
+    return Layout(dataset.formatting, dataset.columns_for(stage), tags, stage, media)
 
 
 def check(path: Path, dataset: Dataset, stage: str = "sft", limit: int = 20, media: Media = UNKNOWN) -> Report:
@@ -71,8 +73,8 @@ def check(path: Path, dataset: Dataset, stage: str = "sft", limit: int = 20, med
     report = Report()
     written = layout(dataset, stage, media)
     is_plain = plain(written)
-    kinds: dict[str, tuple[type, int]] = {}
-    shapes: set[tuple[t.Any, ...]] = set()
+    kinds = Kinds(_dumped(written))
+    forgotten = unread(dataset, written)
     liked: set[bool] = set()
     for number, record, torn in records(path):
         report.records += 1
@@ -82,15 +84,18 @@ def check(path: Path, dataset: Dataset, stage: str = "sft", limit: int = 20, med
             report.faults.append(Fault(0, *other))
             break
         wrongs: list[tuple[str, str]] = []
+        told: list[str] = []
         if isinstance(record, dict):
-            shape = (*record, *map(type, record.values()))
-            if shape not in shapes:  # most records are like one before
-                shapes.add(shape)
-                report.columns |= record.keys()
-                wrongs += _other_kinds(record, kinds, number)
-                if wrongs:
-                    shapes.remove(shape)
-        if not wrongs and is_plain(record):
+            try:
+                kinds.look(record, number)
+            except RecursionError:
+                torn = DEEP
+            wrongs += kinds.wrongs
+            told += [FILLED] if kinds.filled else []
+            if not forgotten.isdisjoint(record):
+                names = filter(record.get, sorted(forgotten))
+                told += [f"{name!r}, which `columns` does not name: it is not read" for name in names]
+        if not (torn or wrongs or told) and is_plain(record):
             continue
         if wrong := torn or fault(record, written):
             wrongs.append(wrong)
@@ -99,16 +104,43 @@ def check(path: Path, dataset: Dataset, stage: str = "sft", limit: int = 20, med
                 report.faults.append(Fault(number, what, change))
             else:
                 report.more += 1
-        told = [doubt(record, written)] if not wrongs else []
+        told = [doubt(record, written), *told] if not wrongs else []
         if isinstance(record, dict) and held(record, written):
             report.media = True
             told += [_UNSEEN] if not wrongs and _note_media(record, written, report) else []
         for what in filter(None, told):
             report.doubts.setdefault(what, [0, number])[0] += 1
+    report.columns = kinds.fields
+    if not dataset.columns and not any(fault.record == 0 for fault in report.faults):
+        _note_lacking(written, path.suffix, report)
     report.faults += _absent(dataset, report)
+    if stage == "pt" and not report.faults and report.doubts.get(NO_TEXT, [0])[0] == report.records > 0:
+        report.faults.append(Fault(0, "no record has a text to train on", "name its field: `columns: {prompt: text}`"))
     if len(liked) == 1:
         report.doubts["the same kto_tag, and the stage learns from both kinds of answers"] = [report.records, 1]
     return report
+
+
+def _dumped(written: Layout) -> list[str]:
+    """Places of objects that LLaMA-Factory writes out as JSON itself."""
+    if written.formatting != "openai":
+        return []
+    tools = written.columns.get("tools")
+    return [
+        f"{written.columns.get('messages')}[].tool_calls[].function.",
+        *([f"{tools}[]", f"{tools}."] if tools else []),
+    ]
+
+
+def _note_lacking(written: Layout, ending: str, report: Report) -> None:
+    """Fields that no record has are one fault of the file, or one doubt; not one of each record."""
+    if wrong := lacking(written, report.columns):
+        if ending == ".txt":
+            wrong = wrong[0], "use stage pt, which .txt files are for, or write questions and answers as .jsonl"
+        report.faults, report.more = [Fault(0, *wrong)], 0
+    elif NO_QUESTION in report.doubts and unasked(written, report.columns):
+        told = f"{NO_QUESTION}; if a field holds it, add `{columns(written, report.columns)}`"
+        report.doubts[told] = report.doubts.pop(NO_QUESTION)
 
 
 def _note_media(record: dict[str, t.Any], written: Layout, report: Report) -> bool:
@@ -128,7 +160,9 @@ def _absent(dataset: Dataset, report: Report) -> list[Fault]:
     """Faults of the file as a whole: LLaMA-Factory dies on a column that no record has."""
     if not report.records:
         return [Fault(0, "there is no record in it", "add records")]
-    names = [] if report.faults or report.more else [name for name in dataset.columns.values() if name not in report.columns]
+    if report.faults or report.more:
+        return []
+    names = [name for name in dataset.columns.values() if name not in report.columns]
     return [Fault(0, f"no record has {name!r}, which `columns` names", "correct `columns`") for name in names]
 
 
@@ -150,18 +184,6 @@ def _other_form(record: t.Any, dataset: Dataset) -> Wrong:
     return None
 
 
-def _other_kinds(record: t.Any, kinds: dict[str, tuple[type, int]], number: int) -> t.Iterator[tuple[str, str]]:
-    """Fields that change their type between records, which no table of the file can be made of."""
-    for key, value in record.items() if isinstance(record, dict) else ():
-        if value is not None:
-            kind, first = kinds.setdefault(key, (type(value), number))
-            if kind is not type(value) and {kind, type(value)} != {int, float}:
-                yield (
-                    f"{key!r} is {type(value).__name__}, in record {first} it is {kind.__name__}",
-                    "give the field one type in all records",
-                )
-
-
 def doubts(found: t.Mapping[str, t.Sequence[int]]) -> tuple[str, ...]:
     """Doubts as a person reads them."""
     return tuple(
@@ -174,11 +196,33 @@ def refuse(dataset: Dataset, variable: str, shown: str, report: Report) -> None:
     """Raise when the file has faults: each kept one on a line, each remedy once."""
     if not report.faults and not report.more:
         return
-    lines = [f"record {fault.record}: {fault.what}" if fault.record else fault.what for fault in report.faults]
+    lines = _lines(report.faults)
     if report.more:
         lines.append(f"and {report.more} more")
     raise FinetuneError(
         f"Dataset {dataset.name!r} has records that LLaMA-Factory would not train on.",
-        where="\n          ".join([f"{variable}, {shown}", *dict.fromkeys(lines)]),
+        where="\n          ".join([f"{variable}, {shown}", *lines]),
         change="; ".join(dict.fromkeys(fault.change for fault in report.faults)),
     )
+
+
+def _lines(faults: t.Sequence[Fault]) -> list[str]:
+    """What is wrong, once, with the numbers of its records."""
+    records: dict[str, list[int]] = {}
+    for number, what, _change in faults:
+        records.setdefault(what, []).append(number)
+    return [f"{_numbers(sorted(set(numbers)))}{what}" for what, numbers in records.items()]
+
+
+def _numbers(numbers: t.Sequence[int]) -> str:
+    """Numbers as a person writes them: `records 1–3, 7: `."""
+    if not any(numbers):
+        return ""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    shown = ", ".join(f"{first}–{last}" if first < last else str(first) for first, last in spans)
+    return f"record{'s' if len(numbers) > 1 else ''} {shown}: "

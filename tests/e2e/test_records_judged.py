@@ -77,7 +77,7 @@ def test_the_same_records_are_refused(demo: Demo, tmp_path: Path) -> None:
             dataset = _dataset.parse({"file": str(path), **entry}, "v")[0]
             report = _records.check(path, dataset, stage, media=Media(bool(folder), [folder], here=True))
             ours.append(sorted({fault.record for fault in report.faults}))
-            info = _dataset.info(dataset, "x", sorted(report.columns))
+            info = _dataset.info(dataset, "x", sorted(report.columns), stage)
             cases.append({"path": str(path), "stage": stage, "info": info, "media_dir": folder})
     theirs = judged(demo, cases)
     wrong = []

@@ -47,6 +47,12 @@ def chat(*messages: t.Any, **fields: t.Any) -> Record:
     return {"messages": list(messages), **fields}
 
 
+def calling(*arguments: t.Any) -> Record:
+    """A message of the OpenAI API that calls f with each of these."""
+    calls = [{"function": {"name": "f", "arguments": given}} for given in arguments]
+    return {"role": "assistant", "content": "", "tool_calls": calls}
+
+
 PAIR_COLUMNS = {"prompt": "instruction", "query": "input", "chosen": "chosen", "rejected": "rejected"}
 PAIR = {"instruction": "Why?", "input": "", "chosen": "Because.", "rejected": "No."}
 TALK_PAIR = talk(ASK, chosen=ANSWER, rejected={"from": "gpt", "value": "No."})
@@ -88,6 +94,10 @@ BROKEN: list[tuple[str, Record, str]] = [
     ("alpaca", alpaca(history=[["x", "y", "z"]]), "'history' holds"),
     ("alpaca", alpaca(history=[["x", None]]), "'history' holds"),
     ("alpaca", alpaca(tools="[{"), "'tools' is no JSON text"),
+    ("alpaca", alpaca(tools="5"), "'tools' is 5, no list of objects"),
+    ("alpaca", alpaca(tools="null"), "'tools' is null"),
+    ("alpaca", alpaca(tools='{"a": 1}'), "no list of objects"),
+    ("alpaca", alpaca(tools='["f"]'), "no list of objects"),
     ("alpaca ppo", alpaca(instruction=["Why?"]), "'instruction' is a list"),
     ("alpaca dpo", {**PAIR, "chosen": None}, "'chosen' is null"),
     ("alpaca dpo", {"instruction": "Why?", "input": "", "chosen": "So."}, "'rejected' is missing"),
@@ -115,6 +125,7 @@ BROKEN: list[tuple[str, Record, str]] = [
     ("sharegpt", talk({"role": "user", "content": "Why?"}, ANSWER), "turn 1 is from None"),
     ("sharegpt", talk(ASK, {"from": "function_call", "value": "f()"}), "message 2 calls a function and is no JSON"),
     ("sharegpt", talk(ASK, {"from": "function_call", "value": '{"name": "f"}'}), "without name and arguments"),
+    ("sharegpt", talk(ASK, {"from": "function_call", "value": "Hm.<tool_call>f()</tool_call>"}), "is no JSON"),
     ("sharegpt tools", talk(ASK, CALL, RESULT, ANSWER, tools="[{"), "'tools' is no JSON text"),
     ("sharegpt tools", talk(ASK, CALL, ANSWER, tools=TOOLS), "turn 3 is from 'gpt'"),
     ("sharegpt dpo", talk(ASK, ANSWER, chosen=ANSWER, rejected=ANSWER), "it ends with an answer"),
@@ -128,6 +139,8 @@ BROKEN: list[tuple[str, Record, str]] = [
     ("sharegpt kto", talk(ASK, ANSWER), "'good' is missing"),
     ("sharegpt kto", talk(ASK, good=True), "it does not end with an answer"),
     ("sharegpt tags", chat(USER, {"role": "gpt", "content": "So."}), "turn 2 is from 'gpt'"),
+    ("openai", chat(USER, calling({"x": 1}, {"x": "a"}), TOLD, ASSISTANT), "arguments.x' is str"),
+    ("openai", chat(USER, calling({"x": [1, {"y": 2}]}), TOLD, ASSISTANT), "arguments.x[]' is "),
     ("openai", chat(USER), "it does not end with an answer"),
     ("openai", chat(ASSISTANT, USER), "turn 1 is from 'assistant'"),
     ("openai", chat(USER, {"role": "assistant", "content": None}), "message 2 has null in 'content'"),
@@ -145,6 +158,8 @@ FINE: list[tuple[str, Record]] = [
     ("alpaca", alpaca(history=[])),
     ("alpaca", alpaca(system="Be brief.")),
     ("alpaca", alpaca(score=3)),
+    ("alpaca", alpaca(tools="[]")),
+    ("alpaca", alpaca(kto_tag=True)),
     ("alpaca ppo", {"instruction": "Why?"}),
     ("alpaca kto", alpaca(good=False)),
     ("alpaca kto", {**KTO, "output": None}),
@@ -153,10 +168,12 @@ FINE: list[tuple[str, Record]] = [
     ("sharegpt", talk(ASK, ANSWER, ASK, ANSWER)),
     ("sharegpt", talk(ASK, ANSWER, tools="")),
     ("sharegpt tools", talk(ASK, ANSWER)),
+    ("sharegpt", talk(ASK, {"from": "function_call", "value": f"Hm.<tool_call>{CALL['value']}</tool_call>"})),
     ("sharegpt tags", chat(USER, ASSISTANT, USER, ASSISTANT)),
     ("sharegpt tags", chat({"role": "system", "content": "Be brief."}, USER, ASSISTANT)),
     ("openai", chat({"role": "system", "content": "Be brief."}, USER, ASSISTANT)),
     ("openai", chat(USER, CALLING, TOLD, TOLD, ASSISTANT)),
+    ("openai", chat(USER, calling({"x": 1}, {"x": 0.5}, {"y": None}), TOLD, ASSISTANT)),
 ]
 
 
@@ -314,7 +331,7 @@ FILES: list[tuple[str, str, int | None, str]] = [
     (".json", "", 1, "not JSON"),
     (".json", "3", 1, "no JSON list"),
     (".json", '["a"]', 1, "no JSON object"),
-    (".json", f'{{"data": [{GOOD}]}}', 1, "'output' is missing"),
+    (".json", f'{{"data": [{GOOD}]}}', 0, "no record has 'instruction', 'output'"),
     (".csv", HEAD + "Why?,,Because.\nHow?,,So.\n", None, ""),
     (".csv", HEAD + '"Why, oh?",,"a ""b""\nc"\n\nHow?,,1\n', None, ""),
     (".csv", "\ufeff" + HEAD + "Why?,,yes\nHow?,,2020-01-01\n", None, ""),
@@ -327,8 +344,9 @@ FILES: list[tuple[str, str, int | None, str]] = [
     (".csv", HEAD + "How?,,So\nWhy?\n", 2, "'output' is null"),
     (".csv", HEAD + "Why?,,c\nHow?,,a,b\n", 2, "it has 4 fields"),
     (".csv", HEAD + '"Why,,c\n', 1, "no row"),
-    (".csv", "a,b\nx,y\n", 1, "'output' is missing"),
+    (".csv", "a,b\nx,y\n", 0, "no record has 'instruction', 'output'; the fields are 'a', 'b'"),
+    (".csv", "instruction;output\nWhy, oh?;So\nHow?;So\n", 0, "separated by ';'"),
     (".csv", HEAD, 0, "no record"),
     (".csv", "", 0, "no record"),
-    (".txt", "a\nb\n", 1, "'output' is missing"),
+    (".txt", "a\nb\n", 0, "no record has 'instruction', 'output'"),
 ]

@@ -149,3 +149,9 @@ def test_identity_is_the_reference_where_only_the_hub_knows() -> None:
 @pytest.mark.parametrize("split", ["train", "train[:10%]"])
 def test_a_file_has_the_split_train(split: str) -> None:
     assert _dataset.parse({"file": "a.json", "split": split}, "v")[0].options == {"split": split}
+
+
+def test_a_file_whose_name_names_no_dataset_is_to_be_given_one() -> None:
+    with pytest.raises(FinetuneError) as refusal:
+        _dataset.parse([{"file": "\u4e2d.jsonl"}], "train_datasets")
+    assert refusal.value.where == "train_datasets[0].file" and "give it a `name`" in refusal.value.change

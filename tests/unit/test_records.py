@@ -13,7 +13,24 @@ import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _readers, _records
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
-from .broken_records import ALPACA, ANSWER, ASK, BROKEN, FILES, FINE, FORMS, Form, alpaca, talk, write
+from .broken_records import (
+    ALPACA,
+    ANSWER,
+    ASK,
+    ASSISTANT,
+    BROKEN,
+    FILES,
+    FINE,
+    FORMS,
+    TOLD,
+    TOOLS,
+    USER,
+    Form,
+    alpaca,
+    calling,
+    talk,
+    write,
+)
 
 
 def check(folder: Path, records: t.Sequence[t.Any], ending: str = "jsonl", **entry: t.Any) -> _records.Report:
@@ -248,3 +265,142 @@ def test_a_limit_hides_no_fault(tmp_path: Path) -> None:
     with pytest.raises(FinetuneError):
         _records.refuse(dataset, "v", "/a.jsonl", _records.Report(1, more=3))
     assert _records._absent(dataset, _records.Report(1, more=1)) == []
+
+
+def judged(folder: Path, records: t.Sequence[t.Any], stage: str = "sft", **entry: t.Any) -> _records.Report:
+    write(folder / "a.jsonl", records)
+    return _records.check(folder / "a.jsonl", _dataset.parse({"file": "a.jsonl", **entry}, "v")[0], stage)
+
+
+@pytest.mark.parametrize(
+    ("stage", "formatting", "record", "change"),
+    [
+        ("sft", "alpaca", {"question": "Why?", "answer": "So."}, "columns: {prompt: question, response: answer}"),
+        ("sft", "alpaca", {"Instruction": "Why?", "Output": "So."}, "columns: {prompt: Instruction, response: Output}"),
+        ("sft", "alpaca", {"x": "Why?", "y": "So."}, "columns: {prompt: <field>, response: <field>}"),
+        (
+            "sft",
+            "alpaca",
+            {"instruction": "Why?", "system": "x", "answer": "So."},
+            "columns: {prompt: instruction, response: answer, system: system}",
+        ),
+        ("pt", "alpaca", {"text": "All of it."}, "columns: {prompt: text}"),
+        ("ppo", "alpaca", {"prompt": "Why?"}, "columns: {prompt: prompt}"),
+        (
+            "dpo",
+            "alpaca",
+            {"prompt": "Why?", "chosen": "So.", "rejected": "No."},
+            "columns: {prompt: prompt, chosen: chosen, rejected: rejected}",
+        ),
+        (
+            "kto",
+            "alpaca",
+            {"prompt": "Why?", "completion": "So.", "label": True},
+            "columns: {prompt: prompt, response: completion, kto_tag: label}",
+        ),
+        ("sft", "sharegpt", {"dialog": [ASK, ANSWER]}, "columns: {messages: dialog}"),
+        ("kto", "sharegpt", {**TALK, "label": True}, "columns: {messages: conversations, kto_tag: label}"),
+    ],
+)
+def test_fields_that_no_record_has_are_one_fault(
+    tmp_path: Path, stage: str, formatting: str, record: t.Any, change: str
+) -> None:
+    """With the fields that are there in the remedy, and what it says is then trained on."""
+    (fault,) = judged(tmp_path, [record] * 30, stage, formatting=formatting).faults
+    assert fault.record == 0 and all(repr(name) in fault.what for name in record)
+    assert f"`{change}`" in fault.change
+    if "<" not in change:
+        columns = dict(pair.split(": ") for pair in change[len("columns: {") : -1].split(", "))
+        assert judged(tmp_path, [record], stage, formatting=formatting, columns=columns).faults == []
+
+
+def test_a_question_that_no_record_has_is_told_with_its_remedy(tmp_path: Path) -> None:
+    report = judged(tmp_path, [{"prompt": "Why?", "output": "So."}])
+    (doubt,) = report.doubts
+    assert report.faults == [] and "no question" in doubt and "columns: {prompt: prompt, response: output}" in doubt
+
+
+def test_pretraining_on_nothing_is_refused(tmp_path: Path) -> None:
+    columns = {"prompt": "text"}
+    (fault,) = judged(tmp_path, [{"text": ""}, {"text": None}], "pt", columns=columns).faults
+    assert (fault.record, "no record has a text" in fault.what) == (0, True)
+    report = judged(tmp_path, [{"text": ""}, {"text": "x"}], "pt", columns=columns)
+    assert (report.faults, report.doubts) == ([], {"no text": [1, 1]})
+
+
+def test_a_txt_file_is_pretrained_on_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n", encoding="utf-8")
+    dataset = _dataset.parse({"file": "a.txt"}, "v")[0]
+    report = _records.check(tmp_path / "a.txt", dataset, "pt")
+    assert (report.faults, report.doubts) == ([], {})
+    assert _dataset.info(dataset, "x", report.columns, "pt")["columns"] == {"prompt": "text"}
+    (fault,) = _records.check(tmp_path / "a.txt", dataset, "sft").faults
+    assert "stage pt" in fault.change
+
+
+@pytest.mark.parametrize("name", ["system", "tools", "history", "input", "images"])
+def test_a_field_that_columns_leaves_out_is_told(tmp_path: Path, name: str) -> None:
+    columns = {"prompt": "instruction", "response": "output"}
+    record = {"instruction": "Why?", "output": "Because."}
+    report = judged(tmp_path, [record, {**record, name: "x"}, {**record, name: None}], columns=columns)
+    assert report.faults == []
+    assert report.doubts == {f"{name!r}, which `columns` does not name: it is not read": [1, 2]}
+    assert not judged(tmp_path, [{**record, "score": "x"}], columns=columns).doubts
+
+
+def test_nested_fields_have_one_type(tmp_path: Path) -> None:
+    good, bad = (chat_of_calls(x) for x in (1, "one"))
+    (fault,) = judged(tmp_path, [good, good, bad, good], formatting="openai").faults
+    assert fault.record == 3 and "arguments.x' is str, in record 1 it is int" in fault.what
+
+
+def test_objects_that_get_the_keys_of_others_are_told(tmp_path: Path) -> None:
+    other = chat_of_calls(1)
+    other["messages"][1]["tool_calls"][0]["function"]["arguments"] = {"y": 2}
+    report = judged(tmp_path, [chat_of_calls(1), chat_of_calls(2), other], formatting="openai")
+    assert (report.faults, list(report.doubts.values())) == ([], [[1, 3]])
+    assert "null" in next(iter(report.doubts))
+    assert not judged(tmp_path, [chat_of_calls(1), chat_of_calls(2)], formatting="openai").doubts
+
+
+def chat_of_calls(x: t.Any) -> t.Any:
+    return {"messages": [USER, calling({"x": x}), TOLD, ASSISTANT]}
+
+
+def test_a_tool_without_a_name_is_told(tmp_path: Path) -> None:
+    for tools in ('[{"description": "x"}]', '[{"type": "function", "description": "x"}]'):
+        assert "without a name" in next(iter(judged(tmp_path, [alpaca(tools=tools)]).doubts))
+    for tools in (TOOLS, '[{"type": "function", "function": {"name": "f"}}]', "{}"):
+        assert judged(tmp_path, [alpaca(tools=tools)]).doubts == {}
+
+
+def test_a_kto_tag_that_nobody_asked_for_is_not_read(tmp_path: Path) -> None:
+    report = judged(tmp_path, [alpaca(kto_tag=True), alpaca(kto_tag=False)])
+    dataset = _dataset.parse({"file": "a.jsonl"}, "v")[0]
+    assert report.faults == []
+    assert "kto_tag" not in _dataset.info(dataset, "x", report.columns, "sft")["columns"]
+    assert "kto_tag" in _dataset.info(dataset, "x", report.columns, "kto")["columns"]
+
+
+@pytest.mark.parametrize("depth", [600, 100_000])
+@pytest.mark.parametrize("form", ["{good}\n{deep}\n{good}\n", "[{good},{deep}]", "{wide}\n{deep}"])
+def test_a_record_nested_too_deep_is_named(tmp_path: Path, form: str, depth: int) -> None:
+    deep = json.dumps(ALPACA)[:-1] + ', "more": ' + '{"a":' * depth + "1" + "}" * depth + "}"
+    path = tmp_path / "a.json"
+    good = {"good": json.dumps(ALPACA), "wide": json.dumps(ALPACA, indent=1)}
+    path.write_text(form.format(deep=deep, **good), encoding="utf-8")
+    faults = _records.check(path, _dataset.parse({"file": "a.json"}, "v")[0]).faults
+    assert [(fault.record, "nested too deep" in fault.what) for fault in faults] == [(2, True)]
+
+
+def test_records_with_the_same_fault_share_a_line() -> None:
+    dataset = _dataset.parse("demo", "train_datasets")[0]
+    faults = [_records.Fault(number, "bad", "do this") for number in (1, 2, 3, 7, 9, 10)]
+    faults.insert(1, _records.Fault(2, "worse", "do that"))
+    with pytest.raises(FinetuneError) as refusal:
+        _records.refuse(dataset, "v", "/data.json", _records.Report(10, faults))
+    assert [line.strip() for line in refusal.value.where.splitlines()] == [
+        "v, /data.json",
+        "records 1–3, 7, 9–10: bad",
+        "record 2: worse",
+    ]

@@ -149,7 +149,7 @@ def test_the_registry_is_that_of_the_pinned_version() -> None:
         ("nothing-like-it", "no dataset", "demo or demo_heldout"),
         ("identity", "a file of LLaMA-Factory's repository", "`file`"),
         ({"hub": "o/d", "revision": "v1"}, "Unknown key 'revision'", "split"),
-        ({"file": "broken.jsonl"}, "would not train on", "answer"),
+        ({"file": "broken.jsonl"}, "would not train on", "write 'output'"),
     ],
 )
 def test_what_is_not_there_or_broken_is_refused(tmp_path: Path, entry: t.Any, what: str, change: str) -> None:
