@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import typing as t
 
-_NESTED = (dict, list)
 FILLED = (
     "tool calls or tools whose objects have other keys than the first: all get the keys of all, with null in them; "
     "write calls as JSON text in messages of the function tag, and tools as a JSON string"
@@ -18,8 +17,9 @@ FILLED = (
 
 
 class _Shape(t.NamedTuple):
-    nested: tuple[str, ...]
-    """Keys whose values are to be looked into."""
+    objects: tuple[tuple[str, str], ...]
+    """Keys of what is to be looked into, with its place."""
+    lists: tuple[tuple[str, str], ...]
     other: bool
     """It has other keys than the first object of its place, and is trained on as it is."""
 
@@ -32,6 +32,9 @@ class Kinds:
         self._dumped = tuple(dumped)
         self._first: dict[str, tuple[type, int]] = {}
         self._keys: dict[str, t.KeysView[str]] = {}
+        self._flat: set[tuple[t.Any, ...]] = set()
+        """Shapes of which nothing more is to be found."""
+        self._items: dict[str, set[type]] = {}
         self._shapes: dict[tuple[t.Any, ...], _Shape] = {}
         self.fields: set[str] = set()
         """Names of the fields of records."""
@@ -46,46 +49,53 @@ class Kinds:
 
     def _object(self, value: dict[str, t.Any], place: str, number: int) -> None:
         key = (place, *value, *map(type, value.values()))
-        shape = self._shapes.get(key)
-        if shape is None:
-            shape = self._new(value, place, number, key)
-        self.filled |= shape.other
-        for name in shape.nested:
-            self._inner(value[name], f"{place}{name}", number)
+        shape = self._shapes.get(key) or self._new(value, place, number, key)
+        if shape.other:
+            self.filled = True
+        for name, inner in shape.objects:
+            self._object(value[name], inner, number)
+        for name, inner in shape.lists:
+            self._list(value[name], inner, number)
 
-    def _inner(self, value: t.Any, place: str, number: int) -> None:
-        if isinstance(value, dict):
-            self._object(value, f"{place}.", number)
-        elif isinstance(value, list):
-            place += "[]"
-            kinds = set(map(type, value))
-            for kind in kinds:
-                self._note(kind, place, number)
-            if not kinds.isdisjoint(_NESTED):
-                for item in value:
-                    self._inner(item, place, number)
+    def _list(self, value: list[t.Any], place: str, number: int) -> None:
+        kinds = set(map(type, value))
+        if not kinds <= self._items.setdefault(place, set()):
+            self._items[place] |= {kind for kind in kinds if self._note(kind, place, number)}
+        if dict in kinds:
+            inner = f"{place}."
+            flat = self._flat
+            for item in value:
+                if isinstance(item, dict) and (inner, *item, *map(type, item.values())) not in flat:
+                    self._object(item, inner, number)
+        if list in kinds:
+            for item in value:
+                if isinstance(item, list):
+                    self._list(item, f"{place}[]", number)
 
     def _new(self, value: dict[str, t.Any], place: str, number: int, key: tuple[t.Any, ...]) -> _Shape:
         if not place:
             self.fields |= value.keys()
-        wrong = len(self.wrongs)
-        for name, inner in value.items():
-            self._note(type(inner), f"{place}{name}", number)
-        other = place.startswith(self._dumped) and self._keys.setdefault(place, value.keys()) != value.keys()
-        shape = _Shape(tuple(name for name, inner in value.items() if isinstance(inner, _NESTED)), other)
-        if len(self.wrongs) == wrong:  # what is wrong is told of each record
+        good = [self._note(type(inner), f"{place}{name}", number) for name, inner in value.items()]
+        shape = _Shape(
+            tuple((name, f"{place}{name}.") for name, inner in value.items() if isinstance(inner, dict)),
+            tuple((name, f"{place}{name}[]") for name, inner in value.items() if isinstance(inner, list)),
+            place.startswith(self._dumped) and self._keys.setdefault(place, value.keys()) != value.keys(),
+        )
+        if all(good):  # what is wrong is told of each record
             self._shapes[key] = shape
+            if not any(shape):
+                self._flat.add(key)
         return shape
 
-    def _note(self, kind: type, place: str, number: int) -> None:
+    def _note(self, kind: type, place: str, number: int) -> bool:
+        """Whether the place has this type in all that was met."""
         if kind is type(None):
-            return
+            return True
         first, record = self._first.setdefault(place, (kind, number))
-        if first is not kind and {first, kind} != {int, float}:
-            where = f"in record {record}" if record != number else "elsewhere in it"
-            self.wrongs.append(
-                (
-                    f"{place!r} is {kind.__name__}, {where} it is {first.__name__}",
-                    "give the field one type in all records",
-                )
-            )
+        if first is kind or {first, kind} == {int, float}:
+            return True
+        where = f"in record {record}" if record != number else "elsewhere in it"
+        self.wrongs.append(
+            (f"{place!r} is {kind.__name__}, {where} it is {first.__name__}", "give the field one type in all records")
+        )
+        return False

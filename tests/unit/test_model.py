@@ -74,6 +74,7 @@ def test_what_config_json_says(tmp_path: Path, config: dict[str, t.Any], known: 
         ({"model.safetensors.index.json": index("a", "b"), "a": b"x"}, ["b"]),
         ({"pytorch_model.bin.index.json": index("a", "b"), "a": b"x", "b": b"x"}, []),
         ({"model.safetensors.index.json": b"torn"}, ["model.safetensors"]),
+        ({"model.safetensors.index.json": b"[" * 100_000}, ["model.safetensors"]),
     ],
 )
 def test_files_of_weights_that_are_not_there_are_named(

@@ -382,7 +382,7 @@ def test_a_kto_tag_that_nobody_asked_for_is_not_read(tmp_path: Path) -> None:
     assert "kto_tag" in _dataset.info(dataset, "x", report.columns, "kto")["columns"]
 
 
-@pytest.mark.parametrize("depth", [600, 100_000])
+@pytest.mark.parametrize("depth", [5000, 100_000])
 @pytest.mark.parametrize("form", ["{good}\n{deep}\n{good}\n", "[{good},{deep}]", "{wide}\n{deep}"])
 def test_a_record_nested_too_deep_is_named(tmp_path: Path, form: str, depth: int) -> None:
     deep = json.dumps(ALPACA)[:-1] + ', "more": ' + '{"a":' * depth + "1" + "}" * depth + "}"
