@@ -126,3 +126,10 @@ def test_weights_that_the_account_may_not_read_are_named(tmp_path: Path, monkeyp
     with pytest.raises(FinetuneError, match=r"model\.safetensors cannot be read") as refusal:
         _model.facts(tmp_path)
     assert refusal.value.where == "train_model"
+
+
+def test_names_nested_too_deep_are_no_names(tmp_path: Path) -> None:
+    header = b"[" * 100_000
+    assert (
+        made(tmp_path, {"model_type": "x"}, {"model.safetensors": struct.pack("<Q", len(header)) + header}).parts == []
+    )

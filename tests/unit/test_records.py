@@ -264,7 +264,8 @@ def test_a_limit_hides_no_fault(tmp_path: Path) -> None:
         _records.check(path, dataset, limit=0)
     with pytest.raises(FinetuneError):
         _records.refuse(dataset, "v", "/a.jsonl", _records.Report(1, more=3))
-    assert _records._absent(dataset, _records.Report(1, more=1)) == []
+    named = _dataset.parse({"file": path.name, "columns": {"prompt": "q"}}, "v")[0]
+    assert _records._absent(named, _records.Report(1)) and not _records._absent(named, _records.Report(1, more=1))
 
 
 def judged(folder: Path, records: t.Sequence[t.Any], stage: str = "sft", **entry: t.Any) -> _records.Report:
@@ -391,6 +392,16 @@ def test_a_record_nested_too_deep_is_named(tmp_path: Path, form: str, depth: int
     path.write_text(form.format(deep=deep, **good), encoding="utf-8")
     faults = _records.check(path, _dataset.parse({"file": "a.json"}, "v")[0]).faults
     assert [(fault.record, "nested too deep" in fault.what) for fault in faults] == [(2, True)]
+
+
+def test_what_a_reader_takes_may_be_too_deep_to_look_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers of JSON in other Pythons, and of tables, go deeper."""
+    deep: dict[str, t.Any] = {}
+    for _level in range(5000):
+        deep = {"a": deep}
+    monkeypatch.setattr(_records, "records", lambda path: iter([(1, ALPACA, None), (2, alpaca(more=deep), None)]))
+    (fault,) = _records.check(tmp_path, _dataset.parse({"file": "a.json"}, "v")[0]).faults
+    assert (fault.record, fault.what) == (2, _readers.DEEP[0])
 
 
 def test_records_with_the_same_fault_share_a_line() -> None:
