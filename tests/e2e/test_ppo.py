@@ -53,7 +53,7 @@ def ppo(world: World, demo: Demo) -> Ppo:
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and beat(folder).get("step", 0) < 2:
         time.sleep(0.5)
-    assert beat(folder)["phase"] == "training", (folder / "logs/attempt-1.log").read_text()[-3000:]
+    assert beat(folder).get("step", 0) >= 2, (folder / "logs/attempt-1.log").read_text()[-3000:]
     began = time.monotonic()
     stopped = world.play("llmops.finetune.stop", variables={"train_name": "ppo"})
     took = time.monotonic() - began
