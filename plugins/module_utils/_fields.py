@@ -61,7 +61,7 @@ def columns(layout: Layout, present: t.Collection[str]) -> str:
     for role in needed:
         if role not in named and not (talk and role == "response"):
             named[role] = next((by_word.pop(word) for word in _WORDS[role] if word in by_word), "<field>")
-    order = sorted(named, key=lambda role: (*needed, *named).index(role))
+    order = sorted(named, key=[*needed, *named].index)
     return "columns: {" + ", ".join(f"{role}: {named[role]}" for role in order) + "}"
 
 
