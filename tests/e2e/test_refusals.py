@@ -31,7 +31,7 @@ def test_a_refused_play_touches_nothing_and_names_variable_and_remedy(
     (tmp_path / "a.jsonl").write_text(f"{json.dumps(record)}\n{json.dumps(BROKEN)}\n", encoding="utf-8")
     given = json.loads(json.dumps(variables).replace("{}", str(tmp_path)))
     watched = [path for path in world.clone.iterdir() if path.name not in (".venv", ".git")]
-    watched += [world.root, world.leases, Path("/var/lib/llmops"), Path("/run/lock"), Path("/etc/systemd/system")]
+    watched += [world.root, world.leases]  # what is the machine's, another worker may touch meanwhile
     before = tree(*watched)
     refused = world.play("train.yml", variables=given)
     assert tree(*watched) == before
