@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A host that boots systemd, over ssh, as an account that may use sudo: a run is a unit while it is live.
 
-The host is a podman container (tests/hosts). Nothing is installed for it: without podman these tests are skipped.
+The host is a podman container (tests/hosts), for which `tests/hosts/hosts.sh setup` installs what is needed.
 """
 
 from __future__ import annotations

@@ -34,6 +34,12 @@ _PEER_LOST = (
     r"Socket Timeout|Timed out after \d+ms|Connection refused|PeerLost"
 )
 
+_REFUSALS = (
+    "ValueError|TypeError|KeyError|AttributeError|AssertionError|NotImplementedError|FileNotFoundError|PermissionError|"
+    "IndexError"
+)
+"""Exceptions of Python with which trainers refuse their input: names that are looked for in what a rank left."""
+
 _CATALOGUE = (
     _Row(
         "gpu-memory",
@@ -123,8 +129,7 @@ _CATALOGUE = (
     ),
     _Row(
         "error",
-        r"\b(ValueError|TypeError|KeyError|AttributeError|AssertionError|NotImplementedError|FileNotFoundError|"
-        r"PermissionError|IndexError)\b",
+        rf"\b({_REFUSALS})\b",
         "The trainer refused its input.",
         "read the last lines of the log; correct the value in train_args or the record they name",
         True,

@@ -76,7 +76,7 @@ RULES: t.Tuple[Rule, ...] = (
     Rule(
         ("flash_attn",),
         lambda c: c["flash_attn"] == "fa3",
-        "LLaMA-Factory takes fa3 and then raises NotImplementedError when it configures the model",
+        "LLaMA-Factory takes fa3 and then dies when it configures the model",
         "use auto or fa2",
         "model/model_utils/attention.py",
     ),
