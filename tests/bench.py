@@ -124,16 +124,17 @@ def refused() -> list[str]:
 def one_configuration() -> list[str]:
     """Every configuration of the rules' table, from the variables to the plan, in this process."""
     sys.path.insert(0, str(REPOSITORY / "collections"))
-    from .unit import test_refusals, test_rules
+    from .unit import rule_cases, test_refusals
+    from .unit.rule_cases import situations
 
-    configurations = [arguments for case in test_rules.CASES for arguments in (case[1], case[3])]
+    configurations = [arguments for case in rule_cases.CASES for arguments in (case[1], case[3])]
     began = time.monotonic()
     for arguments in configurations:
         test_refusals.planned(train_args=arguments)
     ours = (time.monotonic() - began) / len(configurations)
     assert "torch" not in sys.modules
     python = next((ROOT / "envs").glob("*/bin/python"))
-    one = json.dumps([{**test_rules.BASE, "model_name_or_path": "/m", "dataset": "d"}])
+    one = json.dumps([{**situations.BASE, "model_name_or_path": "/m", "dataset": "d"}])
     theirs = statistics.median(
         seconds([python, REPOSITORY / "tests/e2e/upstream.py", "29500"], cwd=BASE, given=one) for _ in range(TIMES)
     )

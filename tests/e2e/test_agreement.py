@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _config, _recipe, _rules, _schema
 
-from ..unit import test_rules
+from ..unit import rule_cases
+from ..unit.rule_cases import situations
 from .conftest import REPOSITORY, Demo
 
-MAIN = test_rules.MAIN
+MAIN = situations.MAIN
 LATE = (
     "data/",
     "model/",
@@ -34,7 +35,7 @@ LATE = (
 """Where LLaMA-Factory fails, or does otherwise, later with what its parser takes: our kinds of being stricter."""
 
 Configuration = tuple[dict[str, t.Any], dict[str, t.Any]]
-"""Arguments over those of test_rules.BASE, and the situation they are in."""
+"""Arguments over those of situations.BASE, and the situation they are in."""
 
 
 def python(demo: Demo) -> str:
@@ -44,7 +45,7 @@ def python(demo: Demo) -> str:
 def upstream(arguments: dict[str, t.Any], situation: dict[str, t.Any]) -> dict[str, t.Any]:
     """The configuration as LLaMA-Factory would get it."""
     names = {key: [f"{key}{i}" for i in range(situation.get(f"{key}s", count))] for key, count in COUNTS}
-    given = {**test_rules.BASE, "model_name_or_path": situation.get("model", "/m"), **arguments}
+    given = {**situations.BASE, "model_name_or_path": situation.get("model", "/m"), **arguments}
     given |= {key: ",".join(found) for key, found in names.items() if found}
     if "engine" in situation:
         given["deepspeed"] = {"zero_optimization": {"stage": situation["engine"].zero_stage}}
@@ -58,12 +59,12 @@ EXPRESSIBLE = {"datasets", "eval_datasets", "model", "engine"}
 
 def twins(environment: str) -> list[Configuration]:
     """What breaks each row of the rules, and its repair; of the stages that run in an environment."""
-    cases = [pair for case in test_rules.CASES for pair in ((case[1], case[2]), (case[3], case[4]))]
+    cases = [pair for case in rule_cases.CASES for pair in ((case[1], case[2]), (case[3], case[4]))]
     return [
         (arguments, situation)
         for arguments, situation in cases
         if situation.keys() <= EXPRESSIBLE
-        and situation.get("engine") not in (test_rules.OFFLOAD["engine"], test_rules.FSDP["engine"])
+        and situation.get("engine") not in (situations.OFFLOAD["engine"], situations.FSDP["engine"])
         and _recipe.environment(arguments.get("stage")) == environment
     ]
 
@@ -72,7 +73,7 @@ def combinations(environment: str, number: int, seed: int) -> list[Configuration
     """Random ones of one to three keys with values that are not their defaults."""
     dice = random.Random(seed)
     pool = [setting for setting in settings(environment) if setting != ("stage", "ppo")]
-    over = test_rules.PPO if environment == "ppo" else {}
+    over = situations.PPO if environment == "ppo" else {}
     found: list[Configuration] = []
     while len(found) < number:
         arguments = dict(dice.sample(pool, dice.choice((1, 2, 2, 3))))
@@ -83,7 +84,7 @@ def combinations(environment: str, number: int, seed: int) -> list[Configuration
 
 def settings(environment: str) -> t.Iterator[tuple[str, t.Any]]:
     ours = {*_config.OWNED, *_config.RESERVED, "local_rank"}
-    for name, key in test_rules.SCHEMAS[environment].keys.items():
+    for name, key in situations.SCHEMAS[environment].keys.items():
         if name in ours or name.endswith(("_token", "_api_key")):
             continue
         if key.choices:
@@ -114,7 +115,7 @@ def compare(python: str, configurations: list[Configuration]) -> tuple[list[str]
     lateness = {rule.what: rule.source.startswith(LATE) for rule in _rules.RULES}
     wrong = []
     for (arguments, situation), refusal in zip(configurations, theirs, strict=True):
-        ours = test_rules.told(arguments, situation)
+        ours = situations.told(arguments, situation)
         if refusal and not ours:
             wrong.append(f"only theirs: {arguments} {situation}: {refusal}")
         if not refusal and any(not lateness[what] for what in ours):

@@ -14,10 +14,11 @@ import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _records, _schema, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
-from . import test_plan, test_rules
+from . import rule_cases, test_plan
 from .broken_records import BROKEN, FORMS
+from .rule_cases import situations
 
-MAIN = test_rules.MAIN
+MAIN = situations.MAIN
 VARIABLES = (*_wish.INPUTS, *_wish.OTHERS)
 ODD: tuple[t.Any, ...] = (
     None,
@@ -83,9 +84,9 @@ def test_no_value_of_a_variable_ends_in_a_traceback(name: str) -> None:
             held_to_the_form(refusal)
 
 
-@pytest.mark.parametrize("case", test_rules.CASES, ids=lambda case: str(case[0]))
-def test_a_row_that_is_broken_is_refused(case: test_rules.Case) -> None:
-    problems = test_rules.problems(case[1], case[2])
+@pytest.mark.parametrize("case", rule_cases.CASES, ids=lambda case: str(case[0]))
+def test_a_row_that_is_broken_is_refused(case: situations.Case) -> None:
+    problems = situations.problems(case[1], case[2])
     with pytest.raises(FinetuneError) as refusal:
         _schema.refuse(problems, dict.fromkeys(case[1], "train_args"))
     held_to_the_form(refusal.value)

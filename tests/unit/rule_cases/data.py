@@ -1,0 +1,84 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Cases of the rules about data (_rules/data.py)."""
+
+from __future__ import annotations
+
+from .situations import HELD_OUT, PACKED, STREAM, WITH, Case
+
+CASES: list[Case] = [
+    ("split off or given", {"val_size": 0.1}, HELD_OUT, {"val_size": 0.1}, {}),
+    (
+        "nothing to mix_strategy",
+        {"interleave_probs": "0.5,0.5"},
+        {"datasets": 2},
+        {"interleave_probs": "0.5,0.5", "mix_strategy": "interleave_under"},
+        {"datasets": 2},
+    ),
+    (
+        "one number per dataset",
+        {"interleave_probs": "0.5,0.5", "mix_strategy": "interleave_under"},
+        {"datasets": 3},
+        {"interleave_probs": "0.5,0.3,0.2", "mix_strategy": "interleave_under"},
+        {"datasets": 3},
+    ),
+    ("no known length", {**STREAM, "val_size": 0.1}, {}, {**STREAM, "val_size": 10}, {}),
+    ("max_samples does not", {**STREAM, "max_samples": 9}, {}, STREAM, {}),
+    ("no known end", {**STREAM, "max_steps": -1}, {}, STREAM, {}),
+    ("stored in tokenized_path", {**STREAM, "tokenized_path": "/t"}, {}, {"tokenized_path": "/t"}, {}),
+    ("no worker reads", {**STREAM, "dataloader_num_workers": 0}, {}, STREAM, {}),
+    ("masks what the other", {"mask_history": True, "train_on_prompt": True}, {}, {"mask_history": True}, {}),
+    ("no such template", {"template": "qwen33"}, {}, {"template": "qwen3"}, {}),
+    ("no such template", {"template": ""}, {}, {"template": "empty"}, {}),
+    ("nothing of a text", {"cutoff_len": 0}, {}, {"cutoff_len": 1}, {}),
+    ("nothing of a text", {"cutoff_len": 1, "packing": True}, {}, {"cutoff_len": 2, "packing": True}, {}),
+    ("val_size is below 0", {"val_size": -0.1}, {}, {"val_size": 0.1}, {}),
+    ("no record to train on", {"val_size": 9}, {"records": 9}, {"val_size": 9}, {"records": 10}),
+    ("no record to train on", {"val_size": 0.1}, {"records": 1}, {"val_size": 0.1}, {"records": 2}),
+    (
+        "no record to train on",
+        {"val_size": 9, "max_samples": 9},
+        {"records": 10},
+        {"val_size": 9, "max_samples": 9},
+        {"records": 18, "datasets": 2},
+    ),
+    ("no record to train on", {"val_size": 1.0}, {}, {"val_size": 1}, {}),
+    ("no record of a dataset", {"max_samples": 0}, {}, {"max_samples": 1}, {}),
+    (
+        "preprocessing_num_workers is",
+        {"preprocessing_num_workers": 0},
+        {},
+        {"preprocessing_num_workers": 1},
+        {},
+    ),
+    (
+        "end of text elsewhere",
+        {"template": "glm4", "train_on_prompt": True},
+        {},
+        {"template": "llama3", "train_on_prompt": True},
+        {},
+    ),
+    (
+        "empty thoughts",
+        {"template": "qwen3"},
+        {"model": "Qwen/Qwen3-4B-Instruct-2507"},
+        {"template": "qwen3_nothink"},
+        {"model": "Qwen/Qwen3-4B-Instruct-2507"},
+    ),
+    ("template is for text", {"template": "llama3"}, {"media": True}, {"template": "qwen2_vl"}, {"media": True}),
+    (
+        "batches of a stream",
+        STREAM,
+        {"world_size": 2},
+        {**STREAM, "accelerator_config": {"dispatch_batches": False}},
+        {"world_size": 2},
+    ),
+    (
+        "one packed sequence",
+        {**PACKED, "per_device_train_batch_size": 2},
+        {WITH: ["flash-attn"]},
+        PACKED,
+        {WITH: ["flash-attn"]},
+    ),
+]

@@ -1,0 +1,70 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Cases of the rules about packages (_rules/packages.py)."""
+
+from __future__ import annotations
+
+from .situations import APOLLO, BADAM, BITS, FULL, GALORE, HELD_OUT, WITH, ZERO3, Case
+
+CASES: list[Case] = [
+    (
+        "package hyper-parallel",
+        {**FULL, "use_hyper_parallel": True},
+        {},
+        {**FULL, "use_hyper_parallel": True},
+        {WITH: ["hyper-parallel"]},
+    ),
+    ("package torchao", {"fp8": True}, {}, {"fp8": True}, {WITH: ["torchao"]}),
+    (
+        "package transformer-engine",
+        {"fp8": True, "fp8_backend": "te"},
+        {WITH: ["torchao"]},
+        {"fp8": True, "fp8_backend": "te"},
+        {WITH: ["transformer-engine"]},
+    ),
+    ("package kt-kernel", {"use_kt": True}, {}, {"use_kt": True}, {WITH: ["kt-kernel"]}),
+    ("package unsloth", {"use_unsloth": True}, {}, {"use_unsloth": True}, {WITH: ["unsloth"]}),
+    (
+        "package liger-kernel",
+        {"enable_liger_kernel": True},
+        {"without": ["liger-kernel"]},
+        {"enable_liger_kernel": True},
+        {"gpus": True},
+    ),
+    (
+        "package mixture-of-depth",
+        {"mixture_of_depths": "convert"},
+        {},
+        {"mixture_of_depths": "convert"},
+        {WITH: ["mixture-of-depth"]},
+    ),
+    ("package galore-torch", GALORE, {}, GALORE, {WITH: ["galore-torch"]}),
+    ("package apollo-torch", APOLLO, {}, APOLLO, {WITH: ["apollo-torch"]}),
+    ("package badam", BADAM, ZERO3, BADAM, {**ZERO3, WITH: ["badam"]}),
+    ("package adam-mini", {"use_adam_mini": True}, {}, {"use_adam_mini": True}, {WITH: ["adam-mini"]}),
+    ("package swanlab", {"use_swanlab": True}, {}, {"use_swanlab": True}, {WITH: ["swanlab"]}),
+    ("package matplotlib", {"plot_loss": True}, {"without": ["matplotlib"]}, {"plot_loss": True}, {}),
+    (
+        "package rouge-chinese",
+        {"predict_with_generate": True},
+        {**HELD_OUT, "without": ["rouge-chinese"]},
+        {"predict_with_generate": True},
+        HELD_OUT,
+    ),
+    ("package bitsandbytes", BITS, {"without": ["bitsandbytes"]}, BITS, {}),
+    (
+        "package hqq",
+        {**BITS, "quantization_method": "hqq"},
+        {},
+        {**BITS, "quantization_method": "hqq"},
+        {WITH: ["hqq"]},
+    ),
+    (
+        "package eetq",
+        {"quantization_bit": 8, "quantization_method": "eetq"},
+        {},
+        {"quantization_bit": 8, "quantization_method": "eetq"},
+        {WITH: ["eetq"]},
+    ),
+]
