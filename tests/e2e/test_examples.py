@@ -21,7 +21,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils import _plan, _sou
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 from ansible_collections.llmops.finetune.plugins.plugin_utils import _import
 
-from ..unit import test_import, test_plan
+from ..unit import plans, test_import
 from .conftest import REPOSITORY
 
 SCHEMAS = _sources.schemas()
@@ -116,13 +116,13 @@ PICTURED = {
 
 def planned(path: Path) -> tuple[str, bool]:
     """Why the file is refused, empty when it is planned; and whether media are sent along."""
-    facts = {"a": test_plan.node(gpus=GPUS, sources=[], compilers=["c++", "nvcc"])}
+    facts = {"a": plans.node(gpus=GPUS, sources=[], compilers=["c++", "nvcc"])}
     try:
         imported = _import.find(str(path), [path.parent], SCHEMAS)
         wish = _wish.read(test_import.DEFAULTS, SCHEMAS, imported)
         sources = _sources.sources(wish, [path.parent], facts)
         plan = _plan.make(
-            wish, sources, facts, corpus_digest="c" * 64, environment=test_plan.LOCK, schema=SCHEMAS[wish.environment]
+            wish, sources, facts, corpus_digest="c" * 64, environment=plans.LOCK, schema=SCHEMAS[wish.environment]
         )
     except FinetuneError as refusal:
         assert refusal.where and refusal.change, refusal

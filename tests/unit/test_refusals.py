@@ -14,7 +14,7 @@ import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _records, _schema, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
-from . import rule_cases, test_plan
+from . import plans, rule_cases
 from .broken_records import BROKEN, FORMS
 from .rule_cases import situations
 
@@ -53,7 +53,7 @@ def held_to_the_form(refusal: FinetuneError) -> None:
 def planned(**wish: t.Any) -> FinetuneError | None:
     """The refusal of a plan on a node with two GPUs."""
     try:
-        test_plan.make({"a": test_plan.node(gpus=2)}, (test_plan.DATA, test_plan.HELD_OUT), **wish)
+        plans.make({"a": plans.node(gpus=2)}, (plans.DATA, plans.HELD_OUT), **wish)
     except FinetuneError as refusal:
         return refusal
     return None

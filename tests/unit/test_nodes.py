@@ -1,0 +1,270 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What of a plan is for each node: ranks, GPUs, paths, media, leases, engines and variables."""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _plan, _request
+from ansible_collections.llmops.finetune.plugins.module_utils._engine import base_model
+from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+
+from .plans import CORPUS, DATA, HELD_OUT, HUB, Variables, eth0, lines, make, node, origins, recorded
+
+
+def test_media_are_one_folder_of_the_node_and_part_of_who_the_run_is() -> None:
+    source = replace(DATA, media_files={"x/1.png": "1" * 64}, media_folders=("/controller",))
+    seeing: Variables = {"train_model": "org/m", "train_set": "template=qwen2_vl"}
+    plan = make({"a": node()}, sources=(source, HELD_OUT), **seeing)
+    assert any("with 1 images, videos and audios" in line for line in _plan.describe(plan, (source,), {"a": node()}))
+    media = plan.nodes["a"]["media"]
+    folder = f"/home/me/llmops/media/{media['digest'][:16]}"
+    assert (media["folder"], media["missing"], [part[0] for part in media["parts"]]) == (folder, True, [DATA.local])
+    assert (lines(plan)["media_dir"], origins(plan)["media_dir"]) == (f"{folder}/files", "train_datasets")
+    assert not make({"a": node(media=[Path(folder).name])}, sources=(source,), **seeing).nodes["a"]["media"]["missing"]
+    other = replace(source, media_files={"x/1.png": "2" * 64})
+    assert make({"a": node()}, sources=(other, HELD_OUT), **seeing).id != plan.id
+    difference = _request.difference(plan.request, make({"a": node()}, sources=(other, HELD_OUT), **seeing).request)
+    assert [line.partition(":")[0] for line in difference] == ["datasets.a.media"]
+    without = make({"a": node()}, **seeing)
+    assert without.nodes["a"]["media"] == {} and "media_dir" not in lines(without)
+
+
+def test_where_media_came_from_does_not_count() -> None:
+    """Of the author's media_dir nothing is left where its content is sent; where it is one of the nodes it stays."""
+    source = replace(DATA, media_files={"x/1.png": "1" * 64})
+    given: Variables = {"train_model": "org/m", "train_set": "template=qwen2_vl media_dir=/pictures"}
+    plan = make({"a": node()}, sources=(source,), **given)
+    assert plan.id == make({"a": node()}, sources=(source,), **{**given, "train_set": "template=qwen2_vl"}).id
+    written = [line["value"] for line in plan.nodes["a"]["arguments"] if line["key"] == "media_dir"]
+    assert len(written) == 1 and "/pictures" not in written[0]
+    assert lines(make({"a": node()}, **given))["media_dir"] == "/pictures"
+
+
+def test_one_node_without_gpu_is_one_process_on_loopback_with_the_lease_of_its_cpus() -> None:
+    plan = make({"a": node()}, train_max_restarts=5, train_lease_dir="/leases")
+    launch = plan.nodes["a"]["launch"]
+    environment = launch.pop("environment")
+    assert launch == {
+        "python": "/home/me/llmops/envs/0123456789abcdef/bin/python",
+        "nnodes": 1,
+        "node_rank": 0,
+        "nproc_per_node": 1,
+        "master_addr": "127.0.0.1",
+        "master_port": 0,
+        "address": "127.0.0.1",
+        "leases": ["cpu"],
+        "lease_dir": "/leases",
+        "max_restarts": 5,
+        "resumes": True,
+        "grace_seconds": 120,
+        "start_deadline_seconds": 3600,
+    }
+    assert environment["PATH"].startswith("/home/me/llmops/envs/0123456789abcdef/bin:")
+    assert environment["HF_HOME"] == "/home/me/llmops/cache/huggingface"
+    assert environment["DS_ACCELERATOR"] == "cpu"
+    assert not environment.keys() & {"CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF"}
+    assert plan.resolved["engine"] == "single"
+
+
+@pytest.mark.parametrize(
+    ("model", "cpus", "processes", "threads"),
+    [
+        ("/srv/model", 8, 1, "8"),
+        ("/srv/model", 8, 3, "2"),
+        ("/srv/model", 1, 3, "1"),
+        ("demo", 8, 1, str(base_model.THREADS)),
+        ("demo", 8, 3, str(base_model.THREADS)),
+    ],
+)
+def test_processes_share_the_cpus_and_the_demo_takes_the_threads_it_was_made_with(
+    model: str, cpus: int, processes: int, threads: str
+) -> None:
+    plan = make({"a": node(cpus=cpus)}, train_model=model, train_processes_per_node=processes)
+    launch = plan.nodes["a"]["launch"]
+    assert (launch["nproc_per_node"], launch["environment"]["OMP_NUM_THREADS"]) == (processes, threads)
+
+
+def test_paths_lie_under_the_root_and_are_named_by_content() -> None:
+    plan = make({"a": node()}, (DATA, HELD_OUT), train_name="x")
+    here = plan.nodes["a"]
+    folder = f"/home/me/llmops/runs/{plan.id}"
+    assert plan.id.startswith("x-")
+    assert here["folder"] == folder
+    written = lines(plan)
+    assert (written["output_dir"], written["dataset_dir"]) == (f"{folder}/output", folder)
+    assert (written["dataset"], written["eval_dataset"], written["do_eval"]) == ("a", "h", True)
+    assert here["dataset_info"]["a"]["file_name"] == f"/home/me/llmops/datasets/{'d' * 16}/data.json"
+    assert here["dataset_info"]["a"]["columns"] == {"prompt": "instruction", "response": "output"}
+    assert [(data["name"], data["local"], data["missing"]) for data in here["datasets"]] == [
+        ("a", "/controller/a.json", True),
+        ("h", "/controller/h.jsonl", True),
+    ]
+    stored = node(datasets=["d" * 16 + "/data.json", "e" * 16 + "/data.json"])
+    present = make({"a": stored}, (DATA, HELD_OUT)).nodes["a"]
+    assert [data["missing"] for data in present["datasets"]] == [False, True], "the second under another ending"
+
+
+def test_the_demo_model_is_made_on_the_node_unless_it_is_there() -> None:
+    identity = base_model.identity(CORPUS)
+    path = f"/home/me/llmops/models/demo@{identity}"
+    plan = make({"a": node()})
+    assert plan.nodes["a"]["model"] == {"build": True, "path": path, "identity": identity, "missing": True}
+    assert lines(plan)["model_name_or_path"] == path
+    assert "model_revision" not in lines(plan)
+    assert not make({"a": node(models=[f"demo@{identity}"])}).nodes["a"]["model"]["missing"]
+
+
+@pytest.mark.parametrize(
+    ("model", "sources", "revision", "offline"),
+    [
+        ("demo", (DATA,), None, True),
+        ("/srv/model", (DATA,), None, True),
+        ("Qwen/Qwen3-0.6B", (DATA,), "v1", False),
+        ("/srv/model", (DATA, HUB), None, False),
+        ("demo", (HUB,), None, False),
+    ],
+)
+def test_only_what_comes_from_a_hub_asks_one(
+    model: str, sources: tuple[_dataset.Source, ...], revision: str | None, offline: bool
+) -> None:
+    plan = make({"a": node()}, sources, train_model=model, train_model_revision="v1")
+    assert lines(plan).get("model_revision") == revision
+    assert ("HF_HUB_OFFLINE" in plan.nodes["a"]["launch"]["environment"]) == offline
+    told = any("template" in notice for notice in plan.notices)
+    assert told == (model != "demo")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chosen"),
+    [
+        ("all", "abcd"),
+        (2, "ab"),
+        ("2", "ab"),
+        ("0", ""),
+        ("0,", "a"),
+        ([2], "c"),
+        ("3,1", "db"),
+        ("GPU-c", "c"),
+        (["GPU-c", 0], "ca"),
+        (" 1 , 2 ", "bc"),
+        ("1,1,GPU-b", "b"),
+    ],
+)
+def test_gpus_are_chosen_by_count_index_or_uuid(wanted: t.Any, chosen: str) -> None:
+    launch = make({"a": node(4)}, train_gpus=wanted).nodes["a"]["launch"]
+    uuids = [f"GPU-{letter}" for letter in chosen]
+    assert launch["leases"] == (uuids or ["cpu"])
+    assert launch["environment"].get("CUDA_VISIBLE_DEVICES", "") == ",".join(uuids)
+    assert launch["nproc_per_node"] == max(1, len(uuids))
+
+
+@pytest.mark.parametrize(
+    ("present", "wanted", "what"),
+    [
+        (2, 3, "a has 2 GPUs, 3 are asked for"),
+        (2, "2,", "a has no GPU 2"),
+        (2, "GPU-z", "a has no GPU GPU-z"),
+        (2, -1, "a has no GPU -1"),
+        (0, 1, "a has no GPU, train_gpus is 1"),
+        (0, "GPU-a", "a has no GPU, train_gpus is GPU-a"),
+    ],
+)
+def test_gpus_that_are_not_there_are_refused(present: int, wanted: t.Any, what: str) -> None:
+    with pytest.raises(FinetuneError) as refusal:
+        make({"a": node(present)}, train_gpus=wanted)
+    assert what in refusal.value.what
+    assert refusal.value.where == "train_gpus"
+    assert refusal.value.change
+
+
+def test_each_rank_drives_one_gpu() -> None:
+    assert make({"a": node(2)}, train_processes_per_node=2).nodes["a"]["launch"]["nproc_per_node"] == 2
+    with pytest.raises(FinetuneError) as refusal:
+        make({"a": node(2)}, train_processes_per_node=4)
+    assert refusal.value.where == "train_processes_per_node"
+    assert "4 processes on 2 GPUs of a" in refusal.value.what
+
+
+def test_rank_is_the_order_of_hosts_and_the_first_is_the_master() -> None:
+    facts = {
+        "c": node(2, interfaces=eth0("10.0.0.3")),
+        "a": node(1, interfaces=eth0("10.0.0.1"), root="/srv/llmops"),
+        "b": node(1, interfaces=eth0("10.0.0.2"), cpus=4),
+    }
+    plan = make(facts, train_port=1234)
+    launches = {host: planned["launch"] for host, planned in plan.nodes.items()}
+    assert [(host, planned["node_rank"], launches[host]["node_rank"]) for host, planned in plan.nodes.items()] == [
+        ("c", 0, 0),
+        ("a", 1, 1),
+        ("b", 2, 2),
+    ]
+    assert {launch["nnodes"] for launch in launches.values()} == {3}
+    assert {(launch["master_addr"], launch["master_port"]) for launch in launches.values()} == {("10.0.0.3", 1234)}
+    assert [launch["nproc_per_node"] for launch in launches.values()] == [2, 1, 1]
+    assert [launch["leases"] for launch in launches.values()] == [["GPU-a", "GPU-b"], ["GPU-a"], ["GPU-a"]]
+    assert (plan.resolved["world_size"], plan.resolved["engine"]) == (4, "ddp")
+    assert lines(plan, "a")["output_dir"].startswith("/srv/llmops/runs/")
+    assert {launch["environment"]["NCCL_SOCKET_IFNAME"] for launch in launches.values()} == {"eth0"}
+    assert lines(plan, "a")["save_on_each_node"] is True
+    assert make(facts, addresses={"c": "192.0.2.9"}).nodes["b"]["launch"]["master_addr"] == "192.0.2.9"
+
+
+def test_a_single_node_meets_on_loopback_and_saves_once() -> None:
+    plan = make({"a": node(2, interfaces=[])})
+    assert plan.nodes["a"]["launch"]["master_addr"] == "127.0.0.1"
+    assert "save_on_each_node" not in lines(plan) and "NCCL_SOCKET_IFNAME" not in str(plan.nodes)
+
+
+def test_nodes_with_and_without_gpus_are_not_one_cluster() -> None:
+    with pytest.raises(FinetuneError, match="b has no GPU, a has"):
+        make({"a": node(2), "b": node()})
+
+
+def test_a_deepspeed_engine_is_a_file_in_the_run_an_argument_and_a_place_to_build() -> None:
+    plan = make({"a": node()}, train_engine="zero3", train_processes_per_node=2)
+    assert (plan.request["engine"], plan.resolved["engine"]) == ("zero3", "zero3")
+    assert plan.nodes["a"]["deepspeed"]["zero_optimization"]["stage"] == 3
+    assert lines(plan)["deepspeed"] == f"/home/me/llmops/runs/{plan.id}/deepspeed.json"
+    assert origins(plan)["deepspeed"] == "train_engine zero3"
+    assert plan.nodes["a"]["launch"]["environment"]["TORCH_EXTENSIONS_DIR"].endswith("/cache/builds/0123456789abcdef")
+    assert "  engine  zero3" in _plan.describe(plan, [DATA], {"a": node()})
+
+
+def test_fsdp2_is_variables_and_auto_stays_auto_in_the_request() -> None:
+    plan = make({"a": node()}, train_engine="fsdp2", train_processes_per_node=2)
+    assert plan.nodes["a"]["launch"]["environment"]["FSDP_VERSION"] == "2"
+    assert plan.nodes["a"]["deepspeed"] is None and "deepspeed" not in lines(plan)
+    plan = make({"a": node(gpus=2)})
+    assert (plan.request["engine"], plan.resolved["engine"]) == ("auto", "ddp")
+    assert not plan.nodes["a"]["launch"]["environment"].keys() & {"FSDP_VERSION", "TORCH_EXTENSIONS_DIR"}
+
+
+def test_the_rules_know_the_engine() -> None:
+    with pytest.raises(FinetuneError, match="PiSSA cannot start under ZeRO-3"):
+        make({"a": node()}, train_engine="zero3", train_args={"pissa_init": True})
+    with pytest.raises(FinetuneError, match=r"a has no c\+\+"):
+        make({"a": node(compilers=[])}, train_engine="zero2")
+
+
+def test_shards_of_another_number_of_ranks_are_refused_and_a_finished_run_is_left_alone() -> None:
+    wish: t.Any = {"train_engine": "zero3"}
+    facts = recorded(make({"a": node(gpus=2)}, **wish), gpus=4)
+    assert make({"a": facts}, **wish).resolved["world_size"] == 4
+    for run in facts["runs"].values():
+        run["state"] = "interrupted"
+    with pytest.raises(FinetuneError, match="in 2 parts, now there are 4 ranks"):
+        make({"a": facts}, **wish)
+
+
+def test_hosts_do_not_share_their_root() -> None:
+    facts = {host: node(interfaces=eth0(f"10.0.0.{i}"), storage="nas:/x/llmops") for i, host in enumerate("ab", 1)}
+    with pytest.raises(FinetuneError, match="a and b have the same train_root: nas:/x/llmops"):
+        make(facts)
+    facts["b"]["storage"] = "nas:/y/llmops"
+    assert make(facts).nodes["b"]["node_rank"] == 1

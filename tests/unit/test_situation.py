@@ -1,0 +1,115 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is known of the nodes, the data and the model itself, held against the arguments."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from ansible_collections.llmops.finetune.plugins.module_utils import _plan
+from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+
+from .plans import DATA, HELD_OUT, TABLE, Variables, eth0, known, lines, make, node
+
+
+def test_records_that_only_the_environment_reads_are_noted() -> None:
+    plan = make({"a": node()}, sources=(DATA, TABLE))
+    assert plan.unread == {"t": "a: no pyarrow"}
+    assert [notice.partition(":")[0] for notice in plan.notices] == ["Dataset t"]
+    assert make({"a": node()}).unread == {}
+
+
+def test_media_need_a_template_for_them() -> None:
+    for told in ("", "template=llama3"):
+        with pytest.raises(FinetuneError, match="the template is for text"):
+            make({"a": node()}, sources=(replace(DATA, media=True),), train_model="org/m", train_set=told)
+    assert make({"a": node()}, sources=(replace(DATA, media=True),), train_model="org/m", train_set="template=qwen2_vl")
+
+
+@pytest.mark.parametrize(("engine", "told"), [("zero2", False), ("zero2_offload", True), ("zero3_offload", True)])
+def test_that_offload_does_not_resume_exactly_is_told(engine: str, told: bool) -> None:
+    facts = {"a": node(2, compilers=["c++", "nvcc"])}
+    assert any("goes on from a checkpoint" in notice for notice in make(facts, train_engine=engine).notices) is told
+
+
+def test_a_model_that_is_not_on_a_node_is_refused_before_anything_is_staged() -> None:
+    facts = {"a": node(), "b": node(model_missing=True)}
+    with pytest.raises(FinetuneError, match="no model in /srv/x on b") as refusal:
+        make(facts, train_model="/srv/x")
+    assert refusal.value.where == "train_model"
+    text = "\n".join(_plan.describe(make({"a": node()}, train_model="/srv/x"), [DATA], {"a": node()}))
+    assert "model   /srv/x\n" in text, "a path has no revision"
+
+
+def test_a_reward_model_must_be_on_every_node_unless_the_run_is_finished() -> None:
+    asked: Variables = {"train_recipe": "ppo", "train_set": "reward_model=/srv/reward"}
+    whole = ["value_head.safetensors", "adapter_config.json"]
+    plan = make({"a": node(reward_model=whole), "b": node(reward_model=whole)}, **asked)
+    assert lines(plan)["reward_model"] == "/srv/reward"
+    assert plan.nodes["a"]["launch"]["resumes"] is False
+    with pytest.raises(FinetuneError, match="no reward model") as refusal:
+        make({"a": node(reward_model=whole), "b": node(reward_model=[])}, **asked)
+    assert refusal.value.where == "train_set, key reward_model" and "recipe reward" in refusal.value.change
+    alone = make({"a": node(reward_model=whole)}, **asked)
+    assert make({"a": {**known((alone, "finished", 1.0)), "reward_model": []}}, **asked).recorded
+
+
+def test_what_the_model_on_the_node_says_is_held_against_the_arguments() -> None:
+    facts = {"a": node(model={"type": "qwen3", "length": 1024, "first_length": 1024})}
+    with pytest.raises(FinetuneError, match="not made for texts") as refusal:
+        make(facts, train_model="/srv/x", train_args={"cutoff_len": 2048})
+    assert (refusal.value.where, refusal.value.change) == (
+        "train_args, key cutoff_len",
+        "set cutoff_len: 1024, or rope_scaling: yarn",
+    )
+    make(facts, train_model="/srv/x", train_args={"cutoff_len": 1024})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "told"),
+    [
+        ("dpo", {"finetuning_type": "full"}, True),
+        ("dpo", {"finetuning_type": "full", "pref_loss": "simpo"}, False),
+        ("dpo", {"finetuning_type": "full", "ref_model": "/srv/ref"}, False),
+        ("dpo", {}, False),
+        ("full_sft", {}, False),
+    ],
+)
+def test_the_second_copy_that_dpo_keeps_is_told(recipe: str, arguments: Variables, told: bool) -> None:
+    plan = make({"a": node()}, train_recipe=recipe, train_args=arguments)
+    assert any("second copy" in notice for notice in plan.notices) is told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [({}, False), ({"eval_steps": 5}, True), ({"eval_steps": 5, "eval_strategy": "steps"}, False)],
+)
+def test_steps_of_an_evaluation_that_there_is_not_are_told(arguments: Variables, told: bool) -> None:
+    plan = make({"a": node()}, (DATA, HELD_OUT), train_args=arguments)
+    assert ("eval_steps is passed over: eval_strategy is no." in plan.notices) is told
+
+
+def test_an_evaluation_without_data_is_refused_at_the_key_that_was_written() -> None:
+    with pytest.raises(FinetuneError, match="nothing to evaluate on") as refusal:
+        make({"a": node()}, train_set="eval_strategy=steps")
+    assert refusal.value.where == "train_set, key eval_strategy"
+
+
+def test_num_samples_tells_how_many_records_there_are_and_max_samples_cuts_it() -> None:
+    drawn = replace(DATA, dataset=replace(DATA.dataset, options={"num_samples": 9}), records=20)
+    plan = make({"a": node()}, (drawn,), train_args={"max_samples": 5})
+    assert f"Dataset {DATA.dataset.name}: of its num_samples 9, max_samples keeps 5." in plan.notices
+    make({"a": node()}, (drawn,), train_args={"val_size": 8})
+    with pytest.raises(FinetuneError, match="leaves no record to train on"):
+        make({"a": node()}, (drawn,), train_args={"val_size": 9})
+
+
+def test_the_model_is_the_same_on_every_node() -> None:
+    facts = {host: node(interfaces=eth0(f"10.0.0.{i}"), model={"type": "qwen3"}) for i, host in enumerate("ab", 1)}
+    make(facts, train_model="/srv/x")
+    facts["b"]["model"] = {"type": "qwen3", "absent": ["model-00002-of-00002.safetensors"]}
+    with pytest.raises(FinetuneError, match="not the same on a and b") as refusal:
+        make(facts, train_model="/srv/x")
+    assert refusal.value.where == "train_model"
