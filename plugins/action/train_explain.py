@@ -21,20 +21,13 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         known = task_vars or {}
         register = str(self._task.args["found"])
-        found: dict[str, dict[str, dict[str, t.Any]]] = {}
-        for host in known["ansible_play_hosts_all"]:
-            for run in known["hostvars"][host][register]["runs"]:
-                found.setdefault(run["id"], {})[host] = run
-        halted = {
-            run_id: runs
-            for run_id, runs in found.items()
-            if any(run["state"] in ("failed", "interrupted") for run in runs.values())
-        }
-        told = [str(_explain.why(runs)) for runs in halted.values()]
+        found = {host: known["hostvars"][host][register]["runs"] for host in known["ansible_play_hosts_all"]}
+        halted = _explain.halted(found)
+        told = [str(_explain.why(runs)) for runs in halted]
         if told and boolean(self._task.args.get("fail", False)):
-            run = next(iter(halted.values()))
-            short = {key: run[_explain.first(run)].get(key) for key in ("id", "state", "attempt", "log")}
+            run = halted[0][_explain.first(halted[0])]
+            short = {key: run.get(key) for key in ("id", "state", "attempt", "log")}
             return {"failed": True, "msg": "\n".join(told), "run": short}
-        for text in told or [_report.well(len(found))]:
+        for text in told or [_report.well(sum(map(len, found.values())))]:
             self._display.display(text)
         return {"changed": False, "told": told}

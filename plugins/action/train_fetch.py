@@ -24,31 +24,32 @@ class ActionModule(ActionBase):
         arguments = dict(self._task.args)
         to = Path(str(arguments.pop("to", "") or "results")).expanduser()
         to = to if to.is_absolute() else Path(os.environ.get("PWD") or os.getcwd()) / to
-        if self._task.become and not self._task.check_mode:
-            arguments["through"] = self._connection._shell.join_path(self._make_tmp_path(), "results")
         answer = self._execute_module(module_args=arguments, task_vars=known)
         if answer.get("failed"):
             return t.cast("dict[str, t.Any]", answer)
-        changes: list[dict[str, str]] = []
-        try:
-            for run in answer["runs"]:
-                for name, file in run["files"].items():
-                    changes += self._bring(file, to / run["id"] / name)
-        except FinetuneError as error:
-            return {"failed": True, "msg": str(error), "changes": changes, "changed": bool(changes)}
-        for run in answer["runs"]:
-            self._display.display(f"{run['id']}  {len(run['files'])} files in {to / run['id']}")
-        if not answer["runs"]:
+        left: dict[str, dict[str, t.Any]] = answer["files"]
+        wanted = [name for name, file in left.items() if not is_there(to / name, file)]
+        changes = [
+            {"action": "update" if (to / name).exists() else "create", "path": str(to / name)} for name in wanted
+        ]
+        if wanted and not self._task.check_mode:
+            if self._task.become:  # they may be readable by their account alone
+                lent = {"through": self._make_tmp_path(), "files": wanted}
+                answer = self._execute_module(module_args={**arguments, **lent}, task_vars=known)
+                if answer.get("failed"):
+                    return t.cast("dict[str, t.Any]", answer)
+            try:
+                for name in wanted:
+                    self._bring(answer["files"][name], to / name)
+            except FinetuneError as error:
+                return {"failed": True, "msg": str(error), "changed": True}
+        for run_id in dict.fromkeys(name.partition("/")[0] for name in left):
+            self._display.display(f"{run_id}  is in {to / run_id}")
+        if not left:
             self._display.display("no finished run is meant")
-        return {"changed": bool(changes), "changes": changes, "runs": answer["runs"]}
+        return {"changed": bool(changes), "changes": changes, "files": left}
 
-    def _bring(self, file: dict[str, t.Any], path: Path) -> list[dict[str, str]]:
-        there = path.is_file()
-        if there and path.stat().st_size == file["size"] and files.sha256(path) == file["sha256"]:
-            return []
-        change = {"action": "update" if there else "create", "path": str(path)}
-        if self._task.check_mode:
-            return [change]
+    def _bring(self, file: dict[str, t.Any], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.part")
         self._connection.fetch_file(file["path"], str(part))
@@ -60,4 +61,8 @@ class ActionModule(ActionBase):
                 change="apply the run again, which tells what was damaged, and fetch again",
             )
         part.replace(path)
-        return [change]
+
+
+def is_there(path: Path, file: dict[str, t.Any]) -> bool:
+    """Whether the file is on this controller as the run left it."""
+    return path.is_file() and path.stat().st_size == file["size"] and files.sha256(path) == file["sha256"]

@@ -11,7 +11,7 @@ import typing as t
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
-from ..module_utils import _report
+from ..module_utils import _explain, _report
 
 
 class ActionModule(ActionBase):
@@ -25,10 +25,10 @@ class ActionModule(ActionBase):
             return {"failed": True, "msg": self._task.args["refusal"]}
         spec = plan["nodes"][known["inventory_hostname"]]
         if self._task.check_mode and run["state"] != "finished":
-            return {"changed": False, "run": run}
+            return {"changed": False, "run": run, "halted": False}
         if not boolean(self._task.args.get("wait", True)):
             self._say(_report.left(run))
-            return {"changed": False, "run": run}
+            return {"changed": False, "run": run, "halted": False}
         question = {"user": spec["user"], "root": spec["root"], "id": plan["id"]}
         attempt = run.get("attempt")
         play = os.getppid()
@@ -51,7 +51,7 @@ class ActionModule(ActionBase):
             if run["state"] == "running" and run["line"]:
                 self._say([f"{run['id']}  {run['line']}"])
         self._say(_report.ended(run))
-        return {"changed": False, "run": run}
+        return {"changed": False, "run": run, "halted": run["state"] in _explain.HALTED}
 
     def _say(self, lines: t.Sequence[str]) -> None:
         for line in lines:

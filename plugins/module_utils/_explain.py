@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from . import _state
+from . import _report, _state
 from ._engine import diagnose
 from ._errors import FinetuneError
 
@@ -16,6 +16,16 @@ Report = dict[str, t.Any]
 
 _FOLLOWS = ("", "peer-lost", "ended")
 """Diagnoses of nodes whose ranks only left because another one did."""
+
+
+HALTED = ("failed", "interrupted")
+"""What a run is that does not go on by itself."""
+
+
+def halted(found: t.Mapping[str, t.Sequence[Report]]) -> list[dict[str, Report]]:
+    """The runs that do not go on, each as its hosts have it. found: runs by host."""
+    together = _report.by_id(found).values()
+    return [runs for runs in together if any(run["state"] in HALTED for run in runs.values())]
 
 
 def first(runs: t.Mapping[str, Report]) -> str:
@@ -27,8 +37,8 @@ def first(runs: t.Mapping[str, Report]) -> str:
             if run.get("node_rank") == error.get("node"):
                 return host
     speaks = [host for host, run in runs.items() if (run.get("diagnosis") or {}).get("kind", "") not in _FOLLOWS]
-    halted = [host for host, run in runs.items() if run["state"] in ("failed", "interrupted")]
-    return next(iter([*speaks, *halted, *runs]))
+    stands = [host for host, run in runs.items() if run["state"] in HALTED]
+    return next(iter([*speaks, *stands, *runs]))
 
 
 def why(runs: t.Mapping[str, Report]) -> FinetuneError:

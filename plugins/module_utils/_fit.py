@@ -31,7 +31,6 @@ REMEDY = {
     "disk": "free space under train_root, or lower save_total_limit",
     "clock": "have the hosts keep time (chrony, systemd-timesyncd)",
     "reach": "let the hosts of the cluster talk to each other on all TCP ports; train_address picks another network",
-    "port": "end what listens there, or set another train_port",
 }
 
 

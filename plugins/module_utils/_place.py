@@ -19,6 +19,7 @@ from ._engine import files, state, supervisor
 from ._errors import FinetuneError
 
 START_SECONDS = 30.0
+"""How long an apply waits for a module of the engine to say that it began."""
 
 
 def hold(run: state.Run, spec: dict[str, t.Any]) -> None:

@@ -135,7 +135,7 @@ def make(
         places = _addresses.choose({host: node["interfaces"] for host, node in facts.items()}, addresses or {})
     for rank, (host, node) in enumerate(facts.items()):
         plan.nodes[host] = _nodes.node(plan, wish, sources, places, host, node, rank, ranks)
-    _mark_listeners(plan, wish)
+    _mark_starters(plan, wish)
     plan.held = _held(plan, wish, facts)
     return plan
 
@@ -187,11 +187,13 @@ def _against_last(plan: Plan, node: Facts) -> list[str]:
     return [f"since   {last['id']} ({last['state']})", *(f"        {line}" for line in lines)]
 
 
-def _mark_listeners(plan: Plan, wish: Wish) -> None:
-    """Which nodes hold their place between staging and start: those of several that are about to start."""
+def _mark_starters(plan: Plan, wish: Wish) -> None:
+    """Of several nodes that are about to start, what each has is compared, and those that do not run yet hold their
+    place until then."""
     starts = _state.joint_step([node["state"] for node in plan.nodes.values()], retry=wish.retry) == "start"
     for node in plan.nodes.values():
-        node["listens"] = len(plan.nodes) > 1 and starts and node["state"] != "running"
+        node["compared"] = len(plan.nodes) > 1 and starts
+        node["listens"] = node["compared"] and node["state"] != "running"
 
 
 def _held(plan: Plan, wish: Wish, facts: t.Mapping[str, Facts]) -> str:

@@ -75,17 +75,22 @@ def others(ids: t.Sequence[str]) -> list[str]:
     return [f"{run_id}  runs on: it has another name (-e train_run_id={run_id} ends it)" for run_id in ids]
 
 
+def by_id(found: t.Mapping[str, t.Sequence[dict[str, t.Any]]]) -> dict[str, dict[str, dict[str, t.Any]]]:
+    """Runs by id, each as its hosts have it. found: runs by host, oldest first."""
+    together: dict[str, dict[str, dict[str, t.Any]]] = {}
+    for host, runs in found.items():
+        for run in runs:
+            together.setdefault(run["id"], {})[host] = run
+    return together
+
+
 def status(found: t.Mapping[str, t.Sequence[dict[str, t.Any]]]) -> list[str]:
     """One line per run: where, id, state, progress or what is to be known. found: runs by host, oldest first.
 
     A run of several hosts has one line, and one more for each host that is in another state.
     """
-    by_id: dict[str, dict[str, dict[str, t.Any]]] = {}
-    for host, runs in found.items():
-        for run in runs:
-            by_id.setdefault(run["id"], {})[host] = run
     lines = []
-    for run_id, runs_of in by_id.items():
+    for run_id, runs_of in by_id(found).items():
         now = _state.aggregate([run["state"] for run in runs_of.values()])
         speaker = next((run for run in runs_of.values() if run["state"] == now), next(iter(runs_of.values())))
         where = next(iter(runs_of)) if len(runs_of) == 1 else f"{len(runs_of)} nodes"

@@ -25,7 +25,13 @@ from ._changes import Changes
 from ._engine import files, lease, progress, state, supervisor
 from ._errors import FinetuneError
 
-START_SECONDS = 30.0
+OPTIONS: dict[str, t.Any] = {
+    "user": {"type": "str", "default": ""},
+    "root": {"type": "str", "default": "~/llmops"},
+    "id": {"type": "str", "default": ""},
+    "name": {"type": "str", "default": ""},
+}
+"""Which runs a module is about; its documentation is in doc_fragments/runs.py."""
 
 
 def report(run: state.Run) -> dict[str, t.Any]:
@@ -76,21 +82,14 @@ def find(root: Path, run_id: str, name: str) -> list[state.Run]:
     return [run for run in found if not name or run.id.rpartition("-")[0] == name]
 
 
-def results(root: Path, run_id: str, name: str) -> list[dict[str, t.Any]]:
-    """What finished runs left, checkpoints aside: id, and files by name with path, sha256 and size in bytes."""
-    found = []
+def results(root: Path, run_id: str, name: str) -> dict[str, dict[str, t.Any]]:
+    """What finished runs left, checkpoints aside: path, sha256 and size in bytes by `<run id>/<name>`."""
+    found = {}
     for run in find(root, run_id, name):
         if state.observe(run) == "finished":
-            left = files.read_json(run.artefacts)
-            told = {
-                file.removeprefix("output/"): {
-                    "path": str(run.path / file),
-                    "sha256": one["sha256"],
-                    "size": one["size"],
-                }
-                for file, one in sorted(left.items())
-            }
-            found.append({"id": run.id, "files": told})
+            for file, one in sorted(files.read_json(run.artefacts).items()):
+                told = {"path": str(run.path / file), "sha256": one["sha256"], "size": one["size"]}
+                found[f"{run.id}/{file.removeprefix('output/')}"] = told
     return found
 
 
@@ -108,11 +107,6 @@ def ask_start(spec: dict[str, t.Any], changes: Changes) -> str:
     return token
 
 
-def spawn(spec: dict[str, t.Any]) -> dict[str, t.Any]:
-    """Start the supervisor as the user we are, detached from this process; returns its pid."""
-    return {"pid": _place.spawn(state.Run(Path(spec["folder"])), spec, "supervisor")}
-
-
 def _refuse_if_held(spec: dict[str, t.Any]) -> None:
     """Name the holder of a lease before anything is started."""
     held = lease.holders(spec["launch"]["leases"], lease.directory(spec["launch"]["lease_dir"]))
@@ -126,7 +120,7 @@ def wait_until_started(run: state.Run, token: str, pid: int = 0) -> dict[str, t.
     pid: its process, where it is known; the wait is over when it is gone.
     """
     log = run.logs / "supervisor.log"
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + _place.START_SECONDS
     while time.monotonic() < deadline:
         gone = pid and not Path(f"/proc/{pid}").exists()  # before its answer is looked for: it may be the last it did
         if files.read_json(run.state).get("token") == token:

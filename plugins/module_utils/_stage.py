@@ -17,7 +17,7 @@ import time
 import typing as t
 from pathlib import Path
 
-from . import _media_set, _node, _place, _proof, _run, _state
+from . import _explain, _media_set, _node, _place, _proof, _run, _state
 from ._changes import Changes
 from ._engine import files, state
 from ._errors import FinetuneError
@@ -34,14 +34,14 @@ def stage(
     secrets: dict[str, str] | None = None,
     full: bool = False,
 ) -> dict[str, t.Any]:
-    """Bring everything the run needs onto the node, and say what it is and what comes next."""
+    """Bring everything the run needs onto the node, and say what it is."""
     run = state.Run(Path(spec["folder"]))
     if spec["unread"] and not changes.dry:
         raise _unread(spec["unread"])
     now = state.observe(run)
     step = _state.next_step(now, retry=retry)
     if step == "refuse":
-        raise _failed(run)
+        raise _explain.why({"": _run.report(run)})
     if now == "finished":
         step = _check_results(run, changes, retry=retry)
     for dataset in spec["datasets"]:
@@ -54,8 +54,8 @@ def stage(
     _stage_secrets(run, secrets or {}, changes)
     restored = now == "finished" and step == "start"
     is_now = "staged" if now == "absent" else "interrupted" if restored else now  # also where check mode wrote nothing
-    answer = {**_run.report(run), "state": is_now, "next": step}
-    if spec["launch"]["nnodes"] > 1 and not changes.dry:
+    answer = {**_run.report(run), "state": is_now}
+    if spec["compared"] and not changes.dry:
         answer["proof"] = _proof.proof(spec, full=full)
         if spec["listens"]:
             _place.hold(run, spec)
@@ -67,16 +67,6 @@ def _unread(datasets: t.Mapping[str, str]) -> FinetuneError:
         f"The records of {', '.join(datasets)} could not be read, and none is trained on unseen.",
         where="train_datasets\n          " + "\n          ".join(datasets.values()),
         change="have the environment made (playbook llmops.finetune.environment), or save the records as .jsonl",
-    )
-
-
-def _failed(run: state.Run) -> FinetuneError:
-    told = files.read_json(run.state).get("diagnosis") or {}
-    written = files.read_json(run.state)
-    return FinetuneError(
-        f"Run {run.id} failed in attempt {written.get('attempt')}. {told.get('what', '')}".strip(),
-        where=str(run.log(int(written.get("attempt", 1)))),
-        change=f"{told.get('change', 'read the log')}; the same request again: -e train_retry=true",
     )
 
 

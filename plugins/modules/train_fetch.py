@@ -16,29 +16,21 @@ description:
     login user can read them.
 author: llmops.finetune contributors (@llmops-finetune)
 options:
-  user:
-    description: The account that runs belong to. Empty as for M(llmops.finetune.node_info).
-    type: str
-    default: ""
-  root:
-    description: Folder on the node that holds the runs.
-    type: str
-    default: ~/llmops
-  id:
-    description: The run that is meant; V(*) and V(?) stand for any letters.
-    type: str
-    default: ""
-  name:
-    description: Without O(id), every finished run of this name.
-    type: str
-    default: ""
   to:
     description: Folder on the controller; a folder per run is made in it.
     type: path
   through:
-    description: Folder on the node that the login user can read. Set by the action plugin.
+    description: Folder on the node that the login user owns, for O(files). Set by the action plugin.
     type: str
     default: ""
+  files:
+    description: Files as C(<run id>/<name>) to copy to O(through), where they are the login user's. Set by the action
+      plugin.
+    type: list
+    elements: str
+    default: []
+extends_documentation_fragment:
+  - llmops.finetune.runs
 attributes:
   check_mode:
     description: Predicts RV(changes) and writes nothing.
@@ -65,11 +57,10 @@ changes:
   returned: always
   type: list
   elements: dict
-runs:
-  description: The finished runs that were meant - id, and files by name with path, sha256 and size.
+files:
+  description: What the finished runs that were meant left, by C(<run id>/<name>) - path, sha256 and size.
   returned: always
-  type: list
-  elements: dict
+  type: dict
 """
 
 import os  # noqa: E402
@@ -83,43 +74,40 @@ from ..module_utils import _run, _user  # noqa: E402
 from ..module_utils._errors import FinetuneError  # noqa: E402
 
 
-def readable(path: pathlib.Path, through: pathlib.Path) -> str:
-    """The file under another name in a folder of the login user's: linked, or copied from another file system."""
-    through.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(path, through)
-    except OSError:
-        shutil.copyfile(path, through)
-    through.chmod(0o644)
-    return str(through)
+def lend(path: pathlib.Path, place: pathlib.Path, name: str) -> str:
+    """A copy that belongs to whom the place belongs to: the original, its mode and its times stay as they are."""
+    owner = place.stat()
+    target = place / name
+    for folder in reversed([folder for folder in target.parents if place in folder.parents and not folder.exists()]):
+        folder.mkdir(mode=0o700)
+        os.chown(folder, owner.st_uid, owner.st_gid)
+    shutil.copyfile(path, target)
+    os.chown(target, owner.st_uid, owner.st_gid)
+    return str(target)
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "user": {"type": "str", "default": ""},
-            "root": {"type": "str", "default": "~/llmops"},
-            "id": {"type": "str", "default": ""},
-            "name": {"type": "str", "default": ""},
+            **_run.OPTIONS,
             "to": {"type": "path"},
             "through": {"type": "str", "default": ""},
+            "files": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
     given = module.params
     account = _user.account(given["user"])
     root = pathlib.Path(_user.expand(given["root"], account))
-    runs: list[dict[str, t.Any]] = []
+    left: dict[str, dict[str, t.Any]] = {}
     try:
         if _user.exists(account):
-            runs = _user.as_user(account, lambda: {"runs": _run.results(root, given["id"], given["name"])})["runs"]
-        if given["through"] and not module.check_mode:
-            for run in runs:
-                for name, file in run["files"].items():
-                    file["path"] = readable(pathlib.Path(file["path"]), pathlib.Path(given["through"], run["id"], name))
+            left = _user.as_user(account, lambda: _run.results(root, given["id"], given["name"]))
+        for name in given["files"]:
+            left[name]["path"] = lend(pathlib.Path(left[name]["path"]), pathlib.Path(given["through"]), name)
     except (FinetuneError, OSError) as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=False, changes=[], runs=runs)
+    module.exit_json(changed=False, changes=[], files=left)
 
 
 if __name__ == "__main__":

@@ -121,10 +121,6 @@ run:
     same on all nodes.
   returned: with O(state=staged) and O(state=started)
   type: dict
-next:
-  description: With O(state=staged), what an apply does next - start, watch or nothing.
-  returned: with O(state=staged)
-  type: str
 """
 
 import contextlib  # noqa: E402
@@ -134,7 +130,7 @@ import typing as t  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
-from ..module_utils import _changes, _run, _stage, _unit, _user  # noqa: E402
+from ..module_utils import _changes, _place, _run, _stage, _unit, _user  # noqa: E402
 from ..module_utils._engine.state import Run, observe  # noqa: E402
 from ..module_utils._errors import FinetuneError  # noqa: E402
 
@@ -176,7 +172,7 @@ def started(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:
     if spec["systemd"]:
         pid = _unit.start(run.id, spec["unit"], spec["folder"])
     else:
-        pid = as_user(spec, lambda: _run.spawn(spec), changes)["pid"]
+        pid = as_user(spec, lambda: {"pid": _place.spawn(run, spec, "supervisor")}, changes)["pid"]
     try:
         now = as_user(spec, lambda: _run.wait_until_started(run, asked["token"], pid), changes)
     except FinetuneError:
@@ -268,7 +264,7 @@ def main() -> None:
     made = answer.pop("changes")
     if "runs" in answer:
         module.exit_json(changed=bool(made), changes=made, runs=answer["runs"], others=answer["others"])
-    module.exit_json(changed=bool(made), changes=made, next=answer.pop("next", ""), run=answer)
+    module.exit_json(changed=bool(made), changes=made, run=answer)
 
 
 if __name__ == "__main__":

@@ -15,28 +15,13 @@ description:
   - With O(wait), answers when none of them is no longer running or the time is over, whichever comes first.
 author: llmops.finetune contributors (@llmops-finetune)
 options:
-  user:
-    description: The account that runs belong to. Empty for the login user; for root, the account V(llmops).
-    type: str
-    default: ""
-  root:
-    description: Folder on the node that holds the runs. V(~) is the home of the account.
-    type: str
-    default: ~/llmops
-  id:
-    description: Id of one run; V(*) and V(?) stand for any letters. Empty for all.
-    type: str
-    default: ""
-  name:
-    description: Only runs of this name. Empty for all.
-    type: str
-    default: ""
   wait:
     description: Seconds to wait for the runs to end.
     type: float
     default: 0
 extends_documentation_fragment:
   - llmops.finetune.attributes
+  - llmops.finetune.runs
 """
 
 EXAMPLES = r"""
@@ -95,10 +80,7 @@ def look(root: pathlib.Path, run_id: str, name: str, wait: float) -> dict[str, t
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "user": {"type": "str", "default": ""},
-            "root": {"type": "str", "default": "~/llmops"},
-            "id": {"type": "str", "default": ""},
-            "name": {"type": "str", "default": ""},
+            **_run.OPTIONS,
             "wait": {"type": "float", "default": 0},
         },
         supports_check_mode=True,

@@ -64,4 +64,8 @@ run:
   description: What the run is now.
   returned: always
   type: dict
+halted:
+  description: Whether it was followed to where it does not go on by itself, failed or interrupted.
+  returned: always
+  type: bool
 """

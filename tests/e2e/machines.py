@@ -51,6 +51,17 @@ def world(request: pytest.FixtureRequest) -> World:
     return found
 
 
+def variables(name: str, root: str, *, offline: bool) -> dict[str, object]:
+    """How runs on hosts are asked for: as an account of their own, in the place for leases that hosts have."""
+    return {
+        "train_name": name,
+        "train_user": "llmops",
+        "train_root": root,
+        "train_lease_dir": "",
+        "uv_env_offline": offline,
+    }
+
+
 def give_packages(world: World, host: str, root: str) -> None:
     """Put the packages of the demo's environment on the disk of a host as the cache of its uv."""
     cache = BASE / "hosts" / "disks" / host / Path(root).name / "cache"

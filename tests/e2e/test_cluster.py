@@ -52,14 +52,7 @@ class Cluster:
         asked: dict[str, t.Any] | None = None,
         **short: t.Any,
     ) -> Outcome:
-        variables = {
-            "train_name": name,
-            "train_user": "llmops",
-            "train_root": ROOT,
-            "train_lease_dir": "",
-            "uv_env_offline": self.offline,
-            **(asked or {}),
-        }
+        variables = {**machines.variables(name, ROOT, offline=self.offline), **(asked or {})}
         known = yaml.safe_load(machines.INVENTORY.read_text(encoding="utf-8"))
         known["trainers"]["hosts"] = {
             host: {**known["trainers"]["hosts"][host], **(of or {}).get(host, {})} for host in order
@@ -152,14 +145,17 @@ def test_results_are_fetched_and_none_is_trusted_before_its_digest_is_right(clus
     asked = {"train_fetch_to": str(to)}
     predicted = cluster.play("llmops.finetune.fetch", "--check", name="three", asked=asked)
     assert not to.exists()
+    path = f"{ROOT}/runs/{first.id}/output/adapter_model.safetensors"
+    before = sh(NAMES[0], f"stat -c '%a %z' {path}")
     fetched = cluster.play("llmops.finetune.fetch", name="three", asked=asked)
     assert fetched.rc == 0, fetched.text
+    assert sh(NAMES[0], f"stat -c '%a %z' {path}") == before, "the original is left as it is"
+    assert sh(NAMES[0], "find /home/admin/.ansible /tmp -name '*.safetensors'") == ""
     assert fetched.changes == predicted.changes and len(fetched.changes) > 5
     adapter = to / first.id / "adapter_model.safetensors"
     assert adapters(first.id) == {f"{hashlib.sha256(adapter.read_bytes()).hexdigest()}  -"}
     assert cluster.play("llmops.finetune.fetch", name="three", asked=asked).changes == []
     adapter.unlink()
-    path = f"{ROOT}/runs/{first.id}/output/adapter_model.safetensors"
     sh(NAMES[0], f"cp {path} /var/kept; printf x | dd of={path} bs=1 seek=99 conv=notrunc 2> /dev/null")
     damaged = cluster.play("llmops.finetune.fetch", name="three", asked=asked)
     sh(NAMES[0], f"cp /var/kept {path}")

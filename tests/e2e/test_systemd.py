@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import pytest
 
 from . import machines
-from .conftest import BASE, KEEP, Demo, Outcome, World
+from .conftest import KEEP, Demo, Outcome, World
 from .machines import hosts
 from .test_faults import wait_for
 
@@ -40,16 +40,8 @@ class Host:
     def play(
         self, playbook: str, *arguments: str, name: str, asked: dict[str, t.Any] | None = None, **short: t.Any
     ) -> Outcome:
-        variables = {
-            "train_name": name,
-            "train_user": "llmops",
-            "train_root": ROOT,
-            "train_lease_dir": "",
-            "uv_env_offline": self.offline,
-            **(asked or {}),
-        }
-        inventory = BASE / "hosts" / "inventory.yml"
-        return self.world.play(playbook, *arguments, variables=variables, inventory=inventory, **short)
+        variables = {**machines.variables(name, ROOT, offline=self.offline), **(asked or {})}
+        return self.world.play(playbook, *arguments, variables=variables, inventory=machines.INVENTORY, **short)
 
     def start(self, name: str, **asked: t.Any) -> Run:
         done = self.play("train.yml", name=name, asked={"train_wait": False, **asked}, **ENDLESS)

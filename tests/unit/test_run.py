@@ -16,7 +16,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _changes, _node, _run, _stage
+from ansible_collections.llmops.finetune.plugins.module_utils import _changes, _node, _run, _stage, _state
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import files, lease, state
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
@@ -61,6 +61,7 @@ def spec(root: Path, **changes: t.Any) -> Spec:
         "media": {},
         "model": {"build": False, "path": "org/model", "identity": ""},
         "root": str(root),
+        "compared": False,
         "listens": False,
         "launch": {
             "python": sys.executable,
@@ -82,8 +83,13 @@ def stage(wanted: Spec, *, retry: bool = False) -> tuple[dict[str, t.Any], list[
     assert tree(root) == before, "check mode wrote something"
     answer = _stage.stage(wanted, made, retry=retry)
     assert dry.made == made.made
-    assert (answer["state"], answer["next"]) == (predicted["state"], predicted["next"])
+    assert answer["state"] == predicted["state"]
     return answer, [(change["action"], Path(change["path"]).name) for change in made.made]
+
+
+def next_step(answer: dict[str, t.Any], *, retry: bool = False) -> str:
+    """What an apply does with a run that is staged so."""
+    return _state.next_step(answer["state"], retry=retry)
 
 
 def tree(root: Path) -> dict[str, tuple[int, bytes]]:
@@ -106,7 +112,7 @@ FIRST = [
 
 def test_a_run_is_staged_once(root: Path) -> None:
     answer, changes = stage(spec(root))
-    assert (answer["state"], answer["next"], changes) == ("staged", "start", FIRST)
+    assert (answer["state"], next_step(answer), changes) == ("staged", "start", FIRST)
     run = run_of(spec(root))
     record = files.read_json(run.record)
     assert (record["run"], record["request"], record["resolved"]) == ("x-00000000", {"name": "x"}, {"world_size": 1})
@@ -121,7 +127,7 @@ def test_a_run_is_staged_once(root: Path) -> None:
 def test_a_dataset_that_could_not_be_read_is_not_trained_on(root: Path) -> None:
     """Check mode may still be without the environment that reads it."""
     wanted = spec(root, unread={"a": "x: no environment with pyarrow is there yet"})
-    assert _stage.stage(wanted, _changes.Changes(dry=True), retry=False)["next"] == "start"
+    assert next_step(_stage.stage(wanted, _changes.Changes(dry=True), retry=False)) == "start"
     with pytest.raises(FinetuneError) as refusal:
         _stage.stage(wanted, _changes.Changes(dry=False), retry=False)
     assert "records of a" in refusal.value.what and "no environment" in refusal.value.where
@@ -277,7 +283,7 @@ def test_a_finished_run_is_left_alone(root: Path) -> None:
     stage(spec(root))
     finish(run_of(spec(root)))
     answer, changes = stage(spec(root))
-    assert (answer["state"], answer["next"], changes) == ("finished", "nothing", [])
+    assert (answer["state"], next_step(answer), changes) == ("finished", "nothing", [])
     assert answer["summary"]["weights"] == [str(run_of(spec(root)).output / "adapter_model.safetensors")]
 
 
@@ -292,7 +298,7 @@ def test_a_damaged_result_is_refused_and_restored_when_asked(root: Path) -> None
         assert "adapter_model.safetensors is gone" in refusal.value.where
         assert "train_retry=true" in refusal.value.change
     answer, changes = stage(spec(root), retry=True)
-    assert (answer["next"], changes) == ("start", [("remove", "artefacts.json")])
+    assert (next_step(answer, retry=True), changes) == ("start", [("remove", "artefacts.json")])
     assert state.observe(run) == "interrupted"
 
 
@@ -308,8 +314,8 @@ def test_a_failed_run_is_refused_with_its_diagnosis_and_started_again_when_asked
         assert "attempt 2. The disk is full." in refusal.value.what
         assert "free space" in refusal.value.change
         assert "train_retry=true" in refusal.value.change
-        assert refusal.value.where == str(run.log(2))
-    assert stage(spec(root), retry=True)[0]["next"] == "start"
+        assert refusal.value.where.split("\n          ") == [str(run.log(2)), "line", "last words"]
+    assert next_step(stage(spec(root), retry=True)[0], retry=True) == "start"
     assert _run.report(run)["tail"] == ["line", "last words"]
 
 
@@ -317,7 +323,7 @@ def test_a_failed_run_is_refused_with_its_diagnosis_and_started_again_when_asked
 def test_a_stopped_run_stays_so_and_an_interrupted_one_goes_on(root: Path, written: str, step: str) -> None:
     stage(spec(root))
     files.write_json(run_of(spec(root)).state, {"state": written, "attempt": 1})
-    assert stage(spec(root))[0]["next"] == step
+    assert next_step(stage(spec(root))[0]) == step
 
 
 # --- start, stop, remove ---
@@ -402,16 +408,13 @@ def test_results_are_those_of_finished_runs_with_their_digests(root: Path) -> No
     wanted = spec(root)
     stage(wanted)
     run = state.Run(Path(wanted["folder"]))
-    assert _run.results(root, run.id, "") == []
+    assert _run.results(root, run.id, "") == {}
     (run.output / "adapter_model.safetensors").write_bytes(b"weights")
     (run.output / "checkpoint-4").mkdir()
     (run.output / "checkpoint-4" / "optimizer.pt").write_bytes(b"state")
     files.write_json(run.artefacts, state.inventory(run))
     files.write_json(run.state, {"state": "finished", "attempt": 1})
-    (found,) = _run.results(root, "", "x")
+    found = _run.results(root, "", "x")
     path = str(run.output / "adapter_model.safetensors")
     digest = hashlib.sha256(b"weights").hexdigest()
-    assert found == {
-        "id": run.id,
-        "files": {"adapter_model.safetensors": {"path": path, "sha256": digest, "size": 7}},
-    }
+    assert found == {f"{run.id}/adapter_model.safetensors": {"path": path, "sha256": digest, "size": 7}}

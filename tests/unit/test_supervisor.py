@@ -20,7 +20,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _changes, _run
+from ansible_collections.llmops.finetune.plugins.module_utils import _changes, _place, _run
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import (
     checkpoint,
     files,
@@ -286,7 +286,7 @@ def test_a_start_is_answered_once_the_leases_are_held(stage: Stage) -> None:
     staged = stage("beat wait=7")
     spec = {"folder": str(staged.run.path), "launch": staged.launch}
     token = _run.ask_start(spec, _changes.Changes(dry=False))
-    pid = _run.spawn(spec)["pid"]
+    pid = _place.spawn(staged.run, spec, "supervisor")
     answer = _run.wait_until_started(staged.run, token, pid)
     assert (answer["state"], answer["attempt"], answer["from_step"]) == ("running", 1, 0)
     assert staged.held()["cpu"]["pid"] == pid
