@@ -120,34 +120,15 @@ def read(
     _schema.typed(given.arguments, schema, "train_config")
     written = _schema.typed(written, schema, "train_args")
     single = _schema.typed(single, schema, "train_set")
+    over = {**written, **single}
+    origins = {**given.origins, **dict.fromkeys(written, "train_args"), **dict.fromkeys(single, "train_set")}
+    arguments = {**base, **over}
     name = str(variables.get("train_name") or recipe.replace("_", "-"))
-    arguments = {**base, **written, **single}
     if not _NAME.fullmatch(name):
         raise FinetuneError(
             f"{name!r} is no name for a run.", where="train_name", change="use small letters, digits, . _ and -"
         )
-    entries = variables.get("train_datasets") or []
-    if imported is not None and not given.datasets and entries == ["demo"]:
-        raise _not_there(given, "dataset", "train_datasets")
-    if "train_datasets" in given.refused and entries == ["demo"]:
-        raise given.refused["train_datasets"]
-    datasets = _dataset.parse(given.datasets if given.datasets and entries == ["demo"] else entries, "train_datasets")
-    if not datasets:
-        raise FinetuneError("There is nothing to train on.", where="train_datasets", change="name at least one dataset")
-    entries = variables.get("train_eval_datasets") or []
-    if stage == "ppo" and entries == ["demo_heldout"]:
-        entries = []  # the role's default beside the demo; PPO takes none
-    own = not given.datasets or entries not in ([], ["demo_heldout"])
-    if "train_eval_datasets" in given.refused and not own:
-        raise given.refused["train_eval_datasets"]
-    eval_datasets = _dataset.parse(entries if own else given.eval_datasets, "train_eval_datasets")
-    for dataset in eval_datasets:
-        if any(other.name == dataset.name and other != dataset for other in datasets):
-            raise FinetuneError(
-                f"{dataset.name!r} names one dataset to train on and another one to evaluate on.",
-                where="train_eval_datasets",
-                change="give each its own `name`",
-            )
+    datasets, eval_datasets = _data(variables, imported, stage)
     engine = _inputs.one_of(variables, "train_engine", _parallel.CHOICES, _parallel.PROVIDED)
     if given.engine and engine == _parallel.AUTO:
         engine = given.engine
@@ -158,15 +139,11 @@ def read(
     return Wish(
         name=name,
         recipe=recipe,
-        args={**given.arguments, **written, **single},
-        origins={
-            **given.origins,
-            **dict.fromkeys(written, "train_args"),
-            **dict.fromkeys(single, "train_set"),
-        },
+        args={**given.arguments, **over},
+        origins=origins,
         environment=environment,
         base=start,
-        notices=[*given.notices, *_overruled(given, written, single), *_contradicted(recipe, start, written, single)],
+        notices=[*given.notices, *_overruled(given, over, origins), *_contradicted(recipe, start, over, origins)],
         model=model,
         model_revision=revision,
         datasets=datasets,
@@ -191,6 +168,39 @@ def read(
         max_restarts=_inputs.number(variables, "train_max_restarts"),
         lease_dir=str(variables.get("train_lease_dir") or ""),
     )
+
+
+def _data(
+    variables: t.Mapping[str, t.Any], imported: _config.Imported | None, stage: str
+) -> tuple[list[_dataset.Dataset], list[_dataset.Dataset]]:
+    """What to train and to evaluate on: the data of the file where the variables are the role's defaults."""
+    given = imported or _config.Imported()
+    entries = variables.get("train_datasets") or []
+    if entries == ["demo"] and imported is not None:
+        if not given.datasets:
+            raise _not_there(given, "dataset", "train_datasets")
+        if "train_datasets" in given.refused:
+            raise given.refused["train_datasets"]
+        entries = given.datasets
+    datasets = _dataset.parse(entries, "train_datasets")
+    if not datasets:
+        raise FinetuneError("There is nothing to train on.", where="train_datasets", change="name at least one dataset")
+    entries = variables.get("train_eval_datasets") or []
+    if stage == "ppo" and entries == ["demo_heldout"]:
+        entries = []  # the role's default beside the demo; PPO takes none
+    if given.datasets and entries in ([], ["demo_heldout"]):
+        if "train_eval_datasets" in given.refused:
+            raise given.refused["train_eval_datasets"]
+        entries = given.eval_datasets
+    eval_datasets = _dataset.parse(entries, "train_eval_datasets")
+    for dataset in eval_datasets:
+        if any(other.name == dataset.name and other != dataset for other in datasets):
+            raise FinetuneError(
+                f"{dataset.name!r} names one dataset to train on and another one to evaluate on.",
+                where="train_eval_datasets",
+                change="give each its own `name`",
+            )
+    return datasets, eval_datasets
 
 
 def _model(variables: t.Mapping[str, t.Any], imported: _config.Imported | None) -> tuple[str, str]:
@@ -229,23 +239,22 @@ def _not_there(given: _config.Imported, key: str, variable: str) -> FinetuneErro
     )
 
 
-def _overruled(given: _config.Imported, written: _config.Arguments, single: _config.Arguments) -> list[str]:
+def _overruled(given: _config.Imported, over: _config.Arguments, origins: t.Mapping[str, str]) -> list[str]:
     """Lines of the file of train_config that a variable goes over."""
     return [
-        f"{given.origins[key]}: {key} {_config.to_yaml(value)} is overruled by "
-        f"{'train_set' if key in single else 'train_args'}: {_config.to_yaml({**written, **single}[key])}."
+        f"{given.origins[key]}: {key} {_config.to_yaml(value)} is overruled by {origins[key]}: "
+        f"{_config.to_yaml(over[key])}."
         for key, value in given.arguments.items()
-        if {**given.arguments, **written, **single}[key] != value and given.origins[key] != _config.NOT_WRITTEN
+        if over.get(key, value) != value and given.origins[key] != _config.NOT_WRITTEN
     ]
 
 
 def _contradicted(
-    recipe: str, start: _config.Arguments, written: _config.Arguments, single: _config.Arguments
+    recipe: str, start: _config.Arguments, over: _config.Arguments, origins: t.Mapping[str, str]
 ) -> list[str]:
     """What makes a recipe another one."""
-    over = {**written, **single}
     return [
-        f"Recipe {recipe} is overruled: {key} {over[key]} of {'train_set' if key in single else 'train_args'}."
+        f"Recipe {recipe} is overruled: {key} {over[key]} of {origins[key]}."
         for key in ("stage", "finetuning_type")
         if key in start and over.get(key, start[key]) != start[key]
     ]
