@@ -60,7 +60,7 @@ def agree(held: t.Sequence[t.Mapping[int, Held]]) -> Agreement:
     """The newest step whose files are all somewhere. held: by node rank, its whole checkpoints by step."""
     lost: list[str] = []
     for step in sorted({step for node in held for step in node}, reverse=True):
-        saved = next(node[step].nodes for node in held if step in node)
+        saved = _saved(held, step)
         common = set.intersection(*(set(files) for files in saved))
         wanted = [_of_node(saved, common, rank, len(held)) for rank in range(len(held))]
         present = [dict(node[step].files) if step in node else {} for node in held]
@@ -69,6 +69,11 @@ def agree(held: t.Sequence[t.Mapping[int, Held]]) -> Agreement:
             return Agreement(step, moves, lost)
         lost += [f"checkpoint-{step}/{name}" for name in missing]
     return Agreement(0, [], lost)
+
+
+def _saved(held: t.Sequence[t.Mapping[int, Held]], step: int) -> list[Sizes]:
+    """What each node wrote at that step, as any that has the checkpoint knows."""
+    return next(node[step].nodes for node in held if step in node)
 
 
 def _of_node(saved: t.Sequence[Sizes], common: t.Collection[str], rank: int, nodes: int) -> Sizes:
@@ -124,8 +129,9 @@ def restore(output: Path, here: Node, store: Store) -> Agreement:
     if here.leads:
         mine = {str(step): had._asdict() for step, had in held(output).items()}
         store.set(f"have/{here.node}", json.dumps(mine))
-    have = [json.loads(store.get(f"have/{node}")) for node in range(here.nodes)]  # get waits for them
-    agreed = agree([{int(step): Held(**had) for step, had in node.items()} for node in have])
+    told = [json.loads(store.get(f"have/{node}")) for node in range(here.nodes)]  # get waits for them
+    have = [{int(step): Held(**had) for step, had in node.items()} for node in told]
+    agreed = agree(have)
     if here.leads:
         if agreed.step or not agreed.lost:
             _bring(agreed, have, output, here, store)
@@ -135,14 +141,13 @@ def restore(output: Path, here: Node, store: Store) -> Agreement:
     return agreed
 
 
-def _bring(agreed: Agreement, have: t.Sequence[t.Any], output: Path, here: Node, store: Store) -> None:
+def _bring(agreed: Agreement, have: t.Sequence[t.Mapping[int, Held]], output: Path, here: Node, store: Store) -> None:
+    """Have the files that the agreement brings here, and nothing newer than its step."""
     path = output / f"checkpoint-{agreed.step}"
     if agreed.moves:
         _carry_out(agreed.moves, path, here, store)
     if any(move.target == here.node for move in agreed.moves):
-        saved = [
-            dict(files) for files in next(node[str(agreed.step)] for node in have if str(agreed.step) in node)["nodes"]
-        ]
+        saved = list(_saved(have, agreed.step))
         if len(saved) == here.nodes:  # a file that all have alike may have another length here
             now = checkpoint.sizes(path)
             saved[here.node] = {name: now[name] for name in saved[here.node] if name in now}
