@@ -124,10 +124,10 @@ def refused() -> list[str]:
 def one_configuration() -> list[str]:
     """Every configuration of the rules' table, from the variables to the plan, in this process."""
     sys.path.insert(0, str(REPOSITORY / "collections"))
-    from .unit import rule_cases, test_refusals
-    from .unit.rule_cases import situations
+    from .unit import test_refusals
+    from .unit.rule_cases import cases, situations
 
-    configurations = [arguments for case in rule_cases.CASES for arguments in (case[1], case[3])]
+    configurations = [arguments for case in cases.CASES for arguments in (case[1], case[3])]
     began = time.monotonic()
     for arguments in configurations:
         test_refusals.planned(train_args=arguments)

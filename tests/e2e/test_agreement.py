@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _config, _recipe, _rules, _schema
 
-from ..unit import rule_cases
-from ..unit.rule_cases import situations
+from ..unit.rule_cases import cases, situations
 from .conftest import REPOSITORY, Demo
 
 MAIN = situations.MAIN
@@ -59,10 +58,10 @@ EXPRESSIBLE = {"datasets", "eval_datasets", "model", "engine"}
 
 def twins(environment: str) -> list[Configuration]:
     """What breaks each row of the rules, and its repair; of the stages that run in an environment."""
-    cases = [pair for case in rule_cases.CASES for pair in ((case[1], case[2]), (case[3], case[4]))]
+    pairs = [pair for case in cases.CASES for pair in ((case[1], case[2]), (case[3], case[4]))]
     return [
         (arguments, situation)
-        for arguments, situation in cases
+        for arguments, situation in pairs
         if situation.keys() <= EXPRESSIBLE
         and situation.get("engine") not in (situations.OFFLOAD["engine"], situations.FSDP["engine"])
         and _recipe.environment(arguments.get("stage")) == environment

@@ -14,9 +14,9 @@ import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _records, _schema, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
-from . import plans, rule_cases
+from . import plans
 from .broken_records import BROKEN, FORMS
-from .rule_cases import situations
+from .rule_cases import cases, situations
 
 MAIN = situations.MAIN
 VARIABLES = (*_wish.INPUTS, *_wish.OTHERS)
@@ -84,7 +84,7 @@ def test_no_value_of_a_variable_ends_in_a_traceback(name: str) -> None:
             held_to_the_form(refusal)
 
 
-@pytest.mark.parametrize("case", rule_cases.CASES, ids=lambda case: str(case[0]))
+@pytest.mark.parametrize("case", cases.CASES, ids=lambda case: str(case[0]))
 def test_a_row_that_is_broken_is_refused(case: situations.Case) -> None:
     problems = situations.problems(case[1], case[2])
     with pytest.raises(FinetuneError) as refusal:

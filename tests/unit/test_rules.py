@@ -13,7 +13,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils import _recipe, _r
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import base_model
 
 from ..conftest import REPOSITORY
-from .rule_cases import CASES
+from .rule_cases.cases import CASES
 from .rule_cases.situations import MAIN, SCHEMAS, told
 
 
