@@ -43,6 +43,10 @@ class Kinds:
         self.filled = False
         """Objects of it get keys of others."""
 
+    def knows(self, record: t.Any) -> bool:
+        """Whether nothing more is to be found in this, for there is nothing in it to be looked into."""
+        return isinstance(record, dict) and ("", *record, *map(type, record.values())) in self._flat
+
     def look(self, record: dict[str, t.Any], number: int) -> None:
         self.wrongs, self.filled = [], False
         self._object(record, "", number)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 import itertools
 import json
 import re
@@ -131,31 +132,77 @@ def _is_whole(line: bytes) -> bool:
 
 
 def _lines(file: t.BinaryIO) -> Records:
-    for number, line in enumerate(file, 1):
-        if number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
+    """A record on each line. What is plainly one is read in one go, of all else `_line` tells more."""
+    number = 0
+    while piece := file.read(CHUNK) + file.readline():
+        if not number:
+            piece = piece.removeprefix(codecs.BOM_UTF8)
         try:
-            text = line.decode("utf-8").strip()  # empty lines are no records, to LLaMA-Factory too
-            at = 0
-            while at < len(text):  # nearly always once
-                value, end = _CAREFUL.raw_decode(text, at)
-                if "\\u" in text:
-                    _refuse_half_letters(value, text[at:end])
-                yield number, value, None
-                at = end
-                while at < len(text) and text[at].isspace():
-                    at += 1
+            text = piece.decode("utf-8")
         except UnicodeDecodeError:
-            yield number, None, _NOT_UTF8
-        except RecursionError:
-            yield number, None, DEEP
-        except ValueError as error:
-            yield number, None, (f"it is not JSON: {error}", _CUT)
+            for line in io.BytesIO(piece):
+                number += 1
+                yield from _line(number, line)
+            continue
+        blanks = [mark for mark in _BLANKS if mark[0] in text and mark in text]  # one letter is looked for much faster
+        halves = "\\u" in text and any(mark in text for mark in _HALVES)
+        at = 0
+        while at < len(text):
+            number += 1
+            end = text.find("\n", at)
+            end = len(text) if end < 0 else end
+            try:
+                value, last = _PLAIN.raw_decode(text, at)
+                colons = text.count('":', at, end)
+                if blanks:
+                    colons += sum(text.count(mark, at, end) for mark in blanks)
+                plain = last == end and isinstance(value, dict) and (colons == len(value) or colons == _keys(value))
+            except (ValueError, RecursionError):
+                plain = False
+            if plain and not halves:
+                yield number, value, None
+            else:
+                yield from _line(number, text[at:end].encode("utf-8"))
+            at = end + 1
+
+
+def _keys(value: t.Any) -> int:
+    """How many keys all objects of a value have."""
+    count = 0
+    found = [value]
+    for outer in found:  # which grows
+        if isinstance(outer, dict):
+            count += len(outer)
+            outer = outer.values()
+        for inner in outer:
+            if isinstance(inner, (dict, list)):
+                found.append(inner)
+    return count
+
+
+def _line(number: int, line: bytes) -> Records:
+    """A line of which each key and letter is looked at."""
+    try:
+        text = line.decode("utf-8").strip()  # empty lines are no records, to LLaMA-Factory too
+        at = 0
+        while at < len(text):  # nearly always once
+            value, end = _CAREFUL.raw_decode(text, at)
+            _refuse_half_letters(value, text[at:end])
+            yield number, value, None
+            at = end
+            while at < len(text) and text[at].isspace():
+                at += 1
+    except UnicodeDecodeError:
+        yield number, None, _NOT_UTF8
+    except RecursionError:
+        yield number, None, DEEP
+    except ValueError as error:
+        yield number, None, (f"it is not JSON: {error}", _CUT)
 
 
 def _refuse_half_letters(value: t.Any, text: str) -> None:
     r"""Half of a letter that JSON writes in two (`\ud83d` alone)."""
-    if "\\ud" in text or "\\uD" in text:
+    if any(mark in text for mark in _HALVES):
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
@@ -186,6 +233,10 @@ def _object(pairs: list[tuple[str, t.Any]]) -> dict[str, t.Any]:
     return value
 
 
+_BLANKS = (" :", "\t:", "\r:")
+"""Ends of keys whose colon is not right after the quote. Where these and `":` are as many as the keys of the value, no
+key was there twice; there may be more of them in texts."""
+_HALVES = ("\\ud", "\\uD")
 _PLAIN = json.JSONDecoder()
 _CAREFUL = json.JSONDecoder(object_pairs_hook=_object)
 

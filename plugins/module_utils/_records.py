@@ -80,6 +80,8 @@ def check(path: Path, dataset: Dataset, stage: str = "sft", limit: int = 20, med
         report.records += 1
         if stage == "kto" and isinstance(record, dict):
             liked.add(bool(written.of(record, "kto_tag")))
+        if not (torn or forgotten) and kinds.knows(record) and is_plain(record):
+            continue
         if other := _other_form(record, dataset) if report.records == 1 else None:
             report.faults.append(Fault(0, *other))
             break
