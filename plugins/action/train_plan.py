@@ -38,7 +38,7 @@ class ActionModule(ActionBase):
                     "stage": wish.stage,
                     "media": {"taken": wish.media.taken, "folder": "".join(wish.media.folders)},
                     "model": wish.model,
-                    "reward_model": wish.reward_model,
+                    "folders": wish.folders,
                 }
             facts = {host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]}
             sources = _sources.sources(wish, self._folders(known), facts)

@@ -29,7 +29,7 @@ NOTHING: dict[str, t.Any] = {
     "models": [],
     "sources": [],
     "model_missing": False,
-    "reward_model": None,
+    "folders": {},
     "model": {},
 }
 """What lies under the root of an account that is still to be made."""
@@ -46,13 +46,13 @@ def facts(
     lease_dir: str = "",
     model: str = "",
     media: Media = _records.UNKNOWN,
-    reward_model: str = "",
+    folders: t.Sequence[str] = (),
 ) -> dict[str, t.Any]:
     """The facts the plan needs.
 
     name: only runs of this name are read. here: datasets that lie on the node, to digest and check for the stage.
-    lease_dir: where the leases are, empty for the host's one place. model, reward_model: of the run, looked into where
-    they are paths. media: what is known of them besides that they are here.
+    lease_dir: where the leases are, empty for the host's one place. model: of the run, looked into where it is a path.
+    folders: where adapters and reward models are. media: what is known of them besides that they are here.
     """
     present = gpus()
     login = _user.login()
@@ -78,7 +78,7 @@ def facts(
             "datasets": datasets(Path(place)),
             "media": media_sets(Path(place)),
             "models": models(Path(place)),
-            "reward_model": reward_files(Path(reward_model)) if reward_model.startswith("/") else None,
+            "folders": {folder: trained_files(Path(folder)) for folder in folders},
             "model_missing": model.startswith("/") and not found,
             "model": _model.facts(Path(model)) if found else {},
             "sources": [source(dataset) for dataset in here],
@@ -198,8 +198,8 @@ def model_intact(folder: Path, identity: str) -> bool:
     )
 
 
-def reward_files(folder: Path) -> list[str]:
-    """Which of the files that make a reward model are in the folder, as far as the account may look."""
+def trained_files(folder: Path) -> list[str]:
+    """Which of the files that make an adapter or a reward model are in the folder, as far as the account may look."""
     return [
         name
         for name in ("value_head.safetensors", "adapter_config.json", "config.json")

@@ -34,7 +34,7 @@ def refuse_what_cannot_run(
         media=any(source.media for source in sources),
         records=_records(sources),
         model=wish.model,
-        reward_model=_in_every(node.get("reward_model") for node in facts.values()),
+        folders={folder: _in_every(folder, facts) for folder in wish.folders},
         weights=_weights(wish, facts),
         engine=_parallel.ENGINES[resolved["engine"]],
     )
@@ -47,10 +47,9 @@ def _records(sources: t.Sequence[Source]) -> int | None:
     return None if None in counts else sum(count or 0 for count in counts)
 
 
-def _in_every(found: t.Iterable[t.Sequence[str] | None]) -> frozenset[str] | None:
-    """What all nodes have of a folder; None where there is no folder to look into."""
-    there = [frozenset(names) for names in found if names is not None]
-    return frozenset.intersection(*there) if there else None
+def _in_every(folder: str, facts: t.Mapping[str, Facts]) -> frozenset[str]:
+    """What all nodes have of a folder."""
+    return frozenset.intersection(*(frozenset(node["folders"].get(folder, ())) for node in facts.values()))
 
 
 def _weights(wish: Wish, facts: t.Mapping[str, Facts]) -> Model:

@@ -80,8 +80,8 @@ class Wish:
     media: _media.Media
     media_folders: list[str]
     """Where train_config has its media, on the controller."""
-    reward_model: str
-    """LLaMA-Factory's, for PPO alone."""
+    folders: list[str]
+    """Where on the nodes adapters and the reward model are that the run begins with."""
     engine: str
     gpus: str
     global_batch_size: int | None
@@ -154,7 +154,7 @@ def read(
             (str(arguments["media_dir"]),) if arguments.get("media_dir") else (),
         ),
         media_folders=given.media_folders,
-        reward_model=_reward_model(arguments) if stage == "ppo" else "",
+        folders=_folders(arguments, stage),
         engine=engine,
         gpus=_inputs.gpus(variables.get("train_gpus", "all")),
         global_batch_size=_inputs.count(variables, "train_global_batch_size"),
@@ -260,16 +260,25 @@ def _contradicted(
     ]
 
 
-def _reward_model(arguments: t.Mapping[str, t.Any]) -> str:
-    """A folder on the node, a hub id, or the address of a server."""
-    found = str(arguments.get("reward_model") or "")
-    if found.startswith(("~", ".")):
-        raise FinetuneError(
-            f"{found!r} is neither a full path on the node nor a hub id.",
-            where="key reward_model",
-            change="begin the path with /",
-        )
-    return found
+def _folders(arguments: t.Mapping[str, t.Any], stage: str) -> list[str]:
+    """Full paths among what names a folder on the node, a hub id, or the address of a server."""
+    named = [("adapter_name_or_path", path.strip()) for path in _text(arguments, "adapter_name_or_path").split(",")]
+    if stage == "ppo":
+        named.append(("reward_model", _text(arguments, "reward_model")))
+    for key, found in named:
+        if found.startswith(("~", ".")) or (found.count("/") > 1 and not found.startswith("/") and "://" not in found):
+            raise FinetuneError(
+                f"{found!r} is neither a full path on the node nor a hub id.",
+                where=f"key {key}",
+                change="begin the path with /",
+            )
+    return [found for _key, found in named if found.startswith("/")]
+
+
+def _text(arguments: t.Mapping[str, t.Any], key: str) -> str:
+    """What a key says; empty where it says nothing, or no text, which the rules tell."""
+    found = arguments.get(key)
+    return found if isinstance(found, str) else ""
 
 
 def refuse_misspelt(names: t.Iterable[str]) -> None:

@@ -31,10 +31,11 @@ options:
     description: The role's C(train_model). Where it is a full path, the model there is looked at.
     type: str
     default: ""
-  reward_model:
-    description: LLaMA-Factory's C(reward_model) of the run. A full path is looked into.
-    type: str
-    default: ""
+  folders:
+    description: Full paths of adapters and reward models that the run begins with.
+    type: list
+    elements: str
+    default: []
   stage:
     description: LLaMA-Factory's stage that the records of O(datasets) are for.
     type: str
@@ -100,10 +101,9 @@ node:
       description: NVIDIA GPUs with index, uuid, name, memory in bytes, compute capability, driver.
       type: list
       elements: dict
-    reward_model:
-      description: Which files of a reward model are in the folder O(reward_model); nothing where that is no path.
-      type: list
-      elements: str
+    folders:
+      description: By each of O(folders), which files of an adapter or a reward model are in it.
+      type: dict
     compilers:
       description: Which of V(c++) and V(nvcc) ranks would find. DeepSpeed needs them for some engines.
       type: list
@@ -149,7 +149,7 @@ def main() -> None:
             "root": {"type": "str", "default": "~/llmops"},
             "name": {"type": "str", "default": ""},
             "model": {"type": "str", "default": ""},
-            "reward_model": {"type": "str", "default": ""},
+            "folders": {"type": "list", "elements": "str", "default": []},
             "stage": {"type": "str", "choices": ["pt", "sft", "rm", "ppo", "dpo", "kto"], "default": "sft"},
             "media": {
                 "type": "dict",
@@ -164,7 +164,7 @@ def main() -> None:
     given = module.params
     try:
         here = [dataset for dataset in _dataset.parse(given["datasets"], "train_datasets") if dataset.source == "path"]
-        asked = {key: given[key] for key in ("user", "root", "name", "stage", "lease_dir", "model", "reward_model")}
+        asked = {key: given[key] for key in ("user", "root", "name", "stage", "lease_dir", "model", "folders")}
         media = _media.Media(bool(given["media"].get("taken")), [given["media"].get("folder") or ""])
         node = _node.facts(here=here, media=media, **asked)
     except FinetuneError as error:

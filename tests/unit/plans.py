@@ -54,6 +54,7 @@ def node(gpus: int = 0, capability: float = 9.0, **facts: t.Any) -> dict[str, t.
             for i in range(gpus)
         ],
         "systemd": False,
+        "folders": {},
         "runs": {},
         "datasets": [],
         "media": [],

@@ -203,11 +203,11 @@ def test_a_root_that_may_not_be_looked_into_is_refused(monkeypatch: pytest.Monke
     assert refusal.value.where == "train_root"
 
 
-def test_the_files_of_a_reward_model(tmp_path: Path) -> None:
-    assert _node.reward_files(tmp_path / "nothing") == []
+def test_the_files_of_an_adapter_or_a_reward_model(tmp_path: Path) -> None:
+    assert _node.trained_files(tmp_path / "nothing") == []
     for name in ("value_head.safetensors", "adapter_config.json", "README.md"):
         (tmp_path / name).touch()
-    assert _node.reward_files(tmp_path) == ["value_head.safetensors", "adapter_config.json"]
+    assert _node.trained_files(tmp_path) == ["value_head.safetensors", "adapter_config.json"]
 
 
 MOUNTS = [

@@ -46,14 +46,14 @@ def test_a_model_that_is_not_on_a_node_is_refused_before_anything_is_staged() ->
 def test_a_reward_model_must_be_on_every_node_unless_the_run_is_finished() -> None:
     asked: Variables = {"train_recipe": "ppo", "train_set": "reward_model=/srv/reward"}
     whole = ["value_head.safetensors", "adapter_config.json"]
-    plan = make({"a": node(reward_model=whole), "b": node(reward_model=whole)}, **asked)
+    plan = make({"a": node(folders={"/srv/reward": whole}), "b": node(folders={"/srv/reward": whole})}, **asked)
     assert lines(plan)["reward_model"] == "/srv/reward"
     assert plan.nodes["a"]["launch"]["resumes"] is False
     with pytest.raises(FinetuneError, match="no reward model") as refusal:
-        make({"a": node(reward_model=whole), "b": node(reward_model=[])}, **asked)
+        make({"a": node(folders={"/srv/reward": whole}), "b": node(folders={})}, **asked)
     assert refusal.value.where == "train_set, key reward_model" and "recipe reward" in refusal.value.change
-    alone = make({"a": node(reward_model=whole)}, **asked)
-    assert make({"a": {**known((alone, "finished", 1.0)), "reward_model": []}}, **asked).recorded
+    alone = make({"a": node(folders={"/srv/reward": whole})}, **asked)
+    assert make({"a": {**known((alone, "finished", 1.0)), "folders": {}}}, **asked).recorded
 
 
 def test_what_the_model_on_the_node_says_is_held_against_the_arguments() -> None:

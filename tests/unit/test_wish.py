@@ -144,7 +144,7 @@ def test_the_inventorys_own_variables_are_left_alone() -> None:
 def test_ppo_has_an_environment_of_its_own_and_its_keys(asked: dict[str, t.Any]) -> None:
     assert (read().environment, read(train_recipe="reward").environment) == ("main", "main")
     wish = read(**asked)
-    assert (wish.environment, wish.stage, wish.reward_model) == ("ppo", "ppo", "")
+    assert (wish.environment, wish.stage, wish.folders) == ("ppo", "ppo", [])
     with pytest.raises(FinetuneError, match=r"LLaMA-Factory 0\.9\.3 has no key use_dft_loss"):
         read(**{**asked, "train_args": {"stage": "ppo", "use_dft_loss": True}})
 
@@ -170,13 +170,15 @@ def test_ppo_takes_no_held_out_data_unless_it_is_asked_for_in_vain() -> None:
     assert read(train_recipe="ppo", train_eval_datasets=["alpaca_en"]).eval_datasets, "the rules refuse it"
 
 
-def test_a_reward_model_is_a_full_path_or_on_a_hub() -> None:
-    for found in ("/srv/reward", "org/reward", "https://rewards"):
-        assert read(train_recipe="ppo", train_set=f"reward_model={found}").reward_model == found
-    for found in ("~/reward", "./reward"):
-        with pytest.raises(FinetuneError, match="neither a full path") as refusal:
-            read(train_recipe="ppo", train_set=f"reward_model={found}")
-        assert refusal.value.where == "key reward_model"
+def test_what_a_run_begins_with_is_a_full_path_or_on_a_hub() -> None:
+    for found, folders in (("/srv/reward", ["/srv/reward"]), ("org/reward", []), ("https://rewards/of/mine", [])):
+        assert read(train_recipe="ppo", train_set=f"reward_model={found}").folders == folders
+    assert read(train_args={"adapter_name_or_path": "/srv/a, org/b,/srv/c"}).folders == ["/srv/a", "/srv/c"]
+    for key, asked in (("reward_model", {"train_recipe": "ppo"}), ("adapter_name_or_path", {})):
+        for found in ("~/reward", "./reward", "saves/llama3-8b/lora/sft"):
+            with pytest.raises(FinetuneError, match="neither a full path") as refusal:
+                read(**asked, train_set=f"{key}={found}")
+            assert refusal.value.where == f"key {key}"
 
 
 def test_every_input_of_the_role_is_known() -> None:

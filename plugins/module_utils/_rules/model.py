@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .rule import Rule
+from .rule import Rule, View
 
 _ON_THE_FLY_BITS = {"bnb": (4, 8), "hqq": (1, 2, 3, 4, 5, 6, 8), "eetq": (8,)}
 _SLOW_SPLITTERS = ("0.9.3",)
@@ -18,6 +18,12 @@ _FINETUNING = "hparams/finetuning_args.py"
 
 def _before(version: str, *limit: int) -> bool:
     return tuple(int(word) for word in version.split(".")[: len(limit)]) < limit
+
+
+def _no_adapter(c: View) -> bool:
+    """A folder on the nodes in which no adapter is, or not on all of them."""
+    there = [c.now.folders.get(path) for path in c.words("adapter_name_or_path") if not c["adapter_folder"]]
+    return any(files is not None and "adapter_config.json" not in files for files in there)
 
 
 RULES: t.Tuple[Rule, ...] = (
@@ -55,6 +61,13 @@ RULES: t.Tuple[Rule, ...] = (
         "LLaMA-Factory splits adapter_name_or_path at commas and dies on a list",
         "write the adapters as one text with commas",
         "hparams/model_args.py",
+    ),
+    Rule(
+        ("adapter_name_or_path",),
+        _no_adapter,
+        "there is no adapter in that folder on every node",
+        "name the folder `output` of a finished run, or another with an adapter_config.json that the account may read",
+        "model/adapter.py",
     ),
     Rule(
         ("adapter_name_or_path", "finetuning_type"),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import typing as t
+from types import MappingProxyType
 
 from .._model import Model
 from .._parallel import Engine
@@ -26,8 +27,8 @@ class Situation(t.NamedTuple):
     media: bool = False
     """A dataset has images, videos or audios."""
     model: str = ""
-    reward_model: t.FrozenSet[str] | None = None
-    """Files of a reward model that its folder has on every node; None where it is no path on the nodes."""
+    folders: t.Mapping[str, t.Container[str]] = MappingProxyType({})
+    """By the full path of an adapter or a reward model, those of its files that are there on every node."""
     weights: Model = Model()
     """What is known of the model itself."""
     engine: Engine = Engine()

@@ -16,8 +16,9 @@ _FINETUNING = "hparams/finetuning_args.py"
 _PPO = "train/ppo/trainer.py"
 
 
-def _reward_folder(c: View) -> t.FrozenSet[str] | None:
-    return c.now.reward_model if c["stage"] == "ppo" and c["reward_model_type"] != "api" else None
+def _reward_folder(c: View) -> t.Container[str] | None:
+    asked = c["stage"] == "ppo" and c["reward_model_type"] != "api"
+    return c.now.folders.get(str(c["reward_model"])) if asked else None
 
 
 def _no_reward_model(c: View) -> bool:

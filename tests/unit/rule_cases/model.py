@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from .situations import BITS, FSDP, FULL, PPO, QWEN3, READS_GPTQ, WITH, ZERO3, Case
+from .situations import ADAPTER, BITS, FSDP, FULL, HEAD, PPO, QWEN3, READS_GPTQ, WITH, ZERO3, Case
 
 CASES: list[Case] = [
     ("image_max_pixels is smaller", {"image_max_pixels": 9}, {}, {"image_max_pixels": 2000}, {}),
@@ -25,6 +25,20 @@ CASES: list[Case] = [
         {},
     ),
     ("dies on a list", {"adapter_name_or_path": ["/a"]}, {}, {"adapter_name_or_path": "/a"}, {}),
+    (
+        "no adapter in that folder",
+        {"adapter_name_or_path": "/a,/b"},
+        {"folders": {"/a": ADAPTER, "/b": HEAD}},
+        {"adapter_name_or_path": "/a,/b"},
+        {"folders": {"/a": ADAPTER, "/b": ADAPTER}},
+    ),
+    (
+        "no adapter in that folder",
+        {"adapter_name_or_path": "/a"},
+        {"folders": {"/a": HEAD}},
+        {"adapter_name_or_path": "/a", "adapter_folder": "lora"},
+        {"folders": {"/a": HEAD}},
+    ),
     ("an adapter goes with", {**FULL, "adapter_name_or_path": "/a"}, {}, {"adapter_name_or_path": "/a"}, {}),
     ("several adapters", {**BITS, "adapter_name_or_path": "/a,/b"}, {}, {**BITS, "adapter_name_or_path": "/a"}, {}),
     ("several adapters", {"adapter_name_or_path": "/a,/b"}, ZERO3, {"adapter_name_or_path": "/a,/b"}, {}),
