@@ -24,14 +24,15 @@ def page() -> str:
         "",
         "Written by `scripts/rules.py` from `plugins/module_utils/_rules`. These are combinations that LLaMA-Factory",
         "refuses after minutes, or takes and does otherwise; misspelt keys, values of another type and records are",
-        "refused besides. Sources are files of LLaMA-Factory unless they name another package. A refusal says what to",
-        "change.",
+        "refused besides. Sources are files of LLaMA-Factory unless they name another package. Where no remedy is",
+        "given, the refusal has one that depends on the values.",
     ]
     for table in _rules.TABLES:
         lines += ["", f"## {(table.__doc__ or '').partition(chr(10))[0].rstrip('.')}", ""]
-        lines += ["| about | refused, because | source |", "|---|---|---|"]
+        lines += ["| about | refused, because | what to do | source |", "|---|---|---|---|"]
         for rule in table.RULES:
-            cells = [", ".join(f"`{key}`" for key in rule.keys), rule.what, rule.source]
+            remedy = rule.change if isinstance(rule.change, str) else ""
+            cells = [", ".join(f"`{key}`" for key in rule.keys), rule.what, remedy, rule.source]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

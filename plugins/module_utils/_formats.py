@@ -28,6 +28,10 @@ _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 DROPPED = "the record would be dropped"
 NO_QUESTION = "no question"
 NO_TEXT = "no text"
+QUOTED = (
+    "a call of a tool with `arguments` as text, which is learned in quotes, and which some templates die of; write "
+    "them as an object"
+)
 
 
 class Layout(t.NamedTuple):
@@ -61,7 +65,10 @@ def doubt(record: Record, layout: Layout) -> str:
         answers = _tags(layout, "assistant_tag", "function_tag")
         pair = [layout.of(record, role) for role in ("chosen", "rejected")] if layout.stage in PAIRS else []
         asked = any(answer.get(layout.tags.get("role_tag", "")) not in answers for answer in pair)
-        return "a chosen or rejected message that is no answer, and is taken for one" if asked else ""
+        if asked:
+            return "a chosen or rejected message that is no answer, and is taken for one"
+        calls = [call for _i, found in _called(layout.of(record, "messages"), layout) for call in found or ()]
+        return QUOTED if any(isinstance(call["arguments"], str) for call in calls) else ""
     if layout.stage in ("sft", "kto") and not str(layout.of(record, "response") or "").strip():
         return "an empty answer, which teaches to say nothing"
     if not any(layout.of(record, role) for role in ("prompt", "query")):
@@ -216,24 +223,31 @@ def _pair(record: Record, layout: Layout) -> Wrong:
 
 def _calls(messages: list[Record], layout: Layout) -> Wrong:
     """Calls of functions are JSON objects with name and arguments, or lists of them."""
-    if layout.formatting == "openai":
-        for i, message in enumerate(messages, 1):
-            for call in message.get("tool_calls") or ():
-                if not isinstance(call, dict) or not _is_call(call.get("function")):
-                    return f"message {i} has a tool call without name and arguments", "write both into its `function`"
-        return None
+    for i, calls in _called(messages, layout):
+        if calls is None:
+            return f"message {i} calls a function and is no JSON", 'write {"name": …, "arguments": {…}} as text'
+        if not all(map(_is_call, calls)):
+            where = "its `function`" if layout.formatting == "openai" else "the call"
+            return f"message {i} has a call of a tool without name and arguments", f"write both into {where}"
+    return None
+
+
+def _called(messages: list[Record], layout: Layout) -> t.Iterator[tuple[int, list[t.Any] | None]]:
+    """Numbers of the messages that call functions, and what they call; None where that is no JSON."""
     role_key, content_key = layout.tags.get("role_tag", ""), layout.tags.get("content_tag", "")
     called = layout.tags.get("function_tag")
     for i, message in enumerate(messages, 1):
-        if called and message.get(role_key) == called:
+        if layout.formatting == "openai":
+            calls = message.get("tool_calls") or ()
+            yield i, [call.get("function") if isinstance(call, dict) else None for call in calls]
+        elif called and message.get(role_key) == called:
             marked = _MARKED.search(message[content_key])  # what is around it is thought
             try:
                 calls = json.loads(marked[1] if marked else _THOUGHT.sub("", message[content_key]))
             except ValueError:
-                return f"message {i} calls a function and is no JSON", 'write {"name": …, "arguments": {…}} as text'
-            if not all(_is_call(call) for call in (calls if isinstance(calls, list) else [calls])):
-                return f"message {i} calls a function without name and arguments", "write both"
-    return None
+                yield i, None
+            else:
+                yield i, calls if isinstance(calls, list) else [calls]
 
 
 def _is_call(call: t.Any) -> bool:

@@ -28,6 +28,7 @@ from .broken_records import (
     Form,
     alpaca,
     calling,
+    chat,
     talk,
     write,
 )
@@ -77,6 +78,12 @@ def test_a_record_is_an_object(tmp_path: Path, record: t.Any) -> None:
         ("alpaca", alpaca(instruction=""), "2 records have no question"),
         ("alpaca kto", {**alpaca(good=False), "output": None}, "2 records have an empty answer"),
         ("sharegpt dpo", talk(ASK, chosen=ASK, rejected=ANSWER), "2 records have a chosen or rejected message"),
+        ("openai", chat(USER, calling('{"x": 1}'), TOLD, ASSISTANT), "2 records have a call of a tool with `arg"),
+        (
+            "sharegpt",
+            talk(ASK, {"from": "function_call", "value": '{"name": "f", "arguments": "{}"}'}),
+            "2 records have a call of a tool with `arguments` as text, which is learned in quotes",
+        ),
     ],
 )
 def test_what_is_trained_on_in_doubt_is_told(tmp_path: Path, form: str, odd: t.Any, told: str) -> None:
