@@ -46,7 +46,11 @@ SHAPES: dict[str, tuple[Row, str, t.Callable[[str, str], Row]]] = {
         "dpo",
         lambda asked, answer: {"instruction": asked, "input": "", "chosen": answer, "rejected": answer[::2]},
     ),
-    "kto": ({}, "kto", lambda asked, answer: {"instruction": asked, "input": "", "output": answer, "kto_tag": True}),
+    "kto": (
+        {},
+        "kto",
+        lambda asked, answer: {"instruction": asked, "input": "", "output": answer, "kto_tag": "?" in asked},
+    ),
     "text": ({"columns": {"prompt": "text"}}, "pt", lambda asked, answer: {"text": f"{asked} {answer}"}),
 }
 LENGTHS = {"short": 1, "long": 6}

@@ -16,6 +16,9 @@ FILLED = (
 )
 
 
+_NONE: frozenset[type] = frozenset()
+
+
 class _Shape(t.NamedTuple):
     objects: tuple[tuple[str, str], ...]
     """Keys of what is to be looked into, with its place."""
@@ -34,7 +37,9 @@ class Kinds:
         self._keys: dict[str, t.KeysView[str]] = {}
         self._flat: set[tuple[t.Any, ...]] = set()
         """Shapes of which nothing more is to be found."""
-        self._items: dict[str, set[type]] = {}
+        self._nested = False
+        """Records hold lists or objects."""
+        self._items: dict[str, frozenset[type]] = {}
         self._shapes: dict[tuple[t.Any, ...], _Shape] = {}
         self.fields: set[str] = set()
         """Names of the fields of records."""
@@ -45,7 +50,8 @@ class Kinds:
 
     def knows(self, record: t.Any) -> bool:
         """Whether nothing more is to be found in this, for there is nothing in it to be looked into."""
-        return isinstance(record, dict) and ("", *record, *map(type, record.values())) in self._flat
+        flat = not self._nested and isinstance(record, dict)
+        return flat and ("", *record, *map(type, record.values())) in self._flat
 
     def look(self, record: dict[str, t.Any], number: int) -> None:
         self.wrongs, self.filled = [], False
@@ -63,8 +69,9 @@ class Kinds:
 
     def _list(self, value: list[t.Any], place: str, number: int) -> None:
         kinds = set(map(type, value))
-        if not kinds <= self._items.setdefault(place, set()):
-            self._items[place] |= {kind for kind in kinds if self._note(kind, place, number)}
+        known = self._items.get(place, _NONE)
+        if not kinds <= known:
+            self._items[place] = known | {kind for kind in kinds if self._note(kind, place, number)}
         if dict in kinds:
             inner = f"{place}."
             flat = self._flat
@@ -85,6 +92,7 @@ class Kinds:
             tuple((name, f"{place}{name}[]") for name, inner in value.items() if isinstance(inner, list)),
             place.startswith(self._dumped) and self._keys.setdefault(place, value.keys()) != value.keys(),
         )
+        self._nested |= bool(shape.objects or shape.lists)
         if all(good):  # what is wrong is told of each record
             self._shapes[key] = shape
             if not any(shape):

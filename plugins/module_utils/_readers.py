@@ -144,8 +144,7 @@ def _lines(file: t.BinaryIO) -> Records:
                 number += 1
                 yield from _line(number, line)
             continue
-        blanks = [mark for mark in _BLANKS if mark[0] in text and mark in text]  # one letter is looked for much faster
-        halves = "\\u" in text and any(mark in text for mark in _HALVES)
+        marks = [mark for mark in _COLONS if mark[0] in text]
         at = 0
         while at < len(text):
             number += 1
@@ -153,13 +152,16 @@ def _lines(file: t.BinaryIO) -> Records:
             end = len(text) if end < 0 else end
             try:
                 value, last = _PLAIN.raw_decode(text, at)
-                colons = text.count('":', at, end)
-                if blanks:
-                    colons += sum(text.count(mark, at, end) for mark in blanks)
-                plain = last == end and isinstance(value, dict) and (colons == len(value) or colons == _keys(value))
+                plain = last == end and isinstance(value, dict)
+                colons = text.count(":", at, end)
+                if plain and colons != len(value):
+                    keys = _keys(value)
+                    plain = keys == colons or keys == sum([text.count(mark, at, end) for mark in marks])
+                if plain and text.find("\\", at, end) >= 0:
+                    plain = not any(text.find(mark, at, end) >= 0 for mark in _HALVES)
             except (ValueError, RecursionError):
                 plain = False
-            if plain and not halves:
+            if plain:
                 yield number, value, None
             else:
                 yield from _line(number, text[at:end].encode("utf-8"))
@@ -169,14 +171,12 @@ def _lines(file: t.BinaryIO) -> Records:
 def _keys(value: t.Any) -> int:
     """How many keys all objects of a value have."""
     count = 0
-    found = [value]
-    for outer in found:  # which grows
-        if isinstance(outer, dict):
-            count += len(outer)
-            outer = outer.values()
-        for inner in outer:
-            if isinstance(inner, (dict, list)):
-                found.append(inner)
+    if isinstance(value, dict):
+        count = len(value)
+        value = value.values()
+    for inner in value:
+        if not isinstance(inner, str) and isinstance(inner, (dict, list)):
+            count += _keys(inner)
     return count
 
 
@@ -233,9 +233,8 @@ def _object(pairs: list[tuple[str, t.Any]]) -> dict[str, t.Any]:
     return value
 
 
-_BLANKS = (" :", "\t:", "\r:")
-"""Ends of keys whose colon is not right after the quote. Where these and `":` are as many as the keys of the value, no
-key was there twice; there may be more of them in texts."""
+_COLONS = ('":', " :", "\t:", "\r:")
+"""Where a key ends. As many of them as the value has keys: no key was there twice; there may be more, in texts."""
 _HALVES = ("\\ud", "\\uD")
 _PLAIN = json.JSONDecoder()
 _CAREFUL = json.JSONDecoder(object_pairs_hook=_object)
