@@ -175,7 +175,7 @@ def _keys(value: t.Any) -> int:
         count = len(value)
         value = value.values()
     for inner in value:
-        if not isinstance(inner, str) and isinstance(inner, (dict, list)):
+        if isinstance(inner, (dict, list)):
             count += _keys(inner)
     return count
 
@@ -192,12 +192,15 @@ def _line(number: int, line: bytes) -> Records:
             at = end
             while at < len(text) and text[at].isspace():
                 at += 1
-    except UnicodeDecodeError:
-        yield number, None, _NOT_UTF8
-    except RecursionError:
-        yield number, None, DEEP
-    except ValueError as error:
-        yield number, None, (f"it is not JSON: {error}", _CUT)
+    except (ValueError, RecursionError) as error:
+        yield number, None, _unread(error)
+
+
+def _unread(error: Exception) -> Wrong:
+    """What is wrong with a text that no value could be read from."""
+    if isinstance(error, UnicodeDecodeError):
+        return _NOT_UTF8
+    return DEEP if isinstance(error, RecursionError) else (f"it is not JSON: {error}", _CUT)
 
 
 def _refuse_half_letters(value: t.Any, text: str) -> None:
@@ -217,12 +220,8 @@ def _spread(file: t.BinaryIO) -> Records:
         while text.skip(" \t\r\n\ufeff"):
             number += 1
             yield number, text.value(in_list=False), None
-    except UnicodeDecodeError:
-        yield number, None, _NOT_UTF8
-    except RecursionError:
-        yield number, None, DEEP
-    except ValueError as error:
-        yield number, None, (f"it is not JSON: {error}", _CUT)
+    except (ValueError, RecursionError) as error:
+        yield number, None, _unread(error)
 
 
 def _object(pairs: list[tuple[str, t.Any]]) -> dict[str, t.Any]:
@@ -263,12 +262,8 @@ def _list(file: t.BinaryIO) -> Records:
         text.take(1)
         if text.skip(" \t\r\n"):
             raise ValueError("something comes after the list")
-    except UnicodeDecodeError:
-        yield number, None, _NOT_UTF8
-    except RecursionError:
-        yield number, None, DEEP
-    except ValueError as error:
-        yield number, None, (f"it is not JSON: {error}", _CUT)
+    except (ValueError, RecursionError) as error:
+        yield number, None, _unread(error)
 
 
 def _no_list(text: _Text) -> Wrong:
