@@ -235,6 +235,7 @@ def _object(pairs: list[tuple[str, t.Any]]) -> dict[str, t.Any]:
 _COLONS = ('":', " :", "\t:", "\r:")
 """Where a key ends. As many of them as the value has keys: no key was there twice; there may be more, in texts."""
 _HALVES = ("\\ud", "\\uD")
+"""How each half of a letter begins that JSON writes in two."""
 _PLAIN = json.JSONDecoder()
 _CAREFUL = json.JSONDecoder(object_pairs_hook=_object)
 

@@ -154,7 +154,7 @@ def read(
             (str(arguments["media_dir"]),) if arguments.get("media_dir") else (),
         ),
         media_folders=given.media_folders,
-        folders=_folders(arguments, stage),
+        folders=_folders(arguments, origins, stage),
         engine=engine,
         gpus=_inputs.gpus(variables.get("train_gpus", "all")),
         global_batch_size=_inputs.count(variables, "train_global_batch_size"),
@@ -260,7 +260,7 @@ def _contradicted(
     ]
 
 
-def _folders(arguments: t.Mapping[str, t.Any], stage: str) -> list[str]:
+def _folders(arguments: t.Mapping[str, t.Any], origins: t.Mapping[str, str], stage: str) -> list[str]:
     """Full paths among what names a folder on the node, a hub id, or the address of a server."""
     named = [("adapter_name_or_path", path.strip()) for path in _text(arguments, "adapter_name_or_path").split(",")]
     if stage == "ppo":
@@ -269,7 +269,7 @@ def _folders(arguments: t.Mapping[str, t.Any], stage: str) -> list[str]:
         if found.startswith(("~", ".")) or (found.count("/") > 1 and not found.startswith("/") and "://" not in found):
             raise FinetuneError(
                 f"{found!r} is neither a full path on the node nor a hub id.",
-                where=f"key {key}",
+                where=f"{origins[key]}, key {key}",
                 change="begin the path with /",
             )
     return [found for _key, found in named if found.startswith("/")]

@@ -178,7 +178,7 @@ def test_what_a_run_begins_with_is_a_full_path_or_on_a_hub() -> None:
         for found in ("~/reward", "./reward", "saves/llama3-8b/lora/sft"):
             with pytest.raises(FinetuneError, match="neither a full path") as refusal:
                 read(**asked, train_set=f"{key}={found}")
-            assert refusal.value.where == f"key {key}"
+            assert refusal.value.where == f"train_set, key {key}"
 
 
 def test_every_input_of_the_role_is_known() -> None:

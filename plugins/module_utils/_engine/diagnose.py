@@ -38,7 +38,11 @@ _REFUSALS = (
     "ValueError|TypeError|KeyError|AttributeError|AssertionError|NotImplementedError|FileNotFoundError|PermissionError|"
     "IndexError"
 )
-"""Exceptions of Python with which trainers refuse their input: names that are looked for in what a rank left."""
+"""Exceptions of Python with which trainers refuse their input: names that are looked for in what a rank left.
+
+NotImplementedError is one: torch's answer to weights that a model lacks (meta tensors), LLaMA-Factory's to a task or an
+attention that it does not have. The next attempt would end the same way, so none is made.
+"""
 
 _CATALOGUE = (
     _Row(
