@@ -91,6 +91,10 @@ class Site:
     def play(self, *options: str, **variables: t.Any) -> Outcome:
         """Run the shipped playbook through ansible-runner."""
         private = Path(tempfile.mkdtemp(dir=self.folder))
+        private.chmod(0o755)
+        scratch = private / "scratch"
+        scratch.mkdir()
+        scratch.chmod(0o1777)
         (private / "project").mkdir()
         (private / "project" / "environment.yml").write_text("- import_playbook: llmops.finetune.environment\n")
         hosts = "trainers:\n  hosts:\n    here:\n      ansible_connection: local\n"
@@ -105,6 +109,7 @@ class Site:
             envvars={
                 "ANSIBLE_COLLECTIONS_PATH": str(COLLECTIONS),
                 "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "TMPDIR": str(scratch),
             },
             cmdline=" ".join(["-vvv", *options]),
             quiet=True,
@@ -117,7 +122,7 @@ class Site:
         ]
         output = Path(done.config.artifact_dir, "stdout").read_text()
         assert len(results) == 1, output
-        return Outcome(done.rc, results[0], output)
+        return Outcome(done.rc, results[0], output, sorted(path.name for path in scratch.iterdir()))
 
     def apply(self, check: bool = False, **params: t.Any) -> dict[str, t.Any]:
         """The module's own work in this process: the same code, without the play around it."""
@@ -150,6 +155,8 @@ class Outcome:
     rc: int
     result: dict[str, t.Any]
     output: str
+    left: list[str]
+    """What lies in the temporary folder that the play had to itself."""
 
     @property
     def executions(self) -> int:
