@@ -20,6 +20,8 @@ ROWS = [
     ("memory", True, "OSError", "[Errno 12] Cannot allocate memory"),
     ("disk-full", True, "OSError", "[Errno 28] No space left on device: 'x'"),
     ("disk-full", True, "OSError", "[Errno 122] Disk quota exceeded"),
+    ("disk-full", True, "RuntimeError", "[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 598"),
+    ("disk-full", True, "RuntimeError", "PytorchStreamWriter failed writing file data/1: file write failed"),
     ("dataset", True, "DatasetGenerationError", "An error occurred while generating the dataset"),
     ("hub", True, "HFValidationError", "Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/no/such'."),
     ("package", True, "RuntimeError", "WandbCallback requires wandb to be installed. Run `pip install wandb`."),
@@ -104,6 +106,22 @@ def test_a_killed_rank_may_start_again(tail: str, signal: int, says: str) -> Non
     told = diagnose(errors=[], tail=tail, signal=signal)
     assert (told.kind, told.repeats) == ("killed", False)
     assert says in told.what
+
+
+@pytest.mark.parametrize(
+    ("tail", "signal", "ended_by_kernel", "kind"),
+    [
+        ("", 9, 1, "memory"),
+        (TORCHRUN.format(number=9), 0, 2, "memory"),
+        ("", 9, 0, "killed"),
+        (TORCHRUN.format(number=11), 0, 1, "killed"),
+    ],
+)
+def test_a_rank_that_the_kernel_ended_for_memory_may_start_again(
+    tail: str, signal: int, ended_by_kernel: int, kind: str
+) -> None:
+    told = diagnose(errors=[], tail=tail, signal=signal, ended_by_kernel=ended_by_kernel)
+    assert (told.kind, told.repeats) == (kind, False)
 
 
 @pytest.mark.parametrize("logged", ["ImportError: flash_attn is not there, going on", "ValueError: ignored"])

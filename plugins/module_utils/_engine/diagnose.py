@@ -61,8 +61,8 @@ _CATALOGUE = (
     ),
     _Row(
         "disk-full",
-        r"No space left on device|Disk quota exceeded",
-        "The disk is full.",
+        r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+",
+        "A file could not be written whole: the disk or a quota is full.",
         "free space under train_root, or lower save_total_limit in train_args",
         True,
     ),
@@ -146,10 +146,29 @@ ENDED_ELSEWHERE = Diagnosis(
 _UNKNOWN = Diagnosis("unknown", "The trainer ended with an error.", "read the last lines of the log", False)
 
 
-def diagnose(*, errors: t.Sequence[dict[str, t.Any]], tail: str, signal: int = 0, stalled: str = "") -> Diagnosis:
+_KILLED = Diagnosis(
+    "killed",
+    "A rank was killed (SIGKILL).",
+    "see what ended it: a person, a service, a guard of memory such as systemd-oomd; the run resumes by itself",
+    False,
+)
+_KILLED_FOR_MEMORY = Diagnosis(
+    "memory",
+    "A rank was killed (SIGKILL), and the node's kernel ended processes for want of memory meanwhile.",
+    "lower cutoff_len, per_device_train_batch_size or dataloader_num_workers in train_args, or see in the kernel log "
+    "what else takes the node's memory",
+    False,
+)
+"""Not said to repeat: what another process took may be free again, and the budget of attempts ends what is not."""
+
+
+def diagnose(
+    *, errors: t.Sequence[dict[str, t.Any]], tail: str, signal: int = 0, stalled: str = "", ended_by_kernel: int = 0
+) -> Diagnosis:
     """errors: what failing ranks left, earliest first (`type`, `message`, `rank`). tail: the end of the log.
 
-    signal: what killed a rank, 0 when none. stalled: why the supervisor ended the attempt itself.
+    signal: what killed a rank, 0 when none. stalled: why the supervisor ended the attempt itself. ended_by_kernel:
+    processes of the node that its kernel ended for want of memory during the attempt.
     """
     if stalled:
         return Diagnosis("stalled", stalled, "look where the ranks hung in the log; the run resumes by itself", False)
@@ -157,12 +176,7 @@ def diagnose(*, errors: t.Sequence[dict[str, t.Any]], tail: str, signal: int = 0
     own = [error for error in errors if not follows(error)]
     errors = own or errors  # what others fail of when a rank is gone tells nothing of its reason
     if killed == 9 and not own:  # before the tail: what a rank logged earlier did not end it
-        return Diagnosis(
-            "killed",
-            "A rank was killed (SIGKILL).",
-            "if nobody did it by hand, the node ran out of memory: see its kernel log",
-            False,
-        )
+        return _KILLED_FOR_MEMORY if ended_by_kernel else _KILLED
     text = _text(errors[0]) if errors else tail
     for row in _CATALOGUE:
         if re.search(row.pattern, text):

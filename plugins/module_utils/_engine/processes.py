@@ -77,6 +77,16 @@ def end_all(patience: float = 10.0) -> bool:
         time.sleep(0.05)
 
 
+def killed_for_memory() -> int:
+    """How many processes this node's kernel has ended for want of memory since it booted; 0 where it does not say."""
+    with contextlib.suppress(OSError), open("/proc/vmstat", encoding="ascii") as file:
+        for line in file:
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                return int(count)
+    return 0
+
+
 class Meter:
     """CPU (percent of one core since the last reading) and memory (bytes resident) of the processes below this one.
 

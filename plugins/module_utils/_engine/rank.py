@@ -74,11 +74,20 @@ def _told(here: peers.Node, error: BaseException) -> dict[str, t.Any]:
         "rank": here.rank,
         "node": here.node,
         "type": type(error).__name__,
-        "message": str(error)[-4000:],
+        "message": _with_causes(error)[-4000:],
         "traceback": "".join(traceback.format_exception(error))[-8000:],
         "time": time.time(),
         "attempt": int(os.environ.get(ATTEMPT, "0")),
     }
+
+
+def _with_causes(error: BaseException) -> str:
+    """What it says, then what it was raised from: trainers wrap what a hub or a disk answered."""
+    said = [str(error)]
+    while error.__cause__:
+        error = error.__cause__
+        said.append(f"from {type(error).__name__}: {error}")
+    return "\n".join(said)
 
 
 def _note(run: Run, here: peers.Node, told: dict[str, t.Any]) -> None:

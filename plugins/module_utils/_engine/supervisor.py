@@ -83,8 +83,9 @@ class Supervisor:
             start = checkpoint.prepare(self.run.output, resumes=self.launch.get("resumes", True))
             before = checkpoint.step_of(start) if start else 0
             self._write("running", attempt=attempt, token=token, from_step=before, pid=os.getpid())
-            began = time.monotonic()
+            began, ended_by_kernel = time.monotonic(), processes.killed_for_memory()
             code, stalled = self._attempt(attempt, start)
+            ended_by_kernel = processes.killed_for_memory() - ended_by_kernel
             processes.end_all()
             if code == 0 and files.read_json(self.run.trained).get("attempt") == attempt:
                 files.write_json(self.run.artefacts, state.inventory(self.run))
@@ -94,7 +95,7 @@ class Supervisor:
                 stopped = self.run.stop_request.exists()
                 self._write("stopped" if stopped else "interrupted")
                 return 0 if stopped else 2
-            diagnosis = self._diagnose(attempt, code, stalled)
+            diagnosis = self._diagnose(attempt, code, stalled, ended_by_kernel)
             newest = checkpoint.newest_complete(self.run.output)
             further = self.launch.get("resumes", True) and newest and checkpoint.step_of(newest) > before
             met = self.run.progress.exists() or time.monotonic() - began < WAIT_SECONDS
@@ -191,11 +192,15 @@ class Supervisor:
         limit = max(STALL_FACTOR * beat["median_step_seconds"], STALL_FLOOR_SECONDS)
         return f"No step for {now - beat['time']:.0f} s, {limit:.0f} s allowed." if now - beat["time"] > limit else ""
 
-    def _diagnose(self, attempt: int, code: int, stalled: str) -> diagnose.Diagnosis:
+    def _diagnose(self, attempt: int, code: int, stalled: str, ended_by_kernel: int) -> diagnose.Diagnosis:
         if code == 0 and self.launch["nnodes"] > 1:
             return diagnose.ENDED_ELSEWHERE
         return diagnose.diagnose(
-            errors=errors(self.run), tail=tail(self.run.log(attempt)), signal=-code if code < 0 else 0, stalled=stalled
+            errors=errors(self.run),
+            tail=tail(self.run.log(attempt)),
+            signal=-code if code < 0 else 0,
+            stalled=stalled,
+            ended_by_kernel=ended_by_kernel,
         )
 
     def _write(self, now: state.State, **more: t.Any) -> None:
