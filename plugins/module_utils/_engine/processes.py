@@ -81,9 +81,8 @@ def killed_for_memory() -> int:
     """How many processes this node's kernel has ended for want of memory since it booted; 0 where it does not say."""
     with contextlib.suppress(OSError), open("/proc/vmstat", encoding="ascii") as file:
         for line in file:
-            name, _, count = line.partition(" ")
-            if name == "oom_kill":
-                return int(count)
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
     return 0
 
 
