@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -52,6 +53,11 @@ def root_sh(host: str, command: str) -> str:
         ["podman", "exec", host, "sh", "-c", command], env=settings, capture_output=True, text=True, check=True
     )
     return done.stdout.strip()
+
+
+def read(host: str, run_id: str, name: str) -> dict[str, t.Any]:
+    text = sh(host, f"cat '{ROOT}/runs/{run_id}/{name}'", check=False)
+    return t.cast("dict[str, t.Any]", json.loads(text)) if text else {}
 
 
 def world(request: pytest.FixtureRequest) -> World:

@@ -26,17 +26,12 @@ import pytest
 
 from . import machines
 from .conftest import BASE, CONTROLLER_ONLY, Outcome
-from .machines import NAMES, ROOT, Cluster, hosts, sh
+from .machines import NAMES, ROOT, Cluster, hosts, read, sh
 from .test_faults import wait_for
 
 SAVE = 10
 STEPS: dict[str, t.Any] = {"max_steps": 200, "save_steps": SAVE, "logging_steps": 10, "save_total_limit": 3}
 SEED, COUNT = (int(os.environ.get(name, usual)) for name, usual in (("FAULT_SEED", "1"), ("FAULTS", "3")))
-
-
-def read(host: str, run_id: str, name: str) -> dict[str, t.Any]:
-    text = sh(host, f"cat '{ROOT}/runs/{run_id}/{name}'", check=False)
-    return t.cast("dict[str, t.Any]", json.loads(text)) if text else {}
 
 
 @pytest.fixture(scope="module")

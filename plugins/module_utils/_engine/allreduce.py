@@ -73,12 +73,19 @@ def outcome(told: t.Sequence[dict[str, t.Any]], ranks: int, log: str) -> dict[st
     error: of the first rank that left one; else what hung or died, and where.
     """
     if len(told) == ranks and all(one.get("ok") for one in told):
-        return {"ok": True, **{key: told[0][key] for key in ("nodes", "ranks", "backend", "bytes", "seconds")}}
+        measured = {key: told[0][key] for key in ("nodes", "ranks", "backend", "bytes", "seconds")}
+        return {"ok": True, **measured, **bandwidth(measured["bytes"], measured["seconds"], measured["ranks"])}
     for one in told:
         if "error" in one:
             return {"ok": False, "phase": one["phase"], "error": one["error"]}
     hung = next((one for one in told if not one.get("ok")), {})
     return {"ok": False, "phase": hung.get("phase", "starting torchrun"), "error": _last_error(log)}
+
+
+def bandwidth(size: int, seconds: float, ranks: int) -> dict[str, float]:
+    """GB/s as nccl-tests tells it: of the sum, and on the bus, where each byte of it goes 2 (n - 1) / n times."""
+    rate = size / seconds / 1e9
+    return {"algorithm_bandwidth": rate, "bus_bandwidth": rate * 2 * (ranks - 1) / ranks}
 
 
 def _last_error(log: str) -> str:
