@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 import typing as t
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def work_seconds(nodes: int) -> float:
 
 
 def main() -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGTERM, _end)
     run = Run(Path.cwd())
     launch, token, port, patience = files.read_json(run.launch), sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
     processes.adopt_orphans()
@@ -49,6 +50,11 @@ def main() -> int:
     log = supervisor.tail(run.logs / "allreduce.log")
     files.write_json(run.allreduce, {"token": token, **outcome(told, launch["nproc_per_node"], log)})
     return 0
+
+
+def _end(number: int, frame: types.FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the ending
+    sys.exit(1)
 
 
 def _reduce(run: Run, launch: dict[str, t.Any], port: int, patience: float) -> None:
