@@ -89,6 +89,7 @@ def test_a_first_apply_executes_at_most_eight_modules_on_a_host(first: First) ->
     tasks = [line for line in first.done.results if line["action"].rpartition(".")[2] not in CONTROLLER_ONLY]
     for host in NAMES:
         assert len([line for line in tasks if line["host"] == host]) <= 8
+    assert "train_allreduce" not in first.done.on_node
 
 
 def test_every_node_has_the_results(first: First) -> None:
