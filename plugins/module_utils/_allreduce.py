@@ -41,7 +41,10 @@ _CAUSES = (
         r"WrongSum: (.*)", r"\1", "see that host's kernel log for faults of memory, GPU or network; leave it out", _OWN
     ),
     _Cause(
-        r"((?:ImportError|ModuleNotFoundError|OSError): .*)", r"torch cannot be loaded there: \1", _ENVIRONMENT, _OWN
+        r"((?:ImportError|ModuleNotFoundError): .*|OSError: .*\.so\b.*)",
+        r"torch cannot be loaded there: \1",
+        _ENVIRONMENT,
+        _OWN,
     ),
     _Cause(r".*port: (\d+).*EADDRINUSE.*", r"port \1, which was free before, is in use", "apply again", _OWN),
     _Cause(
@@ -62,6 +65,7 @@ _CAUSES = (
         _fit.REMEDY["reach"],
         _WAY,
     ),
+    _Cause(r"Hung: (.*) did not end", r"\1 did not end, over {interface}", _fit.REMEDY["reach"], _WAY),
     _Cause(
         r"(?:Late|Elsewhere): (.*)|.*(?:(?:reset|closed) by peer|likely closed|Broken pipe|waiting for clients|"
         r"wait timeout|Timed out).*",
@@ -70,7 +74,7 @@ _CAUSES = (
         _FOLLOWS,
     ),
 )
-_UNKNOWN = _Cause(r".*", "", _LOG, _OWN)
+_UNKNOWN = _Cause("", "", _LOG, _OWN)
 
 
 def rows(answers: t.Mapping[str, Answer], nodes: t.Mapping[str, dict[str, t.Any]]) -> list[_fit.Row]:
@@ -82,8 +86,11 @@ def rows(answers: t.Mapping[str, Answer], nodes: t.Mapping[str, dict[str, t.Any]
 
 def _row(host: str, answer: Answer, nodes: t.Mapping[str, dict[str, t.Any]]) -> tuple[_Cause, _fit.Row]:
     error = " ".join(answer["error"].split())
-    cause = next((cause for cause in _CAUSES if re.fullmatch(cause.pattern, error)), _UNKNOWN)
-    what = re.sub(f"^{cause.pattern}$", cause.what, error) if cause.what else f"{answer['phase']}: {error or 'it died'}"
+    cause, what = _UNKNOWN, f"{answer['phase']}: {error or 'it died'}"
+    for one in _CAUSES:
+        if found := re.fullmatch(one.pattern, error):
+            cause, what = one, found.expand(one.what)
+            break
     what = what.replace("{interface}", nodes[host]["interface"] or f"the way to {nodes[host]['launch']['master_addr']}")
     return cause, _fit.Row(host, "all-reduce", _with_names(what, nodes)[:300], cause.change)
 

@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 
 from . import machines
-from .machines import NAMES, Cluster, read, sh
+from .machines import NAMES, ROOT, Cluster, read, sh
 
 FULL = {"train_preflight": "full"}
 SHORT: dict[str, t.Any] = {"max_steps": 2, "save_steps": 2, "logging_steps": 1}
@@ -66,3 +66,18 @@ def test_large_packets_that_are_lost_between_two_hosts_are_told_with_both(cluste
     assert "MTU" in done.message and "Traceback" not in done.message
     assert left() == []
     assert not any(sh(host, "pgrep -u llmops -a", check=False) for host in NAMES)
+
+
+def test_torch_that_cannot_be_loaded_on_one_host_is_told_with_it(cluster: Cluster) -> None:
+    """As on a disk that is mounted noexec: every byte is that of the lock, and no library can be loaded."""
+    (library,) = sh(NAMES[2], f"ls -d {ROOT}/envs/*/lib/python*/site-packages/torch/lib").splitlines()
+    sh(NAMES[2], f"mount --bind {library} {library}; mount -o remount,bind,noexec {library}")
+    try:
+        done = cluster.play("train.yml", name="noexec", asked=FULL, **SHORT)
+    finally:
+        sh(NAMES[2], f"umount {library}")
+    assert done.rc != 0 and "Traceback" not in done.message
+    found = re.findall(r"(\S+) +all-reduce +(.*)", done.message)
+    assert [host for host, _ in found] == [NAMES[2]], done.message
+    assert re.match(r"torch cannot be loaded there: (ImportError|OSError): .*\.so", found[0][1])
+    assert left() == []

@@ -82,6 +82,16 @@ CASES: list[tuple[str, list[dict[str, t.Any]], list[tuple[str, str, str]]]] = [
     ("the port was taken", [failed(TAKEN), failed(CLOSED), failed(CLOSED)], [("a", "port 41000, which", "again")]),
     ("an interface", [failed(ALONE), failed(NO_INTERFACE), failed(ALONE)], [("b", "cannot use eth0", "train_address")]),
     (
+        "NCCL hangs",
+        [failed("Hung: adding up did not end", "adding up"), failed(CLOSED), failed(CLOSED)],
+        [("a", "adding up did not end, over eth0", "all TCP ports")],
+    ),
+    (
+        "no room",
+        [failed(CLOSED), failed("OSError: [Errno 28] No space left on device", "loading torch"), failed(CLOSED)],
+        [("b", "loading torch: OSError: [Errno 28] No space left on device", "allreduce.log")],
+    ),
+    (
         "a wrong sum",
         [WELL, failed("WrongSum: the sum over all ranks is 7, it ought to be 6"), failed("Elsewhere: node 1 failed")],
         [("b", "is 7, it ought to be 6", "kernel log")],
