@@ -80,7 +80,7 @@ _UNKNOWN = _Cause("", "", _LOG, _OWN)
 def rows(answers: t.Mapping[str, Answer], nodes: t.Mapping[str, dict[str, t.Any]]) -> list[_fit.Row]:
     """What stands in the way. answers: by host, in rank order, of those that took part; nodes: of the plan."""
     told = {host: _row(host, answer, nodes) for host, answer in answers.items() if answer and not answer["ok"]}
-    most = max((cause.says for cause, _ in told.values()), default=0)
+    most = max((cause.says for cause, row in told.values()), default=0)
     return [row for cause, row in told.values() if cause.says == most]
 
 

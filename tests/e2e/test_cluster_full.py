@@ -78,6 +78,6 @@ def test_torch_that_cannot_be_loaded_on_one_host_is_told_with_it(cluster: Cluste
         sh(NAMES[2], f"umount {library}")
     assert done.rc != 0 and "Traceback" not in done.message
     found = re.findall(r"(\S+) +all-reduce +(.*)", done.message)
-    assert [host for host, _ in found] == [NAMES[2]], done.message
+    assert [host for host, what in found] == [NAMES[2]], done.message
     assert re.match(r"torch cannot be loaded there: (ImportError|OSError): .*\.so", found[0][1])
     assert left() == []

@@ -119,9 +119,9 @@ def test_the_host_that_failed_is_told_and_not_those_that_failed_with_it(
     answers: list[dict[str, t.Any]], expected: list[tuple[str, str, str]]
 ) -> None:
     found = _allreduce.rows(dict(zip(NODES, answers, strict=True)), NODES)
-    assert [row.host for row in found] == [host for host, _, _ in expected]
-    for row, (_, what, change) in zip(found, expected, strict=True):
-        assert row.field == "all-reduce" and what in row.what and change in row.change
+    for row, (host, what, change) in zip(found, expected, strict=True):
+        assert (row.host, row.field) == (host, "all-reduce")
+        assert what in row.what and change in row.change
 
 
 def test_one_line_tells_the_bandwidth_as_nccl_tests_does() -> None:

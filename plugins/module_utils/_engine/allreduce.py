@@ -54,7 +54,7 @@ def main() -> int:
 
 def _end(number: int, frame: types.FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the ending
-    sys.exit(1)
+    raise SystemExit(1)
 
 
 def _reduce(run: Run, launch: dict[str, t.Any], port: int, patience: float) -> None:
@@ -101,4 +101,4 @@ def _last_error(log: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -212,4 +212,4 @@ def _timed(device: t.Any, size: int, here: peers.Node) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())
