@@ -15,7 +15,7 @@ from ..module_utils import _state
 
 class ActionModule(ActionBase):
     TRANSFERS_FILES = False
-    _VALID_ARGS = frozenset(("plan", "staged", "retry"))
+    _VALID_ARGS = frozenset(("plan", "staged", "retry", "verify"))
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         super().run(tmp, task_vars)
@@ -28,7 +28,13 @@ class ActionModule(ActionBase):
         states = [run["state"] for run in staged.values()]
         step = _state.joint_step(states, retry=boolean(self._task.args.get("retry", False)))
         own = known["inventory_hostname"]
-        answer = {"changed": False, "next": step, "proof": staged[own].get("proof", {}), "findings": []}
+        answer = {
+            "changed": False,
+            "next": step,
+            "proof": staged[own].get("proof", {}),
+            "findings": [],
+            "allreduce": False,
+        }
         if step != "start" or self._task.check_mode or not plan["nodes"][own]["listens"]:
             return answer
         peers = [
@@ -42,5 +48,9 @@ class ActionModule(ActionBase):
             for host, node in plan["nodes"].items()
             if host != own and node["listens"]
         ]
-        found = self._execute_module(module_args={"peers": peers}, task_vars=known)
+        arguments: dict[str, t.Any] = {"peers": peers}
+        if self._task.args.get("verify") == "full" and len(peers) + 1 == len(plan["nodes"]):
+            node, port = plan["nodes"][own], next(iter(staged.values()))["spare_port"]
+            arguments["allreduce"] = {key: node[key] for key in ("user", "folder", "launch")} | {"port": port}
+        found = self._execute_module(module_args=arguments, task_vars=known)
         return t.cast("dict[str, t.Any]", found if found.get("failed") else {**answer, **found})

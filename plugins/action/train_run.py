@@ -13,7 +13,7 @@ import jinja2
 from ansible import constants
 from ansible.plugins.action import ActionBase
 
-from ..module_utils import _engine, _fit, _media_send, _sources, _unit
+from ..module_utils import _allreduce, _engine, _fit, _media_send, _sources, _unit
 from ..module_utils._errors import FinetuneError
 
 TEMPLATES = _sources.COLLECTION / "templates"
@@ -22,7 +22,20 @@ TEMPLATES = _sources.COLLECTION / "templates"
 class ActionModule(ActionBase):
     TRANSFERS_FILES = True
     _VALID_ARGS = frozenset(
-        ("state", "plan", "user", "root", "id", "name", "retry", "patience", "secrets", "verify", "preflight")
+        (
+            "state",
+            "plan",
+            "user",
+            "root",
+            "id",
+            "name",
+            "retry",
+            "patience",
+            "secrets",
+            "verify",
+            "preflight",
+            "allreduce",
+        )
     )
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
@@ -31,7 +44,8 @@ class ActionModule(ActionBase):
         arguments = dict(self._task.args)
         plan = arguments.pop("plan", None)
         register = arguments.pop("preflight", "")
-        refusal = self._refusal(plan, register, known) if register else ""
+        together = arguments.pop("allreduce", "")
+        refusal = self._refusal(plan, register, together, known) if register else ""
         if plan:
             try:
                 arguments["spec"] = {**self._spec(plan, arguments["state"], known), "refused": bool(refusal)}
@@ -40,12 +54,14 @@ class ActionModule(ActionBase):
         answer = t.cast("dict[str, t.Any]", self._execute_module(module_args=arguments, task_vars=known))
         return {**answer, "refusal": refusal} if register else answer
 
-    def _refusal(self, plan: dict[str, t.Any], register: str, known: dict[str, t.Any]) -> str:
+    def _refusal(self, plan: dict[str, t.Any], register: str, together: str, known: dict[str, t.Any]) -> str:
         """Why the nodes do not fit together, from what each of them found; all come to the same answer."""
         found = {host: known["hostvars"][host][register] for host in plan["nodes"]}
         wrong = _fit.rows(
             {host: one["proof"] for host, one in found.items()}, {host: one["findings"] for host, one in found.items()}
         )
+        answers = {host: (known["hostvars"][host].get(together) or {}).get("allreduce", {}) for host in plan["nodes"]}
+        wrong = wrong or _allreduce.rows(answers, plan["nodes"])
         return str(_fit.refusal(wrong)) if wrong else ""
 
     def _spec(self, plan: dict[str, t.Any], state: str, known: dict[str, t.Any]) -> dict[str, t.Any]:

@@ -26,6 +26,8 @@ class Address(t.NamedTuple):
     address: str
     interface: str
     """Empty where the address is not one of the host's own, as behind a translating gateway."""
+    speed: int = 0
+    """Mbit/s, 0 where unknown."""
 
 
 LOOPBACK = Address("127.0.0.1", "")
@@ -51,7 +53,7 @@ def choose(hosts: t.Mapping[str, t.Sequence[Interface]], asked: t.Mapping[str, s
         wanted = asked.get(host, "")
         own = next((one for one in hosts[host] if one["address"] == wanted), None)
         if own or (wanted and rank == 0):
-            chosen[host] = Address(wanted, own["name"] if own else "")
+            chosen[host] = Address(wanted, own["name"], own["speed"]) if own else Address(wanted, "")
             continue
         usable = [one for one in found if _network(one) == shared] or sorted(found, key=lambda one: not one["default"])
         if not usable:
@@ -60,7 +62,7 @@ def choose(hosts: t.Mapping[str, t.Sequence[Interface]], asked: t.Mapping[str, s
                 where=f"train_address of {host}; its interfaces: {', '.join(one['name'] for one in hosts[host])}",
                 change="set train_address to its address in the network of the trainers",
             )
-        chosen[host] = Address(usable[0]["address"], usable[0]["name"])
+        chosen[host] = Address(usable[0]["address"], usable[0]["name"], usable[0]["speed"])
     return chosen
 
 

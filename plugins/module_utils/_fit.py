@@ -22,6 +22,8 @@ class Row(t.NamedTuple):
     host: str
     field: str
     what: str
+    change: str = ""
+    """Where it is not that of the field."""
 
 
 REMEDY = {
@@ -83,7 +85,9 @@ def refusal(found: t.Sequence[Row]) -> FinetuneError:
     """The rows as a table, each remedy once."""
     width, fields = max(len(row.host) for row in found), max(len(row.field) for row in found)
     lines = [f"{row.host:<{width}}  {row.field:<{fields}}  {row.what}" for row in found]
-    changes = dict.fromkeys(REMEDY.get(row.field.partition(" ")[0], "make it the same on all hosts") for row in found)
+    changes = dict.fromkeys(
+        row.change or REMEDY.get(row.field.partition(" ")[0], "make it the same on all hosts") for row in found
+    )
     return FinetuneError(
         "The nodes do not fit together; nothing was started.",
         where="\n          ".join(lines),

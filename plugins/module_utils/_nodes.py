@@ -71,6 +71,8 @@ def node(
             **_model(plan, root),
             "missing": _model(plan, root)["path"].rpartition("/")[2] not in facts["models"],
         },
+        "interface": places[host].interface,
+        "speed": places[host].speed,
         "launch": {
             "python": f"{environment}/bin/python",
             "nnodes": len(places),

@@ -21,21 +21,14 @@ from ._errors import FinetuneError
 START_SECONDS = 30.0
 """How long an apply waits for a module of the engine to say that it began."""
 
+JOIN_SECONDS, JOIN_SECONDS_PER_NODE = 30.0, 5.0
+"""How long ranks of an all-reduce wait for those of the other nodes, whose calls may come one after the other."""
+
 
 def hold(run: state.Run, spec: dict[str, t.Any]) -> None:
     """Hold this node's place until the start: its leases, and the port that the other nodes try."""
     release(run)
-    token = uuid.uuid4().hex
-    spawn(run, spec, "listener", token)
-    deadline = time.monotonic() + START_SECONDS
-    while (told := files.read_json(run.listening)).get("token") != token:
-        if time.monotonic() > deadline:
-            log = run.logs / "listener.log"
-            last = supervisor.tail(log, 2000).splitlines()[-5:]
-            raise FinetuneError(
-                "The listener did not start.", where="\n          ".join([str(log), *last]), change="read that log"
-            )
-        time.sleep(0.05)
+    told = _begin(run, spec, "listener", run.listening)
     if "holder" in told:
         raise _report.held(told["key"], told["holder"], spec["user"], spec["folder"])
     if "why" in told:
@@ -46,15 +39,60 @@ def hold(run: state.Run, spec: dict[str, t.Any]) -> None:
         )
 
 
+def begin_allreduce(run: state.Run, spec: dict[str, t.Any], port: int) -> dict[str, t.Any]:
+    """Begin this node's part of an all-reduce over all nodes, which goes on while they begin theirs.
+
+    port: of rank 0's node; the run's own is held until the start.
+    """
+    patience = JOIN_SECONDS + JOIN_SECONDS_PER_NODE * spec["launch"]["nnodes"]
+    _end(run.allreduce, "allreduce")
+    return _begin(run, spec, "allreduce", run.allreduce, str(port), str(patience))
+
+
+def end_of_allreduce(run: state.Run) -> dict[str, t.Any]:
+    """Wait for this node's part, which keeps its time itself: what came of it."""
+    while True:
+        pid = int(files.read_json(run.allreduce).get("pid") or 0)
+        lives = b"engine.allreduce" in _command(pid)
+        told = files.read_json(run.allreduce)
+        if "ok" in told:
+            return told
+        if not lives:
+            return {"ok": False, "phase": "starting torchrun", "error": ""}
+        time.sleep(0.2)
+
+
 def release(run: state.Run) -> None:
-    """End the listener of a run, where there is one; its leases are free then."""
-    pid = int(files.read_json(run.listening).get("pid") or 0)
+    """End what a run has between staging and start; its leases are free then."""
+    _end(run.allreduce, "allreduce")
+    _end(run.listening, "listener")
+    run.listening.unlink(missing_ok=True)
+
+
+def _begin(run: state.Run, spec: dict[str, t.Any], module: str, path: Path, *arguments: str) -> dict[str, t.Any]:
+    """Start a module of the engine and wait for its first words in `path`."""
+    token = uuid.uuid4().hex
+    spawn(run, spec, module, token, *arguments)
+    deadline = time.monotonic() + START_SECONDS
+    while (told := files.read_json(path)).get("token") != token:
+        if time.monotonic() > deadline:
+            log = run.logs / f"{module}.log"
+            last = supervisor.tail(log, 2000).splitlines()[-5:]
+            raise FinetuneError(
+                f"The {module} did not start.", where="\n          ".join([str(log), *last]), change="read that log"
+            )
+        time.sleep(0.05)
+    return told
+
+
+def _end(path: Path, module: str) -> None:
+    """End the process that `path` names, where it is that module of the engine."""
+    pid = int(files.read_json(path).get("pid") or 0)
     deadline = time.monotonic() + 5
-    while pid and b"engine.listener" in _command(pid) and time.monotonic() < deadline:
+    while pid and f"engine.{module}".encode() in _command(pid) and time.monotonic() < deadline:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
         time.sleep(0.05)
-    run.listening.unlink(missing_ok=True)
 
 
 def _command(pid: int) -> bytes:

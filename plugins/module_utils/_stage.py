@@ -19,7 +19,7 @@ from pathlib import Path
 
 from . import _explain, _media_set, _node, _place, _proof, _run, _state
 from ._changes import Changes
-from ._engine import files, state
+from ._engine import files, state, supervisor
 from ._errors import FinetuneError
 
 MODEL_SECONDS = 600.0
@@ -59,6 +59,8 @@ def stage(
         answer["proof"] = _proof.proof(spec, full=full)
         if spec["listens"]:
             _place.hold(run, spec)
+            if full:
+                answer["spare_port"] = supervisor.free_port()
     return answer
 
 

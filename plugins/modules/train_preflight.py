@@ -26,11 +26,22 @@ options:
     description: Try a failed or stopped run again.
     type: bool
     default: false
+  verify:
+    description:
+      - With V(full), and where all nodes start, each one that gets through to all others begins its part of an
+        all-reduce, in the background. M(llmops.finetune.train_allreduce) says what came of it.
+    type: str
+    choices: [quick, full]
+    default: quick
   peers:
     description: The nodes to try - host, address, port, run, node_rank. Set by the action plugin.
     type: list
     elements: dict
     default: []
+  allreduce:
+    description: What of the plan the all-reduce needs on this node. Set by the action plugin.
+    type: dict
+    default: {}
 extends_documentation_fragment:
   - llmops.finetune.attributes
 """
@@ -64,11 +75,23 @@ findings:
   returned: always
   type: list
   elements: dict
+allreduce:
+  description: Whether this node began its part of an all-reduce over all nodes.
+  returned: always
+  type: bool
 """
+
+import contextlib  # noqa: E402
+import os  # noqa: E402
+import pathlib  # noqa: E402
+import resource  # noqa: E402
+import typing as t  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
-from ..module_utils import _probe  # noqa: E402
+from ..module_utils import _place, _probe, _user  # noqa: E402
+from ..module_utils._engine.state import Run  # noqa: E402
+from ..module_utils._errors import FinetuneError  # noqa: E402
 
 
 def main() -> None:
@@ -77,11 +100,29 @@ def main() -> None:
             "plan": {"type": "dict"},
             "staged": {"type": "str"},
             "retry": {"type": "bool", "default": False},
+            "verify": {"type": "str", "choices": ["quick", "full"], "default": "quick"},
             "peers": {"type": "list", "elements": "dict", "default": []},
+            "allreduce": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
-    module.exit_json(changed=False, findings=_probe.probe(module.params["peers"]))
+    findings = _probe.probe(module.params["peers"])
+    spec = module.params["allreduce"]
+    begins = bool(spec) and not any(finding["why"] for finding in findings)
+    if begins:
+        try:
+            begin(spec)
+        except FinetuneError as error:
+            module.fail_json(msg=str(error))
+    module.exit_json(changed=False, findings=findings, allreduce=begins)
+
+
+def begin(spec: dict[str, t.Any]) -> None:
+    if os.geteuid() == 0:
+        with contextlib.suppress(OSError, ValueError):  # InfiniBand and EFA want memory locked, as the run's unit may
+            resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    run = Run(pathlib.Path(spec["folder"]))
+    _user.as_user(spec["user"], lambda: _place.begin_allreduce(run, spec, int(spec["port"])))
 
 
 if __name__ == "__main__":

@@ -69,6 +69,10 @@ options:
         M(llmops.finetune.train_preflight). Where the nodes do not fit together nothing is started.
     type: str
     default: ""
+  allreduce:
+    description: The same of M(llmops.finetune.train_allreduce).
+    type: str
+    default: ""
   patience:
     description: Seconds to wait for a run to end when it is stopped.
     type: float
@@ -243,6 +247,7 @@ def main() -> None:
             "retry": {"type": "bool", "default": False},
             "verify": {"type": "str", "choices": ["quick", "full"], "default": "quick"},
             "preflight": {"type": "str", "default": ""},
+            "allreduce": {"type": "str", "default": ""},
             "patience": {"type": "float", "default": 180},
         },
         supports_check_mode=True,

@@ -5,20 +5,34 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
+import typing as t
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
-from .conftest import BASE, REPOSITORY, World
+from .conftest import BASE, KEEP, REPOSITORY, Outcome, World
 
 HOSTS = REPOSITORY / "tests" / "hosts" / "hosts.sh"
-INVENTORY = BASE / "hosts" / "inventory.yml"
+STATE = Path(os.environ.get("HOSTS_STATE") or BASE / "hosts")
+PREFIX = os.environ.get("HOSTS_PREFIX") or "e2e"
+SUBNET = os.environ.get("HOSTS_SUBNET") or "10.213.9.0/24"
+"""The three may be given, for a second checkout on the same machine."""
+SETTINGS = {**os.environ, "HOSTS_STATE": str(STATE), "HOSTS_PREFIX": PREFIX, "HOSTS_SUBNET": SUBNET}
+INVENTORY = STATE / "inventory.yml"
 HOST_PYTHON = "3.11"
-SUBNET = "10.213.9.0/24"
-SETTINGS = {**os.environ, "HOSTS_STATE": str(BASE / "hosts"), "HOSTS_PREFIX": "e2e", "HOSTS_SUBNET": SUBNET}
+ROOT = "/data/llmops"
+NAMES = tuple(f"{PREFIX}{number}" for number in (1, 2, 3))
+
+
+def address(last: int) -> str:
+    """An address of the hosts' network: their first is .11, this machine is .1."""
+    return f"{SUBNET.rpartition('.')[0]}.{last}"
 
 
 def hosts(*arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
@@ -34,11 +48,16 @@ def sh(host: str, command: str, check: bool = True) -> str:
 
 def root_sh(host: str, command: str) -> str:
     """The same without the host's sshd and sudo."""
-    settings = {**os.environ, "CONTAINERS_CONF": str(BASE / "hosts" / "containers.conf")}
+    settings = {**os.environ, "CONTAINERS_CONF": str(STATE / "containers.conf")}
     done = subprocess.run(
         ["podman", "exec", host, "sh", "-c", command], env=settings, capture_output=True, text=True, check=True
     )
     return done.stdout.strip()
+
+
+def read(host: str, run_id: str, name: str) -> dict[str, t.Any]:
+    text = sh(host, f"cat '{ROOT}/runs/{run_id}/{name}'", check=False)
+    return t.cast("dict[str, t.Any]", json.loads(text)) if text else {}
 
 
 def world(request: pytest.FixtureRequest) -> World:
@@ -64,7 +83,7 @@ def variables(name: str, root: str, *, offline: bool) -> dict[str, object]:
 
 def give_packages(world: World, host: str, root: str) -> None:
     """Put the packages of the demo's environment on the disk of a host as the cache of its uv."""
-    cache = BASE / "hosts" / "disks" / host / Path(root).name / "cache"
+    cache = STATE / "disks" / host / Path(root).name / "cache"
     if not cache.exists():
         cache.mkdir(parents=True)
         subprocess.run(["cp", "-al", world.root / "cache" / "uv", cache / "uv"], check=True)
@@ -75,3 +94,42 @@ def same_python(world: World) -> bool:
     """Whether those packages are for the Python of the hosts: then they need no index."""
     built_on = re.findall(r"version_info = (\d+\.\d+)", sorted(world.root.glob("envs/*/pyvenv.cfg"))[0].read_text())
     return built_on == [HOST_PYTHON]
+
+
+@dataclass
+class Cluster:
+    world: World
+    offline: bool
+
+    def play(
+        self,
+        playbook: str,
+        *arguments: str,
+        name: str,
+        order: t.Sequence[str] = NAMES,
+        of: dict[str, dict[str, t.Any]] | None = None,
+        asked: dict[str, t.Any] | None = None,
+        **short: t.Any,
+    ) -> Outcome:
+        given = {**variables(name, ROOT, offline=self.offline), **(asked or {})}
+        known = yaml.safe_load(INVENTORY.read_text(encoding="utf-8"))
+        known["trainers"]["hosts"] = {
+            host: {**known["trainers"]["hosts"][host], **(of or {}).get(host, {})} for host in order
+        }
+        inventory = BASE / "cluster.yml"
+        inventory.write_text(yaml.safe_dump(known, sort_keys=False), encoding="utf-8")
+        return self.world.play(playbook, *arguments, variables=given, inventory=inventory, **short)
+
+
+def cluster(request: pytest.FixtureRequest) -> t.Iterator[Cluster]:
+    """Three hosts, each with the packages of the demo's environment."""
+    made = world(request)
+    if not KEEP:
+        hosts("down")
+    up = hosts("up", str(len(NAMES)))
+    assert up.returncode == 0, up.stderr
+    for name in NAMES:
+        give_packages(made, name, ROOT)
+    yield Cluster(made, offline=same_python(made))
+    if not KEEP:
+        hosts("down")

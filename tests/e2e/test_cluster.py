@@ -23,62 +23,20 @@ import typing as t
 from dataclasses import dataclass
 
 import pytest
-import yaml
 
 from . import machines
-from .conftest import BASE, CONTROLLER_ONLY, KEEP, Outcome, World
-from .machines import hosts, sh
+from .conftest import BASE, CONTROLLER_ONLY, Outcome
+from .machines import NAMES, ROOT, Cluster, hosts, read, sh
 from .test_faults import wait_for
 
-ROOT = "/data/llmops"
-NAMES = ("e2e1", "e2e2", "e2e3")
 SAVE = 10
 STEPS: dict[str, t.Any] = {"max_steps": 200, "save_steps": SAVE, "logging_steps": 10, "save_total_limit": 3}
 SEED, COUNT = (int(os.environ.get(name, usual)) for name, usual in (("FAULT_SEED", "1"), ("FAULTS", "3")))
 
 
-@dataclass
-class Cluster:
-    world: World
-    offline: bool
-
-    def play(
-        self,
-        playbook: str,
-        *arguments: str,
-        name: str,
-        order: t.Sequence[str] = NAMES,
-        of: dict[str, dict[str, t.Any]] | None = None,
-        asked: dict[str, t.Any] | None = None,
-        **short: t.Any,
-    ) -> Outcome:
-        variables = {**machines.variables(name, ROOT, offline=self.offline), **(asked or {})}
-        known = yaml.safe_load(machines.INVENTORY.read_text(encoding="utf-8"))
-        known["trainers"]["hosts"] = {
-            host: {**known["trainers"]["hosts"][host], **(of or {}).get(host, {})} for host in order
-        }
-        inventory = BASE / "cluster.yml"
-        inventory.write_text(yaml.safe_dump(known, sort_keys=False), encoding="utf-8")
-        return self.world.play(playbook, *arguments, variables=variables, inventory=inventory, **short)
-
-
-def read(host: str, run_id: str, name: str) -> dict[str, t.Any]:
-    text = sh(host, f"cat '{ROOT}/runs/{run_id}/{name}'", check=False)
-    return t.cast("dict[str, t.Any]", json.loads(text)) if text else {}
-
-
 @pytest.fixture(scope="module")
 def cluster(request: pytest.FixtureRequest) -> t.Iterator[Cluster]:
-    world = machines.world(request)
-    if not KEEP:
-        hosts("down")
-    up = hosts("up", str(len(NAMES)))
-    assert up.returncode == 0, up.stderr
-    for name in NAMES:
-        machines.give_packages(world, name, ROOT)
-    yield Cluster(world, offline=machines.same_python(world))
-    if not KEEP:
-        hosts("down")
+    yield from machines.cluster(request)
 
 
 def ranks(run_id: str, order: t.Sequence[str] = NAMES) -> list[list[int]]:
@@ -131,6 +89,7 @@ def test_a_first_apply_executes_at_most_eight_modules_on_a_host(first: First) ->
     tasks = [line for line in first.done.results if line["action"].rpartition(".")[2] not in CONTROLLER_ONLY]
     for host in NAMES:
         assert len([line for line in tasks if line["host"] == host]) <= 8
+    assert "train_allreduce" not in first.done.on_node
 
 
 def test_every_node_has_the_results(first: First) -> None:
@@ -284,7 +243,7 @@ def silence(live: Live, victim: str) -> None:
     witness = next(host for host in NAMES if host != victim)
     before = live.rank_process(witness)
     for chain, way in (("INPUT", "-s"), ("OUTPUT", "-d")):
-        rules = (f"{way} {machines.SUBNET.replace('.0/24', '.1')} -j ACCEPT", f"{way} {machines.SUBNET} -j DROP")
+        rules = (f"{way} {machines.address(1)} -j ACCEPT", f"{way} {machines.SUBNET} -j DROP")
         sh(victim, "; ".join(f"iptables -A {chain} {rule}" for rule in rules))
     try:
         gone(live, witness, before, 30)
@@ -342,7 +301,7 @@ def refused(cluster: Cluster, name: str, **asked: t.Any) -> Outcome:
 
 
 def test_a_port_that_is_closed_one_way_is_named_with_both_hosts(cluster: Cluster, first: First) -> None:
-    sh(NAMES[1], "iptables -A INPUT -p tcp --dport 29500 -s 10.213.9.11 -j DROP")
+    sh(NAMES[1], f"iptables -A INPUT -p tcp --dport 29500 -s {machines.address(11)} -j DROP")
     try:
         done = refused(cluster, "closed")
     finally:
@@ -382,9 +341,12 @@ def test_another_model_on_one_host_is_named(cluster: Cluster, first: First) -> N
     [
         ({"ansible_user": "nobody-there"}, "does not let nobody-there in"),
         ({"ansible_ssh_private_key_file": "/no/such/key"}, "There is no key /no/such/key"),
-        ({"ansible_host": "10.213.9.99", "ansible_ssh_timeout": 3}, "does not answer at 10.213.9.99"),
+        (
+            {"ansible_host": machines.address(99), "ansible_ssh_timeout": 3},
+            f"does not answer at {machines.address(99)}",
+        ),
         ({"ansible_port": 2222}, "nothing listens for ssh"),
-        ({"ansible_python_interpreter": "/opt/no/python3"}, "There is no Python on e2e2"),
+        ({"ansible_python_interpreter": "/opt/no/python3"}, f"There is no Python on {NAMES[1]}"),
     ],
 )
 def test_a_host_that_cannot_be_worked_on_is_told_with_its_remedy(
@@ -401,7 +363,7 @@ def test_a_login_without_sudo_is_told_so(cluster: Cluster) -> None:
         done = cluster.play("llmops.finetune.plan", name="way")
     finally:
         machines.root_sh(NAMES[1], "mv /var/90-login /etc/sudoers.d/")
-    assert done.rc != 0 and "admin may not become root on e2e2" in done.message, done.text
+    assert done.rc != 0 and f"admin may not become root on {NAMES[1]}" in done.message, done.text
 
 
 def test_a_login_that_may_not_use_sudo_trains_in_a_folder_of_its_own(cluster: Cluster, first: First) -> None:

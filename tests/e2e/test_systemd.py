@@ -32,7 +32,7 @@ class Host:
     world: World
     offline: bool
 
-    name = "e2e1"
+    name = machines.NAMES[0]
 
     def sh(self, command: str, check: bool = True) -> str:
         return machines.sh(self.name, command, check)

@@ -72,7 +72,12 @@ CASES: list[tuple[str, dict[str, t.Any], dict[str, str], list[tuple[str, str]]]]
 
 @pytest.mark.parametrize(("hosts", "asked", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_choice(hosts: dict[str, t.Any], asked: dict[str, str], expected: list[tuple[str, str]]) -> None:
-    assert [tuple(place) for place in _addresses.choose(hosts, asked).values()] == expected
+    assert [place[:2] for place in _addresses.choose(hosts, asked).values()] == expected
+
+
+def test_the_speed_of_the_link_is_known_where_the_interface_is() -> None:
+    chosen = _addresses.choose({"a": host(1), "b": host(2)}, {"a": "198.51.100.1"})
+    assert [place.speed for place in chosen.values()] == [0, 1000]
 
 
 def test_a_host_that_nobody_reaches_is_named() -> None:

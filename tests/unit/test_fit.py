@@ -57,7 +57,7 @@ def test_of_two_hosts_whose_clocks_differ_one_is_named() -> None:
         "b": [{"host": "a", "why": "", "clock": -9.0}],
     }
     (row,) = _fit.rows({"a": LIKE, "b": LIKE}, found)
-    assert row == ("b", "clock", "9.0 s ahead")
+    assert row == _fit.Row("b", "clock", "9.0 s ahead")
 
 
 def test_the_refusal_is_a_table_with_each_remedy_once() -> None:

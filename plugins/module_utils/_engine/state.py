@@ -90,6 +90,11 @@ class Run:
         return self.path / "listening.json"
 
     @property
+    def allreduce(self) -> Path:
+        """What came of an all-reduce over all nodes before the start (allreduce)."""
+        return self.path / "allreduce.json"
+
+    @property
     def stop_request(self) -> Path:
         """Tells the supervisor that a coming SIGTERM is a person's stop, not an interruption (module)."""
         return self.path / "stop.json"

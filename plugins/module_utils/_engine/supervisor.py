@@ -238,8 +238,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def command(launch: dict[str, t.Any], port: int) -> list[str]:
-    """torchrun with static rendezvous: ranks are the inventory's order, restarts are ours."""
+def command(
+    launch: dict[str, t.Any], port: int, module: str = "engine.rank", *arguments: str, join_seconds: float = 0
+) -> list[str]:
+    """torchrun with static rendezvous: ranks are the inventory's order, restarts are ours.
+
+    join_seconds: how long a node waits for the others; 0 for as long as torchrun does by itself.
+    """
     return [
         launch["python"],
         "-m",
@@ -249,9 +254,11 @@ def command(launch: dict[str, t.Any], port: int) -> list[str]:
         f"--nproc-per-node={launch['nproc_per_node']}",
         f"--master-addr={launch['master_addr']}",
         f"--master-port={port}",
+        *([f"--rdzv-conf=timeout={join_seconds:.0f}"] if join_seconds else []),
         "--max-restarts=0",
         "-m",
-        "engine.rank",
+        module,
+        *arguments,
     ]
 
 
