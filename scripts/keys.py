@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Write docs/keys-<version>.md, the page of every key that a version of LLaMA-Factory takes, from its keys.json.
+"""Write docs/keys-….md, the pages of every key that a version of LLaMA-Factory takes, and of those that Megatron adds.
 
 usage: python scripts/keys.py
 """
@@ -24,15 +24,10 @@ GROUPS = {
 
 
 def page(schema: dict[str, t.Any]) -> str:
-    versions = schema["versions"]
-    lines = [
-        f"# Keys of LLaMA-Factory {versions['llamafactory']}",
-        "",
-        "What `train_args` and `train_set` take. Written by `scripts/keys.py` from what `scripts/schema.py` extracted;",
-        f"training keys are those of transformers {versions['transformers']}. Defaults are LLaMA-Factory's: a recipe's",
-        "own values go over them. What a key is for is said in upstream's words (Apache-2.0).",
-    ]
+    lines = megatron(schema) if "source" in schema else llamafactory(schema["versions"])
     for group, title in GROUPS.items():
+        if group not in {key["group"] for key in schema["keys"].values()}:
+            continue
         lines += ["", f"## {title}", "", "| key | takes | default | what for |", "|---|---|---|---|"]
         for name, key in sorted(schema["keys"].items()):
             if key["group"] == group:
@@ -43,10 +38,33 @@ def page(schema: dict[str, t.Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def llamafactory(versions: dict[str, str]) -> list[str]:
+    return [
+        f"# Keys of LLaMA-Factory {versions['llamafactory']}",
+        "",
+        "What `train_args` and `train_set` take. Written by `scripts/keys.py` from what `scripts/schema.py` extracted;",
+        f"training keys are those of transformers {versions['transformers']}. Defaults are LLaMA-Factory's: a recipe's",
+        "own values go over them. What a key is for is said in upstream's words (Apache-2.0).",
+    ]
+
+
+def megatron(schema: dict[str, t.Any]) -> list[str]:
+    return [
+        "# Keys of Megatron",
+        "",
+        "What `train_args` and `train_set` take besides with `train_engine: megatron`, which is unproved: this project",
+        f"has never run it. Written by `scripts/keys.py` from {schema['source']}",
+        f"({schema['versions']['mcore_adapter']}).",
+    ]
+
+
 def pages() -> dict[Path, str]:
     """Every page by its place."""
-    schemas = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FILES.glob("*/keys.json"))]
-    return {REPOSITORY / "docs" / f"keys-{schema['versions']['llamafactory']}.md": page(schema) for schema in schemas}
+    schemas = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in FILES.glob("*/keys.json")}
+    return {
+        REPOSITORY / "docs" / f"keys-{name.removeprefix('llamafactory-')}.md": page(schema)
+        for name, schema in sorted(schemas.items())
+    }
 
 
 if __name__ == "__main__":

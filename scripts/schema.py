@@ -121,8 +121,14 @@ def write(path: Path, content: t.Any) -> None:
     print(path)
 
 
+def version(package: str) -> str:
+    """Of the distribution that brings a package: KTransformers has builds of its own, under names of their own."""
+    (distribution,) = set(importlib.metadata.packages_distributions()[package])
+    return importlib.metadata.version(distribution)
+
+
 def main() -> None:
-    versions = {name: importlib.metadata.version(name) for name in ("llamafactory", "transformers")}
+    versions = {name: version(name) for name in ("llamafactory", "transformers")}
     folder = Path(sys.argv[1]) / f"llamafactory-{versions['llamafactory']}"
     write(folder / "keys.json", {"versions": versions, "keys": keys()})
     write(folder / "templates.json", {"templates": templates(), "models": models()})

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from ansible.plugins.action import ActionBase
 
-from ..module_utils import _config, _plan, _schema, _sources, _wish
-from ..module_utils._env import environment_digest
+from ..module_utils import _config, _plan, _profile, _schema, _sources, _wish
 from ..module_utils._errors import FinetuneError
 from ..plugin_utils import _import
 
@@ -42,22 +41,23 @@ class ActionModule(ActionBase):
                 }
             facts = {host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]}
             sources = _sources.sources(wish, self._folders(known), facts)
-            lock = _sources.lock_path(wish.environment)
+            profile = _profile.find(wish.environment, wish.lock, self._folders(known))
+            schema = schemas[wish.environment]
             plan = _plan.make(
                 wish,
                 sources,
                 facts,
                 corpus_digest=_sources.corpus_digest(),
-                schema=schemas[wish.environment],
+                schema=schema._replace(packages=profile.packages or schema.packages),
                 addresses={host: str(known["hostvars"][host].get("train_address") or "") for host in facts},
-                environment={"lock": lock.stem, "digest": environment_digest(lock.read_text(encoding="utf-8"))},
+                environment=profile.identity,
             )
         except FinetuneError as error:
             return {"failed": True, "msg": str(error)}
         for line in _plan.describe(plan, sources, facts):
             self._display.display(line)
         result = plan.as_dict()
-        result["environment"]["path"] = str(lock)
+        result["environment"]["path"] = profile.path
         return {"changed": False, "plan": result}
 
     def _imported(

@@ -28,6 +28,7 @@ OWNED = {
     "deepspeed": "train_engine",
     "fsdp": "train_engine",
     "fsdp_config": "train_engine",
+    "use_kt": "train_engine",
 }
 """Keys that a variable of ours decides."""
 

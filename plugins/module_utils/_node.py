@@ -97,6 +97,7 @@ def facts(
         "storage": storage(place, _lines("/proc/self/mounts")),
         "gpus": present,
         "compilers": compilers(),
+        "cpu_flags": cpu_flags(_lines("/proc/cpuinfo")),
         "leases": lease.holders([lease.CPU, *(gpu["uuid"] for gpu in present)], lease.directory(lease_dir)),
         "systemd": os.path.isdir("/run/systemd/system") and os.geteuid() == 0,
         **(_user.as_user(account, read) if there else NOTHING),
@@ -211,6 +212,12 @@ def compilers() -> list[str]:
     """What of c++ and nvcc ranks would find to build with."""
     toolkit = Path("/usr/local/cuda/bin")  # where torch looks besides
     return [name for name in ("c++", "nvcc") if shutil.which(name, path=f"{RANKS_PATH}:{toolkit}")]
+
+
+def cpu_flags(cpuinfo: t.Iterable[str]) -> list[str]:
+    """What of AVX2, AVX-512 and AMX the first CPU has."""
+    flags = next((line for line in cpuinfo if line.startswith("flags")), "").split()
+    return [flag for flag in ("avx2", "avx512f", "amx_tile") if flag in flags]
 
 
 def gpus() -> list[dict[str, t.Any]]:

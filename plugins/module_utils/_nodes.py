@@ -124,6 +124,8 @@ def _arguments(
     paths["output_dir"] = f"{folder}/output"
     if _parallel.deepspeed(plan.resolved["engine"]):
         paths["deepspeed"] = f"{folder}/deepspeed.json"
+    engine = _parallel.ENGINES[plan.resolved["engine"]].arguments
+    paths |= engine
     owners = {
         "model_name_or_path": "train_model",
         "model_revision": "train_model_revision",
@@ -132,7 +134,7 @@ def _arguments(
         "dataset_dir": "the run's folder",
         "media_dir": "train_datasets",
         "output_dir": "the run's folder",
-        "deepspeed": f"train_engine {plan.resolved['engine']}",
+        **dict.fromkeys(("deepspeed", *engine), f"train_engine {plan.resolved['engine']}"),
     }
     if len(ranks) > 1:
         paths["save_on_each_node"], owners["save_on_each_node"] = True, "the nodes have no storage in common"

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import math
 import typing as t
+from types import MappingProxyType
 
 from ._errors import FinetuneError
 
@@ -19,11 +21,22 @@ class Engine(t.NamedTuple):
     """Optimizer, and in stage 3 weights too, lie in the node's memory. A run that goes on from a checkpoint was seen to
     come out otherwise than an undisturbed one, on the CPU with deepspeed 0.18.4; why is not known."""
     fsdp: bool = False
+    environment: str = ""
+    """The profile that has its packages; empty where that of the stage has them."""
+    arguments: t.Mapping[str, t.Any] = MappingProxyType({})
+    """Keys of train.yaml that stand for it."""
+    variables: t.Mapping[str, str] = MappingProxyType({})
+    """Environment variables of the ranks that stand for it."""
+    gpus_alone: bool = False
+    cpu_flags: t.Tuple[str, ...] = ()
+    """Instructions that the CPUs must have besides."""
+    unproved: bool = False
+    """Rendered as its documents have it, and never run by this project."""
 
     @property
     def sharded(self) -> bool:
         """Its checkpoints hold one part per rank: only as many ranks can go on from them."""
-        return bool(self.zero_stage)
+        return bool(self.zero_stage) or self.environment == "megatron"
 
     def builds_with(self, gpus: bool) -> set[str]:
         """Compilers that DeepSpeed needs at its first use: for the optimizer of offloaded state, and without GPUs for
@@ -42,11 +55,18 @@ ENGINES: dict[str, Engine] = {
     "zero3": Engine(zero_stage=3),
     "zero3_offload": Engine(zero_stage=3, offload=True),
     "fsdp2": Engine(fsdp=True),
+    "megatron": Engine(environment="megatron", variables={"USE_MCA": "1"}, gpus_alone=True, unproved=True),
+    "ktransformers": Engine(
+        fsdp=True,
+        environment="ktransformers",
+        arguments={"use_kt": True},
+        gpus_alone=True,
+        cpu_flags=("avx512f",),
+        unproved=True,
+    ),
 }
 UNPROVIDED = {
     "ray": "LLaMA-Factory starts Ray's workers itself, where neither supervisor nor resume reaches them",
-    "megatron": "it needs the package mcore-adapter, which no registry has in a usable form",
-    "ktransformers": "its packages replace transformers, accelerate and peft, and need an environment of their own",
 }
 """Engines that LLaMA-Factory has and this collection does not start, and why."""
 
@@ -54,6 +74,11 @@ PROVIDED = (AUTO, *(name for name in ENGINES if name != "single"))
 """What train_engine may be."""
 CHOICES = (*PROVIDED, *UNPROVIDED)
 """What it takes, if only to say why not."""
+
+MODEL_SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+"""Megatron's keys that say over how many ranks one copy of the model is spread."""
+EXPERT_SIZES = ("expert_tensor_parallel_size", "expert_model_parallel_size")
+"""Those of a mixture of experts, which are spread over the ranks in their own way."""
 
 CPUS_PER_DEVICE = 10
 """CPUs that LLaMA-Factory's Ray launcher reserves for each device of the cluster (train/trainer_utils.py)."""
@@ -78,6 +103,7 @@ def refuse(engine: str, nodes: t.Mapping[str, dict[str, t.Any]]) -> None:
             change="use auto; for weights that one GPU does not hold, zero3 or fsdp2",
         )
     for host, node in nodes.items():
+        _refuse_hardware(engine, host, node)
         missing = sorted(ENGINES[engine].builds_with(bool(node["gpus"])) - set(node["compilers"]))
         if missing:
             raise FinetuneError(
@@ -86,6 +112,32 @@ def refuse(engine: str, nodes: t.Mapping[str, dict[str, t.Any]]) -> None:
                 change="use ddp or fsdp2; or install c++ with Python's headers (Debian: g++ python3-dev) and "
                 "nvcc with the CUDA toolkit",
             )
+
+
+def _refuse_hardware(engine: str, host: str, node: t.Mapping[str, t.Any]) -> None:
+    needed = ENGINES[engine]
+    lacks = [f"no {flag}" for flag in needed.cpu_flags if flag not in node["cpu_flags"]]
+    if needed.gpus_alone and not node["gpus"]:
+        lacks.insert(0, "no GPU")
+    if lacks:
+        raise FinetuneError(
+            f"Engine {engine} runs on GPUs alone{', beside CPUs with ' * bool(needed.cpu_flags)}"
+            f"{' and '.join(needed.cpu_flags)}; {host} has {' and '.join(lacks)}.",
+            where="train_engine",
+            change="leave such hosts out (--limit), or use auto, zero3 or fsdp2",
+        )
+
+
+def environment(engine: str) -> str:
+    """The profile of an engine that has one of its own."""
+    return ENGINES[engine].environment if engine in ENGINES else ""
+
+
+def replicas(engine: str, arguments: t.Mapping[str, t.Any], world_size: int) -> int:
+    """How many ranks, or groups of ranks with one copy of the model together, train on records of their own."""
+    if environment(engine) != "megatron":
+        return world_size
+    return max(1, world_size // math.prod(int(arguments.get(key) or 1) for key in MODEL_SIZES))
 
 
 def refuse_other_shards(run: t.Mapping[str, t.Any], world_size: int) -> None:
@@ -165,7 +217,7 @@ def variables(engine: str, arguments: t.Mapping[str, t.Any], builds: str) -> dic
             "FSDP_CPU_RAM_EFFICIENT_LOADING": "false" if arguments.get("quantization_bit") else "true",
             "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",  # sharded ones leave no model.safetensors
         }
-    return {}
+    return dict(ENGINES[engine].variables)
 
 
 def of_deepspeed(config: t.Mapping[str, t.Any]) -> str:

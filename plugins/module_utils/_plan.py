@@ -18,6 +18,7 @@ from . import (
     _media_set,
     _nodes,
     _parallel,
+    _profile,
     _ranks,
     _report,
     _request,
@@ -52,7 +53,8 @@ class Plan:
     media: dict[str, t.Any] = field(default_factory=dict)
     """The images, videos and audios that its datasets bring along: digest, number, and where they come from."""
     held: str = ""
-    """Why an apply would be refused now: another run has what this one needs. Empty when nothing stands in the way."""
+    """Why an apply would be refused now: another run has what this one needs, or the environment has no lock. Empty
+    when nothing stands in the way."""
 
     def as_dict(self) -> dict[str, t.Any]:
         return asdict(self)
@@ -125,7 +127,8 @@ def make(
         _parallel.refuse_other_shards(first["runs"].get(run_id, {}), world_size)
         _situation.refuse_what_cannot_run(wish, resolved, origins, sources, facts, schema)
     plan = Plan(run_id, wish.name, wanted, record if recorded else resolved, origins, recorded, {})
-    plan.environment = {**plan.resolved["environment"], "current": plan.resolved["environment"] == environment}
+    current = plan.resolved["environment"] == environment and bool(environment["digest"])
+    plan.environment = {**plan.resolved["environment"], "current": current}
     plan.difference = _against_last(plan, first)
     plan.media = media
     plan.unread = {source.dataset.name: source.unread for source in sources if source.unread}
@@ -149,7 +152,9 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
     if model["name"].startswith("/"):
         made = ""
     micro, accumulation = arguments["per_device_train_batch_size"], arguments["gradient_accumulation_steps"]
-    batch = f"{micro} × {accumulation} × {resolved['world_size']} (micro-batch × accumulation × ranks)"
+    copies = resolved["global_batch_size"] // (micro * accumulation)
+    each = "ranks" if copies == resolved["world_size"] else "copies of the model"
+    batch = f"{micro} × {accumulation} × {copies} (micro-batch × accumulation × {each})"
     lines = [
         f"Run {plan.id}: {now}",
         f"  recipe  {plan.request['recipe']}, environment {plan.environment['lock']} {plan.environment['digest']}",
@@ -168,7 +173,7 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
         lines.append(f"  node {node['node_rank']:<2} {host}{place}: {device}, {ranks} process(es), {node['folder']}")
     lines += [f"  {line}" for line in plan.difference]
     lines += [f"  note    {notice}" for notice in plan.notices]
-    return lines + ([f"  busy    {plan.held.splitlines()[0]}"] if plan.held else [])
+    return lines + ([f"  held    {plan.held.splitlines()[0]}"] if plan.held else [])
 
 
 def _against_last(plan: Plan, node: Facts) -> list[str]:
@@ -197,7 +202,9 @@ def _mark_starters(plan: Plan, wish: Wish) -> None:
 
 
 def _held(plan: Plan, wish: Wish, facts: t.Mapping[str, Facts]) -> str:
-    """Who has what the run needs, where it would start now."""
+    """Who has what the run needs, where it would start now; or that its environment has no lock to be made from."""
+    if wish.state in ("finished", "staged") and not plan.environment["digest"]:
+        return str(_profile.missing(wish.environment))
     step = _state.joint_step([node["state"] for node in plan.nodes.values()], retry=wish.retry)
     if wish.state != "finished" or step != "start":
         return ""
@@ -225,6 +232,11 @@ def _notices(
                 )
     if wish.stage in _nodes.FROM_THE_START:
         notices.append(f"Stage {wish.stage} cannot go on from a checkpoint: after an interruption it begins again.")
+    if _parallel.ENGINES[plan.resolved["engine"]].unproved:
+        notices.append(
+            f"Engine {plan.resolved['engine']} is unproved: its files and variables are rendered as its documents have "
+            "them, and this project has never run it."
+        )
     if _parallel.ENGINES[plan.resolved["engine"]].offload:
         notices.append(
             f"Engine {plan.resolved['engine']}: a run that goes on from a checkpoint has come out otherwise than an "

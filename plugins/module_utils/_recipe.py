@@ -9,14 +9,17 @@ import typing as t
 
 from ._errors import FinetuneError
 
-LLAMAFACTORY = {"main": "0.9.5", "ppo": "0.9.3"}
+LLAMAFACTORY = {"main": "0.9.5", "ppo": "0.9.3", "megatron": "0.9.5", "ktransformers": "0.9.6.dev0"}
 """By environment: the version that its lock pins, whose keys and templates are in roles/train/files."""
+UNLOCKED = {"megatron": ("mcore-adapter", "megatron-core")}
+"""Environments without a lock in requirements/, and what a site's own lock has besides LLaMA-Factory: mcore-adapter is
+made from its sources, and what the public registry has under that name (0.0.1) is empty."""
 
 
-def environment(stage: t.Any) -> str:
+def environment(stage: t.Any, own: str = "") -> str:
     """The environment of a stage, whose lock is requirements/node-<environment>.txt: PPO is alone, with the only trl
-    that its trainer can be imported with."""
-    return "ppo" if stage == "ppo" else "main"
+    that its trainer can be imported with. own: that of the engine, which goes before."""
+    return own or ("ppo" if stage == "ppo" else "main")
 
 
 class Recipe(t.NamedTuple):

@@ -38,7 +38,9 @@ def resolve(
         arguments[key], origins[key] = value, "GPUs of the nodes"
     if any(source.evaluates for source in sources) and "do_eval" not in arguments:
         arguments["do_eval"], origins["do_eval"] = True, "train_eval_datasets"
-    micro, accumulation = _config.batch(arguments, wish.origins, world_size, wish.global_batch_size)
+    engine = _parallel.pick(wish.engine, arguments, world_size)
+    replicas = _parallel.replicas(engine, arguments, world_size)
+    micro, accumulation = _config.batch(arguments, wish.origins, replicas, wish.global_batch_size)
     for key, value in (("per_device_train_batch_size", micro), ("gradient_accumulation_steps", accumulation)):
         if arguments[key] != value:
             arguments[key], origins[key] = value, "train_global_batch_size"
@@ -48,8 +50,8 @@ def resolve(
     return {
         "arguments": arguments,
         "world_size": world_size,
-        "global_batch_size": micro * accumulation * world_size,
-        "engine": _parallel.pick(wish.engine, arguments, world_size),
+        "global_batch_size": micro * accumulation * replicas,
+        "engine": engine,
         "model": model,
         "environment": environment,
     }, origins

@@ -132,6 +132,17 @@ RENAMED: dict[str, str] = {
 """Words of earlier versions and of other trainers, and the key that means it now."""
 
 
+ENGINES: dict[str, str] = {
+    "tensor_model_parallel_size": "megatron",
+    "pipeline_model_parallel_size": "megatron",
+    "context_parallel_size": "megatron",
+    "expert_model_parallel_size": "megatron",
+    "use_distributed_optimizer": "megatron",
+    "kt_config": "ktransformers",
+}
+"""Keys that one engine alone takes."""
+
+
 def read(key: str, value: t.Any, schema: Schema) -> tuple[t.Any, Problem | None]:
     """The value as the key's type has it (`1e-5` is text to YAML 1.1), or what is wrong with it."""
     known = schema.keys.get(key)
@@ -154,7 +165,9 @@ def _as(kind: str, value: t.Any, known: Key) -> t.Any:
     text = value.strip() if isinstance(value, str) else None
     if kind == "boolean":
         words = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
-        return value if isinstance(value, bool) else words.get((text or "").lower(), _NOT)
+        if isinstance(value, bool) or (isinstance(value, str) and value == known.default):  # `no`, where it is text
+            return value
+        return words.get((text or "").lower(), _NOT)
     if isinstance(value, bool):
         return (
             "no" if kind == "text" and value is False and "no" in known.choices else _NOT
@@ -199,6 +212,8 @@ def _kinds(known: Key) -> str:
 
 
 def _nearest_key(key: str, schema: Schema) -> str:
+    if key in ENGINES:
+        return f"set train_engine: {ENGINES[key]}"
     renamed = RENAMED.get(key, "").split(" or ")
     near = renamed if schema.keys.keys() >= {*renamed} else difflib.get_close_matches(key, schema.keys, n=2)
     return f"use {' or '.join(near)}" if near else f"remove {key}"

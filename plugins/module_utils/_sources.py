@@ -12,7 +12,7 @@ import typing as t
 from dataclasses import replace
 from pathlib import Path
 
-from . import _dataset, _digests, _lock, _recipe, _records, _schema, _tables
+from . import _dataset, _digests, _profile, _recipe, _records, _schema, _tables
 from ._dataset import Source
 from ._engine import files
 from ._errors import FinetuneError
@@ -33,19 +33,18 @@ def corpus_digest() -> str:
     return files.sha256(CORPUS)
 
 
-def lock_path(environment: str) -> Path:
-    """The lock of an environment profile."""
-    return COLLECTION / "requirements" / f"node-{environment}.txt"
-
-
 def schemas() -> dict[str, _schema.Schema]:
-    """By environment: the keys, templates and packages that it takes."""
+    """By environment: the keys, templates and packages that it takes. Where there is no lock, packages are taken to be
+    those of the main one."""
     found = {}
     for environment, version in _recipe.LLAMAFACTORY.items():
         folder = FILES / f"llamafactory-{version}"
         keys, templates = (json.loads((folder / f"{name}.json").read_text()) for name in ("keys", "templates"))
-        lock = _lock.read_lock(lock_path(environment).read_text(encoding="utf-8"))
-        found[environment] = _schema.load(keys, templates, {line.name: line.version for line in lock})
+        own = FILES / environment / "keys.json"  # those of another trainer, which LLaMA-Factory's go over
+        if own.is_file():
+            keys["keys"] = {**json.loads(own.read_text())["keys"], **keys["keys"]}
+        lock = _profile.lock_path("main" if environment in _recipe.UNLOCKED else environment)
+        found[environment] = _schema.load(keys, templates, _profile.packages(lock.read_text(encoding="utf-8")))
     return found
 
 

@@ -33,6 +33,7 @@ INPUTS = (
     "train_datasets",
     "train_eval_datasets",
     "train_engine",
+    "train_lock",
     "train_global_batch_size",
     "train_gpus",
     "train_processes_per_node",
@@ -69,6 +70,8 @@ class Wish:
     """What the recipe starts from; nothing with train_config."""
     environment: str
     """Profile of the environment that the ranks run in."""
+    lock: str
+    """A lock of the author's own for it, on the controller; empty for the collection's."""
     notices: list[str]
     """What of train_config is not taken over."""
     model: str
@@ -115,7 +118,10 @@ def read(
     _config.check(single, "train_set")
     base = {**start, **given.arguments}
     stage = str({**base, **written, **single}["stage"])
-    environment = _recipe.environment(stage)
+    engine = _inputs.one_of(variables, "train_engine", _parallel.CHOICES, _parallel.PROVIDED)
+    if given.engine and engine == _parallel.AUTO:
+        engine = given.engine
+    environment = _recipe.environment(stage, _parallel.environment(engine))
     schema = schemas[environment]
     _schema.typed(given.arguments, schema, "train_config")
     written = _schema.typed(written, schema, "train_args")
@@ -129,9 +135,6 @@ def read(
             f"{name!r} is no name for a run.", where="train_name", change="use small letters, digits, . _ and -"
         )
     datasets, eval_datasets = _data(variables, imported, stage)
-    engine = _inputs.one_of(variables, "train_engine", _parallel.CHOICES, _parallel.PROVIDED)
-    if given.engine and engine == _parallel.AUTO:
-        engine = given.engine
     _inputs.switch(variables, "train_wait")
     _inputs.one_of(variables, "train_preflight", ("quick", "full"))
     _inputs.seconds(variables, "train_watch_interval")
@@ -142,6 +145,7 @@ def read(
         args={**given.arguments, **over},
         origins=origins,
         environment=environment,
+        lock=str(variables.get("train_lock") or ""),
         base=start,
         notices=[*given.notices, *_overruled(given, over, origins), *_contradicted(recipe, start, over, origins)],
         model=model,

@@ -108,6 +108,10 @@ node:
       description: Which of V(c++) and V(nvcc) ranks would find. DeepSpeed needs them for some engines.
       type: list
       elements: str
+    cpu_flags:
+      description: Which of V(avx2), V(avx512f) and V(amx_tile) the CPUs have.
+      type: list
+      elements: str
     leases:
       description: Who holds the lease of a GPU (by UUID) or of the CPUs (V(cpu)); free ones are left out.
       type: dict

@@ -100,7 +100,9 @@ plan:
       description: Images, videos and audios that are sent along - digest, number, and where they come from.
       type: dict
     held:
-      description: Which other run has what this one needs, where it would start now; else empty.
+      description: >-
+        Why an apply would be refused now, which is another run that has what this one needs, or an environment without
+        a lock; else empty.
       type: str
     nodes:
       description: Per host, what lands on it and how its ranks are started.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing as t
 from pathlib import Path
 
-from ..module_utils import _config, _recipe, _schema
+from ..module_utils import _config, _parallel, _recipe, _schema
 from ..module_utils._config import Imported
 from ..module_utils._errors import FinetuneError
 from . import _import_data, _import_engine, _import_yaml
@@ -18,11 +18,6 @@ _OTHERS = (
         ("model", "train_dataset", "sample_backend", "dist_config", "peft_config"),
         "LLaMA-Factory's v1 trainer, which 0.9.5 does not start by itself",
         "take a file that begins with model_name_or_path",
-    ),
-    (
-        ("tensor_model_parallel_size", "pipeline_model_parallel_size", "expert_model_parallel_size"),
-        "Megatron, which needs the package mcore-adapter that the environment does not have",
-        "remove the keys of Megatron",
     ),
     (
         ("ray_num_workers", "ray_init_kwargs"),
@@ -65,13 +60,12 @@ def find(wanted: str, folders: t.Sequence[Path], schemas: t.Mapping[str, _schema
 
 
 def read(text: str, name: str, schemas: t.Mapping[str, _schema.Schema], folders: t.Iterable[Path] = ()) -> Imported:
-    """The file `name`; everything that is wrong with it is refused at once, with its lines. Its stage tells which
-    version reads it.
+    """The file `name`; everything that is wrong with it is refused at once, with its lines. Its stage and
+    its engine tell which version reads it.
 
     folders: from the file's own upwards, where a file that it names may be.
     """
     values, lines = _import_yaml.mapping(text, name)
-    schema = schemas[_recipe.environment(values.get("stage"))]
     _refuse_other_trainers(values, lines)
     if not any(str(key).isidentifier() for key in values):
         raise FinetuneError(
@@ -79,6 +73,11 @@ def read(text: str, name: str, schemas: t.Mapping[str, _schema.Schema], folders:
         )
     found = Imported(name)
     problems: list[_schema.Problem] = []
+    try:
+        found.engine = _import_engine.engine(values, folders)
+    except FinetuneError as error:
+        problems.append(_schema.Problem(error.where, error.what, error.change))
+    schema = schemas[_recipe.environment(values.get("stage"), _parallel.environment(found.engine))]
     for key, value in values.items():
         if key in _config.RESERVED:
             found.notices.append(f"{lines[key]}: {key} is left out, {_config.RESERVED[key]}.")
@@ -99,12 +98,8 @@ def read(text: str, name: str, schemas: t.Mapping[str, _schema.Schema], folders:
         else:
             found.arguments[key], problem = _schema.read(key, value, schema)
             problems += [problem] if problem else []
-    try:
-        found.engine = _import_engine.engine(values, folders)
-    except FinetuneError as error:
-        problems.append(_schema.Problem(error.where, error.what, error.change))
     if found.engine:
-        line = next(lines[key] for key in _import_engine.KEYS if values.get(key))
+        line = next(lines[key] for key in (*_import_engine.KEYS, *_import_engine.MEGATRON) if values.get(key))
         found.notices.append(f"{line}: it becomes train_engine {found.engine}, where that is left at auto.")
     found.origins = {key: lines[key] for key in found.arguments}
     _schema.refuse(problems, lines)

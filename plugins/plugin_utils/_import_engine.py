@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`deepspeed`, `fsdp` and `fsdp_config` of a LLaMA-Factory file, as train_engine."""
+"""What of a LLaMA-Factory file says how ranks share the work, as train_engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from pathlib import Path
 from ..module_utils import _parallel
 from ..module_utils._errors import FinetuneError
 
-KEYS = ("deepspeed", "fsdp", "fsdp_config")
+KEYS = ("use_kt", "deepspeed", "fsdp", "fsdp_config")
+"""Keys that become train_engine."""
+MEGATRON = (*_parallel.MODEL_SIZES, *_parallel.EXPERT_SIZES)
+"""Keys that stay, and tell that a file is for Megatron: LLaMA-Factory is told so by a variable, USE_MCA."""
 _KNOWN = re.compile(r"ds_z([023])(_offload)?_config\.json")
 """LLaMA-Factory's own files, which its package does not hold."""
 _REMEDY = "remove it and set train_engine: "
@@ -21,9 +24,15 @@ _REMEDY = "remove it and set train_engine: "
 
 def engine(values: t.Mapping[str, t.Any], folders: t.Iterable[Path]) -> str:
     """The engine; empty where the file names none. folders: where a DeepSpeed file may be, nearest first."""
+    megatron = next((key for key in MEGATRON if values.get(key)), "")
+    asked = [key for key in ("deepspeed", "fsdp", "use_kt", megatron) if values.get(key)]
+    if len(asked) > 1 and asked != ["fsdp", "use_kt"]:
+        raise _refusal(asked[0], f"{' and '.join(asked)} exclude each other", "remove all but one of them")
+    if megatron:
+        return "megatron"
+    if values.get("use_kt"):
+        return "ktransformers"
     if values.get("deepspeed"):
-        if values.get("fsdp"):
-            raise _refusal("deepspeed", "deepspeed and fsdp exclude each other", "remove one of them")
         return _of_deepspeed(values["deepspeed"], folders)
     if values.get("fsdp"):
         return _of_fsdp(values["fsdp"])

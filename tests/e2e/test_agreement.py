@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _config, _recipe, _rules, _schema
+from ansible_collections.llmops.finetune.plugins.module_utils._parallel import Engine
 
 from ..unit.rule_cases import cases, situations
 from .conftest import REPOSITORY, Demo
@@ -64,7 +65,7 @@ def twins(environment: str) -> list[Configuration]:
         for arguments, situation in pairs
         if situation.keys() <= EXPRESSIBLE
         and situation.get("engine") not in (situations.OFFLOAD["engine"], situations.FSDP["engine"])
-        and _recipe.environment(arguments.get("stage")) == environment
+        and _recipe.environment(arguments.get("stage"), situation.get("engine", Engine()).environment) == environment
     ]
 
 

@@ -25,14 +25,13 @@ from ..unit import plans, test_import
 from .conftest import REPOSITORY
 
 SCHEMAS = _sources.schemas()
-GPUS = 2
+GPUS = 8
 
 NO_TRAINING = {
     "accelerate": "accelerate's launcher",
     "extras/multi_tokens": "none of LLaMA-Factory's keys",
     "inference": "there to talk to a model",
     "ktransformers/accelerate": "accelerate's launcher",
-    "megatron": "Megatron, which needs the package mcore-adapter",
     "merge_lora": "there to merge an adapter or to quantize",
     "v1": "LLaMA-Factory's v1 trainer",
 }
@@ -57,16 +56,13 @@ REFUSED = {
     "extras/nlg_eval/llama3_lora_predict": "there to evaluate or to predict",
     "extras/qoft/llama3_oft_sft_awq": "package autoawq",
     "extras/qoft/llama3_oft_sft_gptq": "package gptqmodel",
-    "ktransformers/train_lora/deepseek_v2_lora_sft_kt": "package kt-kernel",
-    "ktransformers/train_lora/deepseek_v3_lora_sft_kt": "package kt-kernel",
-    "ktransformers/train_lora/qwen3_5moe_lora_sft_kt": "package kt-kernel",
-    "ktransformers/train_lora/qwen3moe_lora_sft_kt": "package kt-kernel",
+    "ktransformers/train_lora/qwen3moe_lora_sft_kt": "a reasoning template",
     "train_lora/qwen3_lora_sft_ray": "package ray",
     "train_qlora/llama3_lora_sft_aqlm": "package aqlm",
     "train_qlora/llama3_lora_sft_awq": "package autoawq",
     "train_qlora/llama3_lora_sft_gptq": "package gptqmodel",
 }
-"""Files for the trainer that are refused on a node with NVIDIA GPUs: the hardware, package or data missing."""
+"""Files for the trainer that are refused on a node with NVIDIA GPUs: the hardware, package or data missing or wrong."""
 
 BACKEND = """
 from pathlib import Path

@@ -215,7 +215,7 @@ def test_a_second_run_is_refused_and_stop_leaves_nothing(world: World, demo: Dem
     assert started.plan["id"] in second.message and "stop" in second.message
     assert not (world.root / "runs" / second.plan["id"]).exists(), "refused before anything is staged"
     checked = world.play("train.yml", "--check", variables={"train_name": "second"})
-    assert checked.rc == 0 and f"busy    The CPUs of this node are held by run {folder.name}" in checked.text
+    assert checked.rc == 0 and f"held    The CPUs of this node are held by run {folder.name}" in checked.text
 
     stopped = world.play("llmops.finetune.stop", variables={"train_name": "first"})
     assert stopped.rc == 0 and stopped.changes == [("stop", str(folder))]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import typing as t
 from pathlib import Path
 
@@ -39,3 +40,19 @@ def test_a_refused_play_touches_nothing_and_names_variable_and_remedy(
     assert where in refused.message.partition("where: ")[2]
     assert change in refused.message.partition("change: ")[2]
     assert "Traceback" not in refused.text
+
+
+def test_an_engine_without_a_lock_is_planned_and_never_staged(world: World, demo: Demo, tmp_path: Path) -> None:
+    """On a node that says it has two GPUs."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nfor i in 0 1; do echo $i, GPU-$i, H100, 81559, 9.0, 570.1; done\n", encoding="utf-8")
+    tool.chmod(0o755)
+    there = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    asked: dict[str, t.Any] = {"train_recipe": "full_sft", "train_engine": "megatron", "train_state": "staged"}
+    checked = world.play("train.yml", "--check", variables=asked, environment=there, tensor_model_parallel_size=2)
+    assert checked.rc == 0 and "Engine megatron is unproved" in checked.text, checked.text
+    assert ("create", f"{world.folder(checked)}/train.yaml") in checked.changes
+    assert checked.plan["nodes"]["localhost"]["launch"]["environment"]["USE_MCA"] == "1"
+    refused = world.play(variables=asked, environment=there, tensor_model_parallel_size=2)
+    assert refused.rc == 2 and refused.changed == [] and not world.folder(refused).exists()
+    assert "where:  train_lock" in refused.message and "mcore-adapter" in refused.message

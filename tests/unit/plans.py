@@ -49,6 +49,7 @@ def node(gpus: int = 0, capability: float = 9.0, **facts: t.Any) -> dict[str, t.
         "interfaces": eth0("10.0.0.1"),
         "cpus": 8,
         "compilers": ["c++"],
+        "cpu_flags": ["avx2", "avx512f"],
         "gpus": [
             {"index": i, "uuid": f"GPU-{'abcdefgh'[i]}", "name": "H200", "compute_capability": capability}
             for i in range(gpus)

@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`deepspeed` and `fsdp` of a LLaMA-Factory file become train_engine, or are refused with what to write instead."""
+"""What of a LLaMA-Factory file says how ranks share the work becomes train_engine, or is refused with what to write."""
 
 from __future__ import annotations
 
@@ -37,13 +37,18 @@ def read(text: str, folders: t.Sequence[Path] = ()) -> _config.Imported:
         ("fsdp: [full_shard, auto_wrap]\n", "fsdp2"),
         ("fsdp: true\n", "fsdp2"),
         ("deepspeed:\nfsdp: ''\n", ""),
+        ("use_kt: true\nkt_config: {kt_backend: auto}\n", "ktransformers"),
+        ("use_kt: true\nfsdp: true\n", "ktransformers"),
+        ("fsdp: true\nuse_kt: false\n", "fsdp2"),
+        ("tensor_model_parallel_size: 2\nuse_distributed_optimizer: true\n", "megatron"),
+        ("expert_model_parallel_size: 2\n", "megatron"),
         ("fsdp_config: fsdp.json\n", ""),  # which LLaMA-Factory itself passes over
     ],
 )
 def test_the_engine_of_a_file(text: str, engine: str) -> None:
     found = read(text)
     assert found.engine == engine
-    assert not found.arguments.keys() & {"deepspeed", "fsdp", "fsdp_config"}
+    assert not found.arguments.keys() & {"deepspeed", "fsdp", "fsdp_config", "use_kt"}
     told = [f"my.yaml, line 4: it becomes train_engine {engine}, where that is left at auto."] if engine else []
     assert found.notices == told
 
@@ -67,7 +72,8 @@ def test_a_deepspeed_file_above_the_config_is_read(tmp_path: Path) -> None:
         ("deepspeed: {zero_optimization: {stage: 1}}\n", "no engine is like", "zero2"),
         ("fsdp: full_shard offload\n", "offload", "zero3_offload"),
         ("fsdp: shard_grad_op auto_wrap\n", "shard_grad_op", "fsdp2"),
-        ("deepspeed: ds_z3_config.json\nfsdp: full_shard\n", "exclude each other", "remove one"),
+        ("deepspeed: ds_z3_config.json\nfsdp: full_shard\n", "exclude each other", "remove all but one"),
+        ("deepspeed: ds_z3_config.json\nuse_kt: true\n", "deepspeed and use_kt exclude", "remove all but one"),
     ],
 )
 def test_what_has_no_engine_is_refused_with_its_line(text: str, told: str, change: str) -> None:
@@ -75,6 +81,16 @@ def test_what_has_no_engine_is_refused_with_its_line(text: str, told: str, chang
         read(text)
     assert told in refusal.value.what and change in refusal.value.change
     assert "my.yaml, line 4" in refusal.value.where
+
+
+def test_keys_of_megatron_do_not_go_with_another_engine() -> None:
+    told = "fsdp and pipeline_model_parallel_size exclude each other"
+    with pytest.raises(FinetuneError, match=told):
+        read("fsdp: true\npipeline_model_parallel_size: 2\n")
+    found = read("dataset: mine\npipeline_model_parallel_size: 2\n")
+    with pytest.raises(FinetuneError, match="no key pipeline_model_parallel_size") as refusal:
+        _wish.read(DEFAULTS | {"train_engine": "zero3"}, SCHEMAS, found)
+    assert refusal.value.change == "set train_engine: megatron"
 
 
 def test_train_engine_goes_over_the_file() -> None:

@@ -245,6 +245,50 @@ def test_fsdp2_is_variables_and_auto_stays_auto_in_the_request() -> None:
     assert not plan.nodes["a"]["launch"]["environment"].keys() & {"FSDP_VERSION", "TORCH_EXTENSIONS_DIR"}
 
 
+def test_megatron_is_a_variable_and_keys_and_its_batch_counts_copies_of_the_model() -> None:
+    sizes = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}
+    wish: t.Any = {"train_recipe": "full_sft", "train_engine": "megatron", "train_args": sizes}
+    plan = make({"a": node(gpus=4), "b": node(gpus=4)}, train_global_batch_size=16, **wish)
+    launch = plan.nodes["b"]["launch"]
+    assert (launch["environment"]["USE_MCA"], launch["nnodes"], launch["nproc_per_node"]) == ("1", 2, 4)
+    written = lines(plan)
+    assert sizes.items() <= written.items() and not {"deepspeed", "use_kt", "use_mca"} & written.keys()
+    assert written["per_device_train_batch_size"] * written["gradient_accumulation_steps"] * 2 == 16
+    told = _plan.describe(plan, [DATA], {"a": node(4), "b": node(4)})
+    assert any("× copies of the model)" in line for line in told)
+    assert [notice for notice in plan.notices if "megatron is unproved" in notice]
+    with pytest.raises(FinetuneError, match="one copy of the model takes"):
+        make({"a": node(gpus=6)}, **wish)
+    with pytest.raises(FinetuneError, match="trains all weights, whatever finetuning_type says"):
+        make({"a": node(gpus=4)}, train_engine="megatron")
+
+
+def test_ktransformers_is_fsdp2_a_key_and_an_environment_of_its_own() -> None:
+    wish: t.Any = {"train_model": "org/moe", "train_engine": "ktransformers"}
+    settings = {"kt_backend": "auto", "kt_num_threads": 96}
+    plan = make({"a": node(gpus=2)}, train_args={"kt_config": settings}, **wish)
+    launch = plan.nodes["a"]["launch"]
+    assert launch["environment"]["FSDP_VERSION"] == "2" and launch["nproc_per_node"] == 2
+    assert lines(plan)["use_kt"] is True and lines(plan)["kt_config"] == settings
+    assert origins(plan)["use_kt"] == "train_engine ktransformers"
+    assert [notice for notice in plan.notices if "ktransformers is unproved" in notice]
+    for asked, told in (({"use_kt": True}, "train_engine decides it"), ({"fp16_backend": "auto"}, "0.9.6.dev0 has no")):
+        with pytest.raises(FinetuneError, match=told):
+            make({"a": node(gpus=2)}, train_args=asked, **wish)
+    with pytest.raises(FinetuneError, match="no key kt_config") as refusal:
+        make({"a": node(gpus=2)}, train_args={"kt_config": settings})
+    assert refusal.value.change == "set train_engine: ktransformers"
+
+
+def test_without_a_lock_a_plan_is_made_and_nothing_can_be_staged() -> None:
+    wish: t.Any = {"train_recipe": "full_sft", "train_engine": "megatron"}
+    for state, held in (("finished", True), ("staged", True), ("stopped", False)):
+        plan = make({"a": node(gpus=2)}, lock={"lock": "node-megatron", "digest": ""}, train_state=state, **wish)
+        assert ("no lock for the environment node-megatron" in plan.held) is held
+        assert plan.environment["current"] is False
+    assert make({"a": node(gpus=2)}, **wish).held == ""
+
+
 def test_the_rules_know_the_engine() -> None:
     with pytest.raises(FinetuneError, match="PiSSA cannot start under ZeRO-3"):
         make({"a": node()}, train_engine="zero3", train_args={"pissa_init": True})

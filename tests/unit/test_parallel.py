@@ -16,8 +16,10 @@ from ansible_collections.llmops.finetune.plugins.module_utils._errors import Fin
 BADAM = {"use_badam": True}
 
 
-def node(gpus: int = 0, cpus: int = 8, compilers: t.Sequence[str] = ("c++",)) -> dict[str, t.Any]:
-    return {"gpus": [{}] * gpus, "cpus": cpus, "compilers": list(compilers)}
+def node(
+    gpus: int = 0, cpus: int = 8, compilers: t.Sequence[str] = ("c++",), flags: t.Sequence[str] = ("avx512f",)
+) -> dict[str, t.Any]:
+    return {"gpus": [{}] * gpus, "cpus": cpus, "compilers": list(compilers), "cpu_flags": list(flags)}
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,28 @@ def test_deepspeed_json(engine: str, stage: int, offloaded: list[str], gathers: 
     assert _parallel.of_deepspeed(config) == engine
 
 
-@pytest.mark.parametrize("engine", ["single", "ddp", "fsdp2"])
+@pytest.mark.parametrize(
+    ("engine", "arguments", "replicas"),
+    [
+        ("zero3", {"tensor_model_parallel_size": 4}, 8),
+        ("megatron", {}, 8),
+        ("megatron", {"tensor_model_parallel_size": 2, "context_parallel_size": None}, 4),
+        ("megatron", {"pipeline_model_parallel_size": 4, "expert_model_parallel_size": 2}, 2),
+        (
+            "megatron",
+            {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "context_parallel_size": 2},
+            1,
+        ),
+        ("megatron", {"tensor_model_parallel_size": 16}, 1),
+    ],
+)
+def test_ranks_that_hold_a_model_together_train_on_the_same_records(
+    engine: str, arguments: dict[str, t.Any], replicas: int
+) -> None:
+    assert _parallel.replicas(engine, arguments, 8) == replicas
+
+
+@pytest.mark.parametrize("engine", ["single", "ddp", "fsdp2", "megatron", "ktransformers"])
 def test_other_engines_have_no_deepspeed_json(engine: str) -> None:
     assert _parallel.deepspeed(engine) is None
 
@@ -79,6 +102,8 @@ def test_variables_of_the_ranks() -> None:
     assert (fsdp["ACCELERATE_USE_FSDP"], fsdp["FSDP_VERSION"]) == ("true", "2")
     assert fsdp["FSDP_STATE_DICT_TYPE"] == "FULL_STATE_DICT"
     assert fsdp["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "true"
+    assert _parallel.variables("ktransformers", {}, "/b") == fsdp
+    assert _parallel.variables("megatron", {}, "/b") == {"USE_MCA": "1"}
     assert _parallel.variables("fsdp2", {"quantization_bit": 4}, "/b")["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
 
 
@@ -91,6 +116,8 @@ def test_variables_of_the_ranks() -> None:
         ("zero3", node()),
         ("zero3_offload", node()),
         ("zero3_offload", node(gpus=1, compilers=("c++", "nvcc"))),
+        ("megatron", node(gpus=1, compilers=(), flags=())),
+        ("ktransformers", node(gpus=1, compilers=())),
     ],
 )
 def test_what_runs(engine: str, there: dict[str, t.Any]) -> None:
@@ -106,8 +133,9 @@ def test_what_runs(engine: str, there: dict[str, t.Any]) -> None:
         ("ray", node(cpus=96), "b has no GPU"),
         ("ray", node(gpus=8, cpus=64), "b has 64 CPUs for 8 GPUs"),
         ("ray", node(gpus=8, cpus=80), "Engine ray is not provided"),
-        ("megatron", node(gpus=8, cpus=96), "mcore-adapter"),
-        ("ktransformers", node(gpus=1), "an environment of their own"),
+        ("megatron", node(cpus=96), "Engine megatron runs on GPUs alone; b has no GPU"),
+        ("ktransformers", node(flags=()), "beside CPUs with avx512f; b has no GPU and no avx512f"),
+        ("ktransformers", node(gpus=1, flags=("avx2",)), "b has no avx512f"),
     ],
 )
 def test_what_is_refused(engine: str, there: dict[str, t.Any], told: str) -> None:
@@ -128,6 +156,7 @@ def test_what_is_refused(engine: str, there: dict[str, t.Any], told: str) -> Non
         ("zero0", "interrupted", 4, False),
         ("ddp", "interrupted", 4, False),
         ("fsdp2", "interrupted", 4, False),
+        ("megatron", "interrupted", 4, True),
     ],
 )
 def test_shards_are_for_as_many_ranks_as_wrote_them(engine: str, state: str, ranks: int, refused: bool) -> None:

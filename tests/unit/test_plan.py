@@ -213,8 +213,8 @@ def test_who_holds_what_the_run_needs_is_known_before_anything_is_staged(
     plan = make({"a": node(leases=leases)}, **wish)
     assert (held in plan.held) if held else plan.held == ""
     assert "train_gpus" not in plan.held, "no advice about GPUs where there is none"
-    busy = [line for line in _plan.describe(plan, [DATA], {"a": node()}) if line.startswith("  busy")]
-    assert len(busy) == bool(held)
+    told = [line for line in _plan.describe(plan, [DATA], {"a": node()}) if line.startswith("  held")]
+    assert len(told) == bool(held)
 
 
 @pytest.mark.parametrize(("state", "held"), [("running", False), ("finished", False), ("interrupted", True)])

@@ -14,6 +14,7 @@ import yaml
 from ansible_collections.llmops.finetune.plugins.module_utils import (
     _config,
     _dataset,
+    _profile,
     _recipe,
     _sources,
     _wish,
@@ -134,7 +135,7 @@ def test_a_name_that_llamafactory_registers_is_its_own_entry() -> None:
 
 
 def test_the_registry_is_that_of_the_pinned_version() -> None:
-    lock = _sources.lock_path("main").read_text(encoding="utf-8")
+    lock = _profile.lock_path("main").read_text(encoding="utf-8")
     assert f"llamafactory=={_recipe.LLAMAFACTORY['main']} " in lock
     assert len(_sources.registry()) == 104
 

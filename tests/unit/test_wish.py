@@ -152,7 +152,10 @@ def test_ppo_has_an_environment_of_its_own_and_its_keys(asked: dict[str, t.Any])
 def test_engines_that_do_not_run_are_not_offered() -> None:
     with pytest.raises(FinetuneError) as refusal:
         read(train_engine="magic")
-    assert refusal.value.change == "use one of auto, ddp, zero0, zero2, zero2_offload, zero3, zero3_offload, fsdp2"
+    assert (
+        refusal.value.change
+        == "use one of auto, ddp, zero0, zero2, zero2_offload, zero3, zero3_offload, fsdp2, megatron, ktransformers"
+    )
     assert read(train_engine="ray").engine == "ray", "it is told why it does not run"
 
 

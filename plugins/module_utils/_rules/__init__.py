@@ -4,7 +4,7 @@
 """What LLaMA-Factory refuses after minutes, or takes and does otherwise: as tables that a plan reads in no time.
 
 A row speaks when its condition holds. It is about `keys`, of which the author changes one. Sources are files of
-LLaMA-Factory, 0.9.5 and for stage ppo 0.9.3, unless they name another package.
+LLaMA-Factory, 0.9.5, for stage ppo 0.9.3 and for KTransformers 0.9.6.dev0, unless they name another package.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from __future__ import annotations
 import typing as t
 
 from .._schema import Problem, Schema
-from . import data, model, packages, pretrained, stages, trainer, tuning
+from . import data, engines, model, packages, pretrained, stages, trainer, tuning
 from .rule import Rule, Situation, View
 
 __all__ = ["RULES", "TABLES", "Rule", "Situation", "View", "problems"]
 
-TABLES = (model, pretrained, data, stages, tuning, packages, trainer)
+TABLES = (model, pretrained, data, stages, tuning, engines, packages, trainer)
 RULES: t.Tuple[Rule, ...] = tuple(rule for table in TABLES for rule in table.RULES)
 
 

@@ -80,7 +80,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("adapter_name_or_path",),
         lambda c: (
             len(c.words("adapter_name_or_path")) > 1
-            and (c.zero3 or c["use_unsloth"] or c["use_kt"] or c.quantized or c.now.weights.quantized)
+            and (c.zero3 or c["use_unsloth"] or c.ktransformers or c.quantized or c.now.weights.quantized)
         ),
         "several adapters do not go with ZeRO-3, unsloth, KTransformers or a quantized model",
         "merge them first, and name one",
@@ -137,23 +137,9 @@ RULES: t.Tuple[Rule, ...] = (
         _PARSER,
     ),
     Rule(
-        ("use_kt",),
-        lambda c: c["use_kt"] and not c.lora,
-        "KTransformers trains LoRA adapters alone",
-        "set finetuning_type: lora",
-        "model/loader.py",
-    ),
-    Rule(
         ("use_unsloth",),
         lambda c: c["use_unsloth"] and c.zero3,
         "unsloth does not go with ZeRO-3",
-        "choose another train_engine",
-        _PARSER,
-    ),
-    Rule(
-        ("use_kt",),
-        lambda c: c["use_kt"] and c.zero3,
-        "KTransformers does not go with ZeRO-3",
         "choose another train_engine",
         _PARSER,
     ),

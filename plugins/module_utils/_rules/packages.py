@@ -29,7 +29,6 @@ def _quantizes_with(method: str) -> t.Callable[[View], bool]:
 
 
 RULES: t.Tuple[Rule, ...] = (
-    _package("kt-kernel", "use_kt", lambda c: c["use_kt"]),
     _package("unsloth", "use_unsloth", lambda c: c["use_unsloth"]),
     _package("liger-kernel", "enable_liger_kernel", lambda c: c["enable_liger_kernel"]),
     _package("mixture-of-depth", "mixture_of_depths", lambda c: c["mixture_of_depths"] is not None),

@@ -215,7 +215,11 @@ RULES: t.Tuple[Rule, ...] = (
     ),
     Rule(
         ("train_model",),
-        lambda c: c.now.weights.type in _CONV3D and c.schema.packages.get("torch", "").startswith("2.9."),
+        lambda c: (
+            not c.ktransformers
+            and c.now.weights.type in _CONV3D
+            and c.schema.packages.get("torch", "").startswith("2.9.")
+        ),
         "a model with a 3-D convolution does not go with torch 2.9, which makes it slow",
         "take another model, or an environment with another torch",
         "model/loader.py",

@@ -68,6 +68,14 @@ class View:
         return self.now.engine.zero_stage is not None
 
     @property
+    def megatron(self) -> bool:
+        return self.now.engine.environment == "megatron"
+
+    @property
+    def ktransformers(self) -> bool:
+        return self.now.engine.environment == "ktransformers"
+
+    @property
     def quantized(self) -> bool:
         return self["quantization_bit"] is not None
 

@@ -138,9 +138,9 @@ RULES: t.Tuple[Rule, ...] = (
         _PARSER,
     ),
     Rule(
-        ("reward_model_type", "use_kt", "use_unsloth"),
-        lambda c: c["stage"] == "ppo" and c["reward_model_type"] == "lora" and (c["use_kt"] or c["use_unsloth"]),
-        "a reward model that is an adapter does not go with KTransformers or unsloth",
+        ("reward_model_type", "use_unsloth"),
+        lambda c: c["stage"] == "ppo" and c["reward_model_type"] == "lora" and c["use_unsloth"],
+        "a reward model that is an adapter does not go with unsloth",
         "set reward_model_type: full",
         _PARSER,
     ),

@@ -23,7 +23,6 @@ CASES: list[Case] = [
         {"fp8": True, "fp8_backend": "te"},
         {WITH: ["transformer-engine"]},
     ),
-    ("package kt-kernel", {"use_kt": True}, {}, {"use_kt": True}, {WITH: ["kt-kernel"]}),
     ("package unsloth", {"use_unsloth": True}, {}, {"use_unsloth": True}, {WITH: ["unsloth"]}),
     (
         "package liger-kernel",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible_collections.llmops.finetune.plugins.module_utils import _model, _recipe, _rules, _sources
-from ansible_collections.llmops.finetune.plugins.module_utils._parallel import Engine
+from ansible_collections.llmops.finetune.plugins.module_utils._parallel import ENGINES, Engine
 
 SCHEMAS = _sources.schemas()
 MAIN = SCHEMAS["main"]
@@ -31,6 +31,8 @@ ZERO2 = {"engine": Engine(zero_stage=2)}
 ZERO3 = {"engine": Engine(zero_stage=3)}
 OFFLOAD = {"engine": Engine(zero_stage=2, offload=True)}
 FSDP = {"engine": Engine(fsdp=True)}
+MEGATRON = {"engine": ENGINES["megatron"], "gpus": True}
+KTRANSFORMERS = {"engine": ENGINES["ktransformers"], "gpus": True}
 WITH = "packages"
 """In a situation: packages besides those of the lock."""
 
@@ -55,7 +57,8 @@ def told(arguments: dict[str, t.Any], situation: dict[str, t.Any]) -> list[str]:
 
 def problems(arguments: dict[str, t.Any], situation: dict[str, t.Any]) -> list[t.Any]:
     situation = dict(situation)
-    schema = SCHEMAS[_recipe.environment(arguments.get("stage"))]
+    own = situation.get("engine", Engine()).environment
+    schema = SCHEMAS[_recipe.environment(arguments.get("stage"), own)]
     more, fewer = situation.pop(WITH, []), situation.pop("without", [])
     packages = {name: version for name, version in schema.packages.items() if name not in fewer}
     packages.update(more if isinstance(more, dict) else dict.fromkeys(more, "1"))
