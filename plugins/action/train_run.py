@@ -70,6 +70,7 @@ class ActionModule(ActionBase):
         if state in ("released", "stopped", "absent"):
             return spec
         spec.update({key: plan[key] for key in ("request", "resolved", "unread")})
+        spec["together"] = all(node["listens"] for node in plan["nodes"].values())
         spec["files"] = {
             "train.yaml": render("train.yaml.j2", plan=plan, spec=spec),
             "dataset_info.json": render("dataset_info.json.j2", spec=spec),

@@ -103,7 +103,7 @@ def ask_start(spec: dict[str, t.Any], changes: Changes) -> str:
     _place.release(run)
     _refuse_if_held(spec)
     token = uuid.uuid4().hex
-    files.write_json(run.start_request, {"token": token})
+    files.write_json(run.start_request, {"token": token, "together": spec["together"]})
     return token
 
 

@@ -142,8 +142,8 @@ class Staged:
     def acts(self, *acts: str, **more: t.Any) -> None:
         files.write_json(self.run.path / "fake.json", {"acts": acts, **more})
 
-    def start(self, token: str = "t1") -> subprocess.Popen[bytes]:
-        files.write_json(self.run.start_request, {"token": token})
+    def start(self, token: str = "t1", *, together: bool = False) -> subprocess.Popen[bytes]:
+        files.write_json(self.run.start_request, {"token": token, "together": together})
         with open(self.run.logs / "supervisor.log", "ab") as log:
             command = [sys.executable, "-c", SUPERVISOR]
             self.started.append(subprocess.Popen(command, cwd=self.run.path, stdout=log, stderr=log))

@@ -63,6 +63,7 @@ def spec(root: Path, **changes: t.Any) -> Spec:
         "root": str(root),
         "compared": False,
         "listens": False,
+        "together": True,
         "launch": {
             "python": sys.executable,
             "nnodes": 1,
@@ -337,7 +338,7 @@ def test_a_start_leaves_a_token_unless_the_run_lives_or_a_lease_is_held(root: Pa
     assert not run.start_request.exists()
     token = _run.ask_start(spec(root), made)
     assert dry.made == made.made == [{"action": "start", "path": str(run.path)}]
-    assert files.read_json(run.start_request) == {"token": token}
+    assert files.read_json(run.start_request) == {"token": token, "together": True}
     held = lease.acquire(["cpu"], {"run": "theirs", "user": "ada", "pid": 42}, root / "leases")
     with pytest.raises(FinetuneError, match="held by run theirs") as refusal:
         _run.ask_start(spec(root), _changes.Changes(dry=False))

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -279,12 +280,38 @@ def test_leases_that_cannot_be_written_are_told(stage: Stage, tmp_path: Path) ->
     assert "cannot be taken" in files.read_json(staged.run.refusal)["message"]
 
 
+# --- several nodes ---
+
+
+@pytest.mark.parametrize(
+    ("together", "before", "waits"), [(True, "", False), (False, "", True), (True, "t1", True), (True, "t0", False)]
+)
+def test_what_listens_for_the_others_is_an_earlier_rendezvous_unless_all_begin(
+    stage: Stage, together: bool, before: str, waits: bool
+) -> None:
+    """The same token again is a node that came back: the others may not have noticed yet that it was gone."""
+    with socket.socket() as first:
+        first.bind(("127.0.0.1", 0))
+        first.listen()
+        staged = stage("beat wait=7", nnodes=2, node_rank=1, master_port=first.getsockname()[1])
+        if before:
+            files.write_json(staged.run.state, {"state": "interrupted", "token": before})
+        staged.start(together=together)
+        until(lambda: staged.written().get("state") == "running")
+        if waits:
+            time.sleep(1.5)
+            assert not staged.seen()
+        else:
+            until(staged.seen)
+    until(staged.seen)
+
+
 # --- through the module's functions ---
 
 
 def test_a_start_is_answered_once_the_leases_are_held(stage: Stage) -> None:
     staged = stage("beat wait=7")
-    spec = {"folder": str(staged.run.path), "launch": staged.launch}
+    spec = {"folder": str(staged.run.path), "launch": staged.launch, "together": False}
     token = _run.ask_start(spec, _changes.Changes(dry=False))
     pid = _place.spawn(staged.run, spec, "supervisor")
     answer = _run.wait_until_started(staged.run, token, pid)

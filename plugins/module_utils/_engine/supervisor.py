@@ -47,9 +47,12 @@ class Supervisor:
         self.launch = files.read_json(run.launch)
         self.state: dict[str, t.Any] = files.read_json(run.state)
         self.asked_to_end = False
+        self.first_of_all = False
+        """All nodes begin, on a port that was seen to be free: what listens there is what this node is to meet."""
 
     def main(self) -> int:
-        token = str(files.read_json(self.run.start_request).get("token", ""))
+        request = files.read_json(self.run.start_request)
+        token = str(request.get("token", ""))
         held = files.lock(self.run.lock)
         if held is None:
             return self._refuse(token, {"message": f"Run {self.run.id} is running already."})
@@ -62,6 +65,7 @@ class Supervisor:
             return self._refuse(token, {"message": f"The leases cannot be taken: {error}."})
         if self.state.get("state") in ("finished", "stopped", "failed") and self.state.get("token") == token:
             return 0  # a unit that outlived its run, started again at boot
+        self.first_of_all = bool(request.get("together")) and self.state.get("token") != token
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         processes.adopt_orphans()
@@ -121,8 +125,9 @@ class Supervisor:
             "LLMOPS_RUN": self.run.id,
         }
         port = self.launch["master_port"] or free_port()
-        if self.launch["node_rank"]:
+        if self.launch["node_rank"] and not self.first_of_all:
             wait_until_closed(self.launch["master_addr"], port)
+        self.first_of_all = False
         # A temp folder of the ranks' own, for what torchrun and its like leave. Its path is short: sockets go there.
         self._remove_old_scratch()
         with (
