@@ -10,7 +10,7 @@ PLAY = .venv/bin/ansible-playbook -i "$(INVENTORY)" $(ARGS)
 # Two workers: most of the time a play waits for one core.
 BOTH = --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 # They need podman, and both cores to themselves: make systemd, make cluster.
-ON_HOSTS = --ignore=tests/e2e/test_systemd.py --ignore=tests/e2e/test_cluster.py --ignore=tests/e2e/test_cluster_full.py
+ON_HOSTS = --ignore=tests/e2e/test_systemd.py --ignore-glob='tests/e2e/test_cluster*.py'
 RUN = PATH="$(CURDIR)/.venv/bin:$$PATH"
 INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
@@ -84,7 +84,7 @@ systemd: setup-dev ## a host that boots systemd, over ssh; root and podman neede
 	$(RUN) python -m pytest tests/e2e/test_systemd.py -rs --durations=25
 
 cluster: setup-dev ## three hosts over ssh, and what happens when one is lost (FAULTS=30 for long); root and podman needed
-	$(RUN) FAULTS=$(or $(FAULTS),5) python -m pytest tests/e2e/test_cluster.py tests/e2e/test_cluster_full.py -rs --durations=25
+	$(RUN) FAULTS=$(or $(FAULTS),5) python -m pytest tests/e2e/test_cluster*.py -rs --durations=25
 
 cluster-up: setup ## start three hosts on this machine to try a cluster on; prints their inventory
 	@tests/hosts/hosts.sh up 3

@@ -34,7 +34,7 @@ def proof(spec: dict[str, t.Any], *, full: bool = False) -> dict[str, t.Any]:
         "environment": str(mark.get("digest", "")),
         "python": ".".join(str(mark.get("python_version", "")).split(".")[:2]),
         **told,
-        "disk_free": shutil.disk_usage(spec["root"]).free,
+        "disk_free": shutil.disk_usage(spec["folder"]).free,
         "disk_needed": needed(spec["resolved"]["arguments"], weights(model)),
     }
 

@@ -26,6 +26,9 @@ from pathlib import Path
 import ansible_runner
 import pytest
 
+if t.TYPE_CHECKING:
+    from .machines import Cluster, First
+
 REPOSITORY = Path(__file__).parents[2]
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 ALL = Path(os.environ.get("LLMOPS_E2E_BASE") or f"/var/tmp/llmops-e2e-{os.getuid()}")
@@ -289,3 +292,18 @@ def make_demo(world: World) -> Demo:
     assert done.returncode == 0, done.stdout + done.stderr
     applied = Outcome(0, done.stdout, read_record(record))
     return Demo(predicted, touched, done.stdout, applied, world.folder(applied))
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest) -> t.Iterator[Cluster]:
+    """Three hosts, for the tests of `make cluster`."""
+    from . import machines
+
+    yield from machines.cluster(request)
+
+
+@pytest.fixture(scope="session")
+def first(cluster: Cluster) -> First:
+    from . import machines
+
+    return machines.first(cluster)

@@ -121,6 +121,55 @@ class Cluster:
         return self.world.play(playbook, *arguments, variables=given, inventory=inventory, **short)
 
 
+SAVE = 10
+STEPS: dict[str, t.Any] = {"max_steps": 200, "save_steps": SAVE, "logging_steps": 10, "save_total_limit": 3}
+
+
+@dataclass
+class First:
+    """A run over all hosts that nothing disturbed, and the same command again."""
+
+    done: Outcome
+    again: Outcome
+
+    @property
+    def id(self) -> str:
+        return str(self.done.plan["id"])
+
+
+def first(cluster: Cluster) -> First:
+    done = cluster.play("train.yml", name="three", **STEPS)
+    assert done.rc == 0, done.text
+    return First(done, cluster.play("train.yml", name="three", **STEPS))
+
+
+def ranks(run_id: str, order: t.Sequence[str] = NAMES) -> list[list[int]]:
+    """The ranks that ran on each host, as they said themselves."""
+    found = []
+    for host in order:
+        names = sh(host, f"ls {ROOT}/runs/{run_id}/logs/")
+        found.append(sorted(int(rank) for rank in re.findall(r"memory-rank(\d+)\.json", names)))
+    return found
+
+
+def adapters(run_id: str, order: t.Sequence[str] = NAMES) -> set[str]:
+    return {sh(host, f"sha256sum < {ROOT}/runs/{run_id}/output/adapter_model.safetensors") for host in order}
+
+
+def losses(host: str, run_id: str) -> list[float]:
+    log = sh(host, f"cat {ROOT}/runs/{run_id}/output/trainer_log.jsonl")
+    return [line["loss"] for line in map(json.loads, log.splitlines()) if "loss" in line]
+
+
+def left() -> list[str]:
+    """What is left of a run that came to its end: processes, units, leases."""
+    left = []
+    for host in NAMES:
+        left += sh(host, "pgrep -u llmops -a", check=False).splitlines()
+        left += sh(host, "ls /etc/systemd/system/llmops-* 2>/dev/null", check=False).splitlines()
+    return left
+
+
 def cluster(request: pytest.FixtureRequest) -> t.Iterator[Cluster]:
     """Three hosts, each with the packages of the demo's environment."""
     made = world(request)

@@ -18,11 +18,6 @@ FULL = {"train_preflight": "full"}
 SHORT: dict[str, t.Any] = {"max_steps": 2, "save_steps": 2, "logging_steps": 1}
 
 
-@pytest.fixture(scope="module")
-def cluster(request: pytest.FixtureRequest) -> t.Iterator[Cluster]:
-    yield from machines.cluster(request)
-
-
 def left() -> list[str]:
     """Processes and temp folders of an all-reduce, on all hosts."""
     looks = ("pgrep -f engine.allreduce -a", "find /tmp -maxdepth 1 -name 'llmops-*' -not -name llmops-leases")
