@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 import typing as t
@@ -13,7 +14,7 @@ import pytest
 
 from . import machines
 from .conftest import Outcome
-from .machines import NAMES, STEPS, Cluster, First, sh
+from .machines import NAMES, ROOT, STEPS, Cluster, First, hosts, left, sh
 from .test_faults import wait_for
 
 
@@ -87,7 +88,7 @@ time.time = lambda: real() + 30
 
 
 def test_a_clock_that_is_off_is_named(cluster: Cluster, first: First) -> None:
-    """Injected: containers have the clock of their machine. What Python there takes for the time is half a minute on."""
+    """Injected: containers have the clock of their machine. Python there takes it for half a minute later."""
     wrapper = '#!/bin/sh\nPYTHONPATH=/srv/ahead exec /usr/bin/python3 "$@"\n'
     sh(NAMES[1], f"mkdir -p /srv/ahead; cat > /srv/ahead/sitecustomize.py <<'END'\n{AHEAD}END")
     sh(NAMES[1], f"cat > /usr/local/bin/ahead <<'END'\n{wrapper}END\nchmod 0755 /usr/local/bin/ahead")
