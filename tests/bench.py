@@ -9,6 +9,7 @@ plays: what this collection costs over the bare tools, side by side in one run.
 4. A refused apply, from Enter, for what is wrong in a key, a value, a record and a file.
 5. What one configuration costs to check, beside LLaMA-Factory's own parser.
 records: how fast records are checked, and in how much memory (tests/bench_records.py).
+launch: until the last rank is there, on 1 to 16 hosts over ssh (tests/bench_launch.py); needs root and podman.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import time
 import typing as t
 from pathlib import Path
 
-from . import bench_records
+from . import bench_launch, bench_records
 
 REPOSITORY = Path(__file__).parents[1]
 BASE = Path("/var/tmp") / f"llmops-bench-{os.getuid()}"
@@ -165,6 +166,16 @@ def records() -> str:
     return section("records", told, bench_records.TITLE, rows)
 
 
+def launch() -> str:
+    rows = bench_launch.rows(BASE)
+    told = (
+        f"{machine()} From Enter until the last rank began, environment, model and records in place, beside ssh to all "
+        f"hosts at once with connections kept open. Medians of {bench_launch.TIMES}. All hosts are containers on these "
+        "cores, which load torchrun once for each host on either side."
+    )
+    return section("launch", told, bench_launch.TITLE, rows)
+
+
 def section(part: str, told: str, title: t.Sequence[str], rows: t.Sequence[t.Sequence[str]]) -> str:
     lines = [title, ["---"] * len(title), *rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -186,7 +197,7 @@ def machine() -> str:
     )
 
 
-PARTS = {"plays": plays, "records": records}
+PARTS = {"plays": plays, "records": records, "launch": launch}
 
 
 def main() -> None:
