@@ -67,7 +67,9 @@ def test_a_dataset_that_differs_in_a_byte_on_one_host_is_named(cluster: Cluster,
         sh(host, f"cat > /srv/it.jsonl <<'END'\n{record * 8}END")
     sh(NAMES[2], "sed -i '5s/It/is/' /srv/it.jsonl")
     done = refused(cluster, "byte", train_datasets=[{"path": "/srv/it.jsonl", "name": "it"}])
-    assert re.search(rf"{NAMES[2]} +dataset it +\w+, the others \w+", done.message), done.message
+    assert "Dataset 'it' differs between nodes." in done.message
+    told = dict(re.findall(r"(\w+): ([0-9a-f]{12})\b", done.message))
+    assert told[NAMES[0]] == told[NAMES[1]] != told[NAMES[2]], done.message
 
 
 def test_a_full_disk_is_named(cluster: Cluster, first: First) -> None:
@@ -154,7 +156,8 @@ def test_a_login_without_sudo_is_told_so(cluster: Cluster) -> None:
 def test_a_login_that_may_not_use_sudo_trains_in_a_folder_of_its_own(cluster: Cluster, first: First) -> None:
     for host in NAMES:
         folder = "mkdir -p /data/own/cache; cp -al /data/llmops/cache/uv /data/own/cache/uv; chown admin /data/own"
-        sh(host, f"{folder}; find /data/own/cache -type d -exec chmod 0777 {{}} +; mv /etc/sudoers.d/90-login /var/")
+        mine = "rm -f uv/sdists-v*/.git; find . -type d -exec chmod 0777 {} +"  # uv writes to that file and to folders
+        sh(host, f"{folder}; cd /data/own/cache; {mine}; mv /etc/sudoers.d/90-login /var/")
     try:
         asked = {"train_user": "", "train_root": "/data/own"}
         done = cluster.play("train.yml", name="own", asked=asked, **{**STEPS, "max_steps": 4})

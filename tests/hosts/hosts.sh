@@ -31,7 +31,7 @@ PREFIX=${HOSTS_PREFIX:-node}
 SUBNET=${HOSTS_SUBNET:-10.213.7.0/24}
 SUITE=${HOSTS_SUITE:-bookworm}
 LOGIN="admin"
-IMAGE=localhost/llmops-test-host:$SUITE
+IMAGE=localhost/llmops-test-host:$SUITE-$(cat "$HERE"/{Containerfile,first-process} | sha256sum | cut -c 1-8)
 DEBIAN=localhost/debian:$SUITE
 NETWORK=$PREFIX-net
 LABEL=llmops-test-hosts=$PREFIX
@@ -220,7 +220,9 @@ cmd_down() {
 
 cmd_purge() {
   cmd_down
-  podman image rm --force "$IMAGE" "$DEBIAN" > /dev/null 2>&1 || true
+  podman images --quiet --filter reference=localhost/llmops-test-host | xargs --no-run-if-empty podman image rm --force \
+    > /dev/null 2>&1 || true
+  podman image rm --force "$DEBIAN" > /dev/null 2>&1 || true
   rm -f "$STATE"/{containers.conf,build.log,podman.log,apt.log}
   rmdir "$STATE" 2> /dev/null || true
 }

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import typing as t
 from pathlib import Path
@@ -303,6 +304,29 @@ def test_what_listens_for_the_others_is_an_earlier_rendezvous_unless_all_begin(
             assert not staged.seen()
         else:
             until(staged.seen)
+    until(staged.seen)
+
+
+def test_where_all_begin_the_first_node_may_still_hold_its_place(stage: Stage) -> None:
+    """A listener speaks to whoever calls: torchrun, which would not understand it, waits until it is gone."""
+    first = socket.create_server(("127.0.0.1", 0))
+    port, calls = first.getsockname()[1], []
+
+    def speak() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                line = first.accept()[0]
+                calls.append(1)
+                line.sendall(b"{}")
+                line.close()
+
+    threading.Thread(target=speak, daemon=True).start()
+    staged = stage("beat wait=7", nnodes=2, node_rank=1, master_port=port)
+    staged.start(together=True)
+    until(lambda: len(calls) > 3)
+    assert not staged.seen()
+    first.shutdown(socket.SHUT_RDWR)
+    first.close()
     until(staged.seen)
 
 

@@ -125,9 +125,8 @@ class Supervisor:
             "LLMOPS_RUN": self.run.id,
         }
         port = self.launch["master_port"] or free_port()
-        if self.launch["node_rank"] and not self.first_of_all:
-            wait_until_closed(self.launch["master_addr"], port)
-        self.first_of_all = False
+        if self.launch["node_rank"]:
+            self._wait_for_rendezvous(port)
         # A temp folder of the ranks' own, for what torchrun and its like leave. Its path is short: sockets go there.
         self._remove_old_scratch()
         with (
@@ -147,6 +146,17 @@ class Supervisor:
                     preexec_fn=rank.die_with_parent,
                 )
             return self._watch(child)
+
+    def _wait_for_rendezvous(self, port: int) -> None:
+        """Until rank 0's node may open it: an earlier one is closed, or, where all begin, its place is given up."""
+        address = self.launch["master_addr"]
+        deadline = time.monotonic() + self.launch["start_deadline_seconds"]
+        if self.first_of_all:
+            while place_is_held(address, port) and time.monotonic() < deadline and not self.asked_to_end:
+                time.sleep(0.2)
+        else:
+            wait_until_closed(address, port)
+        self.first_of_all = False
 
     def _remove_old_scratch(self) -> None:
         """The temp folder of an attempt whose supervisor was killed."""
@@ -234,6 +244,16 @@ def wait_until_closed(address: str, port: int, patience: float = 30.0) -> None:
         except OSError:
             return
         time.sleep(0.1)
+
+
+def place_is_held(address: str, port: int) -> bool:
+    """Whether a listener answers there (engine.listener), which speaks first; a rendezvous waits to be spoken to."""
+    try:
+        with socket.create_connection((address, port), timeout=2) as line:
+            line.settimeout(1)
+            return bool(line.recv(1))
+    except OSError:
+        return False
 
 
 def free_port() -> int:
