@@ -25,14 +25,14 @@ class ActionModule(ActionBase):
         arguments = dict(self._task.args)
         environment = arguments.pop("environment", "")
         head = arguments.pop("head", None)
-        facts, port = arguments.pop("facts", ""), int(arguments.pop("port", _ray.PORT))
+        facts, port = arguments.pop("facts", ""), arguments.pop("port", _ray.PORT)
         if arguments.get("state", "present") == "absent":
             return t.cast("dict[str, t.Any]", self._execute_module(module_args=arguments, task_vars=known))
         try:
             cluster = head["cluster"] if head else self._plan(facts, port, known)
+            spec = _ray.node(cluster, known["inventory_hostname"], environment, joins=bool(head))
         except FinetuneError as error:
             return {"failed": True, "msg": str(error)}
-        spec = _ray.node(cluster, known["inventory_hostname"], environment)
         spec["unit"] = render("ray.unit.j2", spec=spec)
         arguments.update(spec=spec, token=head["token"] if head else "", seal=secrets.token_hex(32))
         answer = t.cast("dict[str, t.Any]", self._execute_module(module_args=arguments, task_vars=known))
@@ -42,9 +42,9 @@ class ActionModule(ActionBase):
             answer.update(cluster=cluster, token=_ray.sealed(sealed, arguments["seal"]), _ansible_no_log=True)
         return answer
 
-    def _plan(self, register: str, port: int, known: dict[str, t.Any]) -> _ray.Cluster:
+    def _plan(self, register: str, port: int | str, known: dict[str, t.Any]) -> _ray.Cluster:
         hosts = known["ansible_play_hosts_all"]
-        facts = {host: known["hostvars"][host][register]["node"] for host in hosts}
+        facts = {host: known["hostvars"][host].get(register, {}).get("node", {}) for host in hosts}
         asked = {host: self._address(known["hostvars"][host]) for host in hosts}
         return _ray.plan(facts, asked, port)
 

@@ -15,10 +15,11 @@ from ._errors import FinetuneError
 
 NAME = "ray"
 """Of the unit (llmops-ray) and of the folder below the root."""
+PORT = 6379
+"""Of the head, where none is asked for."""
 TOKEN, ACTIVATE, LAUNCH, TEMPORARY = "token", "activate", "node.json", "tmp"
 """In that folder, which only the account may look into: the cluster's secret, what a shell reads before a job, what
 the node was started with, and Ray's own place, which Ray opens to everybody."""
-PORT = 6379
 LONGEST_ROOT = 34
 """Ray's sockets are named `<root>/ray/tmp/session_<time>_<pid>/sockets/plasma_store`; Linux takes 107 bytes."""
 
@@ -26,9 +27,12 @@ Cluster = dict[str, t.Any]
 """host (the head), address, port, nodes: by host address, interface, user, root, folder, systemd."""
 
 
-def plan(facts: t.Mapping[str, dict[str, t.Any]], asked: t.Mapping[str, str], port: int) -> Cluster:
-    """The cluster of these hosts (facts by host, the first is the head). asked: ray_address by host."""
-    _refuse(facts, port)
+def plan(facts: t.Mapping[str, dict[str, t.Any]], asked: t.Mapping[str, str], wanted: int | str) -> Cluster:
+    """The cluster of these hosts (facts by host, first the head). asked: ray_address by host; wanted: the port."""
+    port = int(wanted) if str(wanted).isdecimal() else 0
+    if not 1024 <= port <= 65535:
+        raise FinetuneError(f"{wanted} is no port for Ray.", where="ray_port", change="choose one from 1024 to 65535")
+    _refuse(facts)
     places = _addresses.choose({host: node["interfaces"] for host, node in facts.items()}, asked)
     for host, place in places.items():
         if ipaddress.ip_address(place.address).is_global and not asked.get(host):
@@ -52,9 +56,14 @@ def plan(facts: t.Mapping[str, dict[str, t.Any]], asked: t.Mapping[str, str], po
     return {"host": head, "address": places[head].address, "port": port, "nodes": nodes}
 
 
-def _refuse(facts: t.Mapping[str, dict[str, t.Any]], port: int) -> None:
-    if not 1024 <= port <= 65535:
-        raise FinetuneError(f"{port} is no port for Ray.", where="ray_port", change="choose one from 1024 to 65535")
+def _refuse(facts: t.Mapping[str, dict[str, t.Any]]) -> None:
+    unknown = [host for host, node in facts.items() if not node]
+    if unknown:
+        raise FinetuneError(
+            f"Nothing is known of {', '.join(unknown)}.",
+            where="inventory",
+            change="see above why, or leave it out with --limit",
+        )
     first, *others = facts.items()
     for host, node in others:
         if node["root"] != first[1]["root"]:
@@ -71,10 +80,17 @@ def _refuse(facts: t.Mapping[str, dict[str, t.Any]], port: int) -> None:
         )
 
 
-def node(cluster: Cluster, host: str, environment: str) -> dict[str, t.Any]:
-    """What one host needs to be a node. environment: the folder of the locked environment."""
+def node(cluster: Cluster, host: str, environment: str, joins: bool) -> dict[str, t.Any]:
+    """What one host needs to be a node. environment: the folder of the locked environment; joins: whether a head is
+    there."""
     here = cluster["nodes"][host]
     head = host == cluster["host"]
+    if not head and not joins:
+        raise FinetuneError(
+            f"{cluster['host']}, the first host, is to be the head, and did not get so far.",
+            where="inventory",
+            change="see above why, or leave it out with --limit",
+        )
     environ = variables(cluster, here, environment)
     command = [f"{environment}/bin/python", "-m", "ray.scripts.scripts", *start(cluster, here, head)]
     return {

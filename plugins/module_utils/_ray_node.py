@@ -68,7 +68,8 @@ def absent(spec: Spec, changes: Changes) -> None:
             shutil.rmtree(folder)
         return {"made": changes.made}
 
-    changes.made = as_user(spec, changes.dry, remove)["made"]
+    if _user.exists(spec["user"]):
+        changes.made = as_user(spec, changes.dry, remove)["made"]
 
 
 def as_user(spec: Spec, dry: bool, work: t.Callable[[], Answer]) -> Answer:

@@ -115,7 +115,7 @@ def main() -> None:
     }
     job = inspect.getsource(_ray_job)
     try:
-        spec = _ray.node(cluster, cluster["host"], given["environment"])
+        spec = _ray.node(cluster, cluster["host"], given["environment"], joins=False)
         answer = _ray_node.as_user(spec, False, lambda: ask(spec, question, job))
         line = _ray.told(cluster, answer)
     except FinetuneError as error:

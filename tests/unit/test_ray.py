@@ -58,13 +58,15 @@ def test_a_public_address_is_taken_only_where_it_is_asked_for() -> None:
         ({"a": facts("10.0.0.5", "/" + "r" * 34)}, 6379, "too long"),
         ({"a": facts("10.0.0.5", "/" + "é" * 17)}, 6379, "too long"),
         ({"a": facts("10.0.0.5")}, 80, "80 is no port for Ray"),
+        ({"a": facts("10.0.0.5")}, "ssh", "ssh is no port for Ray"),
+        ({"a": facts("10.0.0.5"), "b": {}}, 6379, "Nothing is known of b."),
         ({"a": facts("10.0.0.5")}, 65536, "65536 is no port for Ray"),
     ],
 )
 def test_what_is_refused(hosts: dict[str, dict[str, t.Any]], port: int, told: str) -> None:
     with pytest.raises(FinetuneError, match=r"change:") as refused:
         _ray.plan(hosts, {}, port)
-    assert told in str(refused.value) and "ray_" in str(refused.value)
+    assert told in str(refused.value) and ("ray_" in str(refused.value) or "--limit" in str(refused.value))
 
 
 def test_the_longest_root_leaves_room_for_the_names_of_sockets() -> None:
@@ -74,28 +76,33 @@ def test_the_longest_root_leaves_room_for_the_names_of_sockets() -> None:
 
 
 def test_how_the_head_is_started() -> None:
-    head = _ray.node(TWO, "h0", ENVIRONMENT)
+    head = _ray.node(TWO, "h0", ENVIRONMENT, joins=False)
     assert head["head"] and head["command"][:4] == [f"{ENVIRONMENT}/bin/python", "-m", "ray.scripts.scripts", "start"]
     wanted = {"--head", "--port=6379", "--node-ip-address=10.0.0.5", "--dashboard-host=127.0.0.1", "--block"}
     assert wanted | {"--disable-usage-stats", "--temp-dir=/data/llmops/ray/tmp"} <= set(head["command"])
 
 
 def test_how_the_others_join() -> None:
-    other = _ray.node(TWO, "h1", ENVIRONMENT)
+    other = _ray.node(TWO, "h1", ENVIRONMENT, joins=True)
     assert {"--address=10.0.0.5:6379", "--node-ip-address=10.0.0.4", "--disable-usage-stats"} <= set(other["command"])
     assert not other["head"] and "--head" not in other["command"]
 
 
+def test_none_joins_a_head_that_did_not_get_so_far() -> None:
+    with pytest.raises(FinetuneError, match="h0, the first host, is to be the head"):
+        _ray.node(TWO, "h1", ENVIRONMENT, joins=False)
+
+
 @pytest.mark.parametrize("host", ["h0", "h1"])
 def test_every_node_asks_for_the_token(host: str) -> None:
-    environ = _ray.node(TWO, host, ENVIRONMENT)["environment"]
+    environ = _ray.node(TWO, host, ENVIRONMENT, joins=True)["environment"]
     assert (environ["RAY_AUTH_MODE"], environ["RAY_AUTH_TOKEN_PATH"]) == ("token", "/data/llmops/ray/token")
     assert (environ["GLOO_SOCKET_IFNAME"], environ["RAY_USAGE_STATS_ENABLED"]) == ("eth0", "0")
 
 
 def test_a_shell_that_read_activate_has_what_a_job_needs() -> None:
     cluster = plan("10.0.0.5", root="/my $HOME's")
-    text = _ray.node(cluster, "h0", "/my $HOME's/envs/1")["files"][_ray.ACTIVATE]
+    text = _ray.node(cluster, "h0", "/my $HOME's/envs/1", joins=False)["files"][_ray.ACTIVATE]
     script = f'{text}printf \'%s\\n\' "$RAY_ADDRESS" "$RAY_AUTH_TOKEN_PATH" "$PATH"'
     said = subprocess.run(["/bin/sh", "-c", script], env={}, capture_output=True, text=True, check=True).stdout
     assert said.splitlines()[:2] == ["10.0.0.5:6379", "/my $HOME's/ray/token"]
@@ -103,7 +110,7 @@ def test_a_shell_that_read_activate_has_what_a_job_needs() -> None:
 
 
 def test_any_path_is_one_word_of_the_unit() -> None:
-    spec = _ray.node(plan("10.0.0.5", root='/50% of "all"'), "h0", '/50% of "all"/envs/1')
+    spec = _ray.node(plan("10.0.0.5", root='/50% of "all"'), "h0", '/50% of "all"/envs/1', joins=False)
     lines = render("ray.unit.j2", spec=spec).splitlines()
     command = next(line for line in lines if line.startswith("ExecStart=")).removeprefix("ExecStart=")
     assert [word.replace("%%", "%") for word in shlex.split(command)] == spec["command"]

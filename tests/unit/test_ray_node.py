@@ -101,7 +101,7 @@ def test_absent_leaves_no_process_and_no_folder(host: Host) -> None:
 
 
 def test_a_node_that_is_to_be_another_is_restarted_and_keeps_its_token(host: Host) -> None:
-    token, _ = host.apply()
+    token = host.apply()[0]
     before = host.processes
     assert host.apply(word="other") == (token, [("update", "activate"), ("update", "node.json"), ("restart", "ray")])
     assert len(host.processes) == 2 and not set(host.processes) & set(before)
@@ -140,6 +140,12 @@ def test_a_port_in_use_is_refused_before_anything_is_written(host: Host) -> None
     with socket.create_server(("127.0.0.1", host.port)), pytest.raises(FinetuneError, match="ray_port"):
         host.apply()
     assert not host.folder.exists()
+
+
+def test_a_host_without_the_account_is_no_node(tmp_path: Path) -> None:
+    changes = Changes(False)
+    _ray_node.absent({"user": "nobody-of-that-name", "folder": str(tmp_path / "ray")}, changes)
+    assert changes.made == []
 
 
 def test_a_pid_that_is_another_process_now_is_left_alone(host: Host) -> None:
