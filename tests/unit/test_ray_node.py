@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
 import typing as t
 from pathlib import Path
@@ -150,5 +151,11 @@ def test_a_host_without_the_account_is_no_node(tmp_path: Path) -> None:
 
 def test_a_pid_that_is_another_process_now_is_left_alone(host: Host) -> None:
     host.folder.mkdir(parents=True)
-    files.write_json(host.folder / _ray_node.LEADER, {"pid": os.getpid()})
-    assert host.remove() == [("remove", "ray")], "and these tests go on"
+    other = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        files.write_json(host.folder / _ray_node.LEADER, {"pid": other.pid})
+        assert host.remove() == [("remove", "ray")]
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
