@@ -70,6 +70,8 @@ def test_the_tarball_has_what_runs_need_and_no_traces(packed: set[str]) -> None:
     needed = {
         "requirements/build.txt",
         "requirements/node-main.txt",
+        "requirements/node-ray.txt",
+        "templates/ray.unit.j2",
         "templates/train.yaml.j2",
         "roles/train/tasks/main.yml",
         "playbooks/train.yml",
