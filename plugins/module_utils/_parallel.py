@@ -66,7 +66,8 @@ ENGINES: dict[str, Engine] = {
     ),
 }
 UNPROVIDED = {
-    "ray": "LLaMA-Factory starts Ray's workers itself, where neither supervisor nor resume reaches them",
+    "ray": "LLaMA-Factory starts Ray's workers itself, where neither supervisor nor resume reaches them; playbook "
+    "llmops.finetune.ray makes a cluster for jobs of your own",
 }
 """Engines that LLaMA-Factory has and this collection does not start, and why."""
 
@@ -155,17 +156,28 @@ def refuse_other_shards(run: t.Mapping[str, t.Any], world_size: int) -> None:
 
 
 def _refuse_unplaceable(nodes: t.Mapping[str, dict[str, t.Any]]) -> None:
-    """LLaMA-Factory asks Ray for a bundle of 10 CPUs per device and waits for it without end."""
+    """LLaMA-Factory asks Ray for 10 CPUs beside each device of the cluster, and waits for them without end. What a
+    device is, the first host says: its GPUs, or without one the CPUs of all hosts."""
+    rows = []
     for host, node in nodes.items():
-        devices = len(node["gpus"])
-        if not devices:
-            what = f"{host} has no GPU: LLaMA-Factory then counts each CPU as a device, and wants 10 CPUs for each"
-        elif node["cpus"] < CPUS_PER_DEVICE * devices:
-            what = f"{host} has {node['cpus']} CPUs for {devices} GPUs: LLaMA-Factory wants 10 for each"
-        else:
-            continue
+        cpus, gpus = node["cpus"], len(node["gpus"])
+        if host == next(iter(nodes)) and not gpus:
+            devices = sum(one["cpus"] for one in nodes.values())
+            rows.append(
+                f"{host}: the first host, and no GPU; each of the {devices} CPUs is a device then, which needs "
+                f"{CPUS_PER_DEVICE * devices} CPUs, and there are {devices}"
+            )
+        elif not gpus:
+            rows.append(f"{host}: {cpus} CPUs and no GPU; it would get no rank")
+        elif cpus < CPUS_PER_DEVICE * gpus:
+            need = "GPU needs" if gpus == 1 else "GPUs need"
+            rows.append(f"{host}: {gpus} {need} {CPUS_PER_DEVICE * gpus} CPUs, and there are {cpus}")
+    if rows:
         raise FinetuneError(
-            f"Ray would wait without end. {what}.", where="train_engine", change="use auto, zero3 or fsdp2"
+            f"Ray cannot place LLaMA-Factory's ranks: it is asked for {CPUS_PER_DEVICE} CPUs beside each device, and "
+            "waits for them without end.",
+            where="train_engine ray\n          " + "\n          ".join(rows),
+            change="use auto, zero3 or fsdp2",
         )
 
 

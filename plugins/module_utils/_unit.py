@@ -34,23 +34,36 @@ def quoted(value: object) -> str:
 
 def installed(run_id: str, folder: str) -> bool:
     """Whether there is a unit of the run in `folder`; the same run under another root has a unit of the same name."""
+    return f"WorkingDirectory={escaped(folder)}\n" in read(run_id)
+
+
+def read(run_id: str) -> str:
+    """The unit as it is installed; empty where there is none."""
     try:
-        text = path(run_id).read_text(encoding="utf-8")
+        return path(run_id).read_text(encoding="utf-8")
     except OSError:
-        return False
-    return f"WorkingDirectory={escaped(folder)}\n" in text
+        return ""
+
+
+def running(run_id: str) -> bool:
+    return _main_process(run_id) > 0
+
+
+def stop(run_id: str) -> None:
+    """End it and wait for that; nothing to do where it does not run."""
+    _systemctl("stop", name(run_id), needed=False)
 
 
 def start(run_id: str, text: str, folder: str) -> int:
     """Install, enable and start the unit; returns the supervisor's process, -1 when that is gone already."""
     unit = path(run_id)
-    if unit.exists() and not installed(run_id, folder) and _main_process(run_id) > 0:
+    if unit.exists() and not installed(run_id, folder) and running(run_id):
         raise FinetuneError(
             f"Run {run_id} of another folder is running as {unit.name}.",
             where="train_root",
             change="wait for it, stop it, or give this run another train_name",
         )
-    _systemctl("stop", unit.name, needed=False)  # the end of an earlier start may still be under way
+    stop(run_id)  # the end of an earlier start may still be under way
     temporary = unit.with_name(f".{unit.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     temporary.chmod(0o644)
@@ -69,7 +82,7 @@ def remove(run_id: str, folder: str) -> None:
     """Stop, disable and remove the unit, where there is one. It removes itself when its run has come to an end."""
     if not installed(run_id, folder):
         return
-    _systemctl("stop", name(run_id), needed=False)
+    stop(run_id)
     _systemctl("disable", name(run_id), needed=installed(run_id, folder))
     path(run_id).unlink(missing_ok=True)
     _systemctl("reset-failed", name(run_id), needed=False)

@@ -81,5 +81,5 @@ def test_what_no_node_here_can_run_is_refused_before_anything_is_touched(world: 
     """LLaMA-Factory itself would wait without end for Ray on CPUs."""
     refused = apply(world, "ray", "refused")
     assert refused.rc != 0
-    assert "Ray would wait without end" in refused.message and "train_engine" in refused.message
+    assert "without end" in refused.message and "train_engine" in refused.message
     assert not list((world.root / "runs").glob("refused-*"))

@@ -130,8 +130,6 @@ def test_what_runs(engine: str, there: dict[str, t.Any]) -> None:
         ("zero2", node(compilers=()), "b has no c++"),
         ("zero3_offload", node(gpus=1), "b has no nvcc"),
         ("zero3_offload", node(gpus=1, compilers=()), "b has no c++ and no nvcc"),
-        ("ray", node(cpus=96), "b has no GPU"),
-        ("ray", node(gpus=8, cpus=64), "b has 64 CPUs for 8 GPUs"),
         ("ray", node(gpus=8, cpus=80), "Engine ray is not provided"),
         ("megatron", node(cpus=96), "Engine megatron runs on GPUs alone; b has no GPU"),
         ("ktransformers", node(flags=()), "beside CPUs with avx512f; b has no GPU and no avx512f"),
@@ -143,6 +141,31 @@ def test_what_is_refused(engine: str, there: dict[str, t.Any], told: str) -> Non
     with pytest.raises(FinetuneError, match=r"change:") as refused:
         _parallel.refuse(engine, {"a": good, "b": there})
     assert told in str(refused.value) and "train_engine" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "told"),
+    [
+        ([node(cpus=96)], ["a: the first host, and no GPU; each of the 96 CPUs", "needs 960 CPUs, and there are 96"]),
+        ([node(cpus=2), node(gpus=1, cpus=32)], ["each of the 34 CPUs", "needs 340 CPUs, and there are 34"]),
+        ([node(gpus=1, cpus=9)], ["a: 1 GPU needs 10 CPUs, and there are 9"]),
+        ([node(gpus=8, cpus=80), node(gpus=8, cpus=79)], ["b: 8 GPUs need 80 CPUs, and there are 79"]),
+        ([node(gpus=8, cpus=80), node(cpus=8)], ["b: 8 CPUs and no GPU"]),
+        ([node(gpus=2, cpus=8), node(gpus=4, cpus=39)], ["a: 2 GPUs need 20", "b: 4 GPUs need 40"]),
+    ],
+)
+def test_hosts_on_which_ray_would_place_no_ranks(nodes: list[dict[str, t.Any]], told: list[str]) -> None:
+    with pytest.raises(FinetuneError) as refused:
+        _parallel.refuse("ray", dict(zip("ab", nodes, strict=False)))
+    assert "without end" in str(refused.value) and "train_engine ray" in str(refused.value)
+    assert [words for words in told if words not in str(refused.value)] == []
+    assert ("\n          a:" in str(refused.value)) == (len(nodes) == 1 or nodes[0]["cpus"] < 80)
+
+
+@pytest.mark.parametrize("nodes", [[node(gpus=1, cpus=10)], [node(gpus=8, cpus=80), node(gpus=1, cpus=10)]])
+def test_where_ray_could_place_ranks_the_reason_is_another(nodes: list[dict[str, t.Any]]) -> None:
+    with pytest.raises(FinetuneError, match=r"not provided: .*supervisor(.|\n)*playbook llmops.finetune.ray"):
+        _parallel.refuse("ray", dict(zip("ab", nodes, strict=False)))
 
 
 @pytest.mark.parametrize(
