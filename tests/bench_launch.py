@@ -118,7 +118,7 @@ def _furnish(hosts: Hosts) -> None:
 
 def _row(hosts: Hosts, count: int) -> list[str]:
     ours = statistics.median(_ours(hosts, count, number) for number in range(TIMES))
-    theirs = statistics.median(_by_hand(hosts, count) for _ in range(TIMES))
+    theirs = statistics.median(_by_hand(hosts, count) for again in range(TIMES))
     line = [str(count), f"{ours:.1f} s", f"{theirs:.1f} s", f"{ours / theirs:.2f}", f"{ours - theirs:+.1f} s"]
     print(" | ".join(line), flush=True)
     return line
@@ -152,11 +152,11 @@ def _by_hand(hosts: Hosts, count: int) -> float:
         command = f"env {exports} setsid nohup {torchrun} > log 2>&1 < /dev/null &"
         hosts.ssh(name, f"mkdir -p hand && cd hand && cat > train.yaml && {{ {command} }}", config)
 
-    hosts.at_once(count, lambda _, name: hosts.ssh(name, "true"))  # Ansible has its connections open too
+    hosts.at_once(count, lambda node_rank, name: hosts.ssh(name, "true"))  # Ansible has its connections open too
     began = time.clock_gettime(time.CLOCK_BOOTTIME)
     hosts.at_once(count, start)
     taken = _last_rank(count) - began
-    hosts.at_once(count, lambda _, name: hosts.ssh(name, "pkill -9 -u admin python; rm -rf hand"))
+    hosts.at_once(count, lambda node_rank, name: hosts.ssh(name, "pkill -9 -u admin python; rm -rf hand"))
     _gone()
     return taken
 
