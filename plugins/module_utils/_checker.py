@@ -25,12 +25,15 @@ PARTS = (
     "_errors",
     "_fields",
     "_formats",
+    "_json",
     "_kinds",
     "_media",
     "_plain",
     "_readers",
     "_records",
     "_tables",
+    "_times",
+    "_torn",
 )
 """What the check is made of: this module and all that it imports."""
 _NONE = "no environment with pyarrow is there yet"

@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Fields of a file as a whole: those that its form and stage need, and those that nothing reads."""
+"""Fields of a file as a whole: those of its form, those that its stage needs, and those that nothing reads."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ _WORDS = {
     "messages": ("conversations", "conversation", "messages", "dialog", "dialogue", "chat"),
 }
 """What fields are often called that play a role."""
+_LISTED = {"instruction", "conversations", "messages"}
+_OPENAI = "tags: {role_tag: role, content_tag: content, user_tag: user, assistant_tag: assistant}"
 
 
 def lacking(layout: Layout, present: t.Collection[str]) -> Wrong:
@@ -70,6 +72,13 @@ def _read(role: str, layout: Layout) -> bool:
     return role in (("prompt", "query") if layout.stage == "pt" else _READ[layout.formatting])
 
 
+def texts_read(layout: Layout) -> t.Iterator[str]:
+    """Roles of texts that the stage reads, of those that have a name."""
+    for role in ("prompt", "query", "messages", "system", *_LEARNED.get(layout.stage, ())):
+        if layout.columns.get(role) and (layout.stage != "pt" or _read(role, layout)):
+            yield role
+
+
 def unread(dataset: Dataset, layout: Layout) -> frozenset[str]:
     """Names that LLaMA-Factory would know by default, and forgets because `columns` names others."""
     if not dataset.columns:
@@ -77,3 +86,40 @@ def unread(dataset: Dataset, layout: Layout) -> frozenset[str]:
     known = COLUMNS[dataset.formatting].items()
     forgotten = {name for role, name in known if role not in dataset.columns and _read(role, layout)}
     return frozenset(forgotten - set(dataset.columns.values()))
+
+
+def other_form(record: t.Any, written: Layout, dataset: Dataset) -> Wrong:
+    """A file that is written in a form other than the one it is said to have, by its first record."""
+    if not isinstance(record, dict):
+        return None
+    if dataset.columns:
+        return _other_words(record, written)
+    for name, value in record.items():
+        inner = value[0] if isinstance(value, list) and value else None
+        if isinstance(inner, dict) and _LISTED & inner.keys() and not _LISTED & record.keys():
+            return f"its records are in a list that an object holds, as {name!r}", "write the list alone into the file"
+    conversations, messages = record.get("conversations"), record.get("messages")
+    if dataset.formatting == "alpaca" and isinstance(conversations, list):
+        return "its records hold `conversations`, the sharegpt form", "add `formatting: sharegpt`"
+    if dataset.formatting != "openai" and "conversations" not in record and isinstance(messages, list):
+        return (
+            "its records hold `messages`, the form of the OpenAI API",
+            f"add `formatting: sharegpt`, `columns: {{messages: messages}}` and `{_OPENAI}`",
+        )
+    if dataset.formatting != "alpaca" and "instruction" in record:
+        return "its records hold `instruction`, the alpaca form", "leave `formatting` out"
+    return _other_words(record, written)
+
+
+def _other_words(record: dict[str, t.Any], written: Layout) -> Wrong:
+    """Messages that have the keys of the OpenAI API and are said to have those of sharegpt, or the other way round."""
+    messages = written.of(record, "messages")
+    first = messages[0] if isinstance(messages, list) and messages else None
+    key = written.tags.get("role_tag", "")
+    if written.formatting == "alpaca" or not isinstance(first, dict) or key in first:
+        return None
+    if {"role", "content"} <= first.keys():
+        return f"its messages have `role` and `content`, not {key!r}", f"add `{_OPENAI}`"
+    if {"from", "value"} <= first.keys():
+        return f"its messages have `from` and `value`, not {key!r}", "use `formatting: sharegpt` without these `tags`"
+    return None

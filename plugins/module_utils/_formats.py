@@ -14,6 +14,7 @@ import re
 import typing as t
 
 from . import _media
+from ._kinds import WORDS
 
 Wrong = t.Optional[t.Tuple[str, str]]
 """What is wrong and what to change."""
@@ -86,7 +87,7 @@ def _alpaca(record: Record, layout: Layout) -> Wrong:
     for role in ("prompt", "query"):
         value = layout.of(record, role)
         if value and not isinstance(value, str):
-            return f"{layout.columns[role]!r} is {_kind(record, layout.columns[role])}, not text", "write text into it"
+            return _other(record, layout.columns[role], "text"), "write text into it"
         texts.append(value or "")
     answers, wrong = _alpaca_answers(record, layout)
     return wrong or _frame(record, layout, texts, answers)
@@ -105,10 +106,7 @@ def _alpaca_answers(record: Record, layout: Layout) -> tuple[list[str], Wrong]:
                 return [], (f"`columns` names no {role}: {DROPPED}", f"add `{role}` to `columns`")
             if not isinstance(answer, str):
                 name = columns[role]
-                return [], (
-                    f"{name!r} is {_kind(record, name)}, not text: {DROPPED}",
-                    f"write the answer into {name!r}",
-                )
+                return [], (f"{_other(record, name, 'text')}: {DROPPED}", f"write the answer into {name!r}")
         return pair, None
     return _tagged(record, layout)
 
@@ -119,7 +117,7 @@ def _tagged(record: Record, layout: Layout) -> tuple[list[str], Wrong]:
     if not name:
         return [], (f"`columns` names no response: {DROPPED}", "add `response` to `columns`")
     if not isinstance(record.get(name), str) and not (layout.stage == "kto" and record.get(name) is None):
-        return [], (f"{name!r} is {_kind(record, name)}, not text: {DROPPED}", f"write the answer into {name!r}")
+        return [], (f"{_other(record, name, 'text')}: {DROPPED}", f"write the answer into {name!r}")
     return [record.get(name) or ""], _tag(record, layout)
 
 
@@ -129,10 +127,7 @@ def _tag(record: Record, layout: Layout) -> Wrong:
         name = layout.columns.get("kto_tag", "")
         if not name:
             return f"`columns` names no kto_tag: {DROPPED}", "add `kto_tag` to `columns`"
-        return (
-            f"{name!r} is {_kind(record, name)}, not true or false: {DROPPED}",
-            "write true for a good answer, else false",
-        )
+        return f"{_other(record, name, 'true or false')}: {DROPPED}", "write true for a good answer, else false"
     if layout.stage == "sft" and tagged:
         return (
             f"`columns` names a kto_tag, which makes two answers of one: {DROPPED}",
@@ -146,11 +141,20 @@ def _conversation(record: Record, layout: Layout) -> Wrong:
     name = layout.columns.get("messages", "")
     messages = record.get(name)
     if not isinstance(messages, list):
-        return f"{name!r} is {_kind(record, name)}, not a list of messages", f"write the messages into {name!r}"
+        return _other(record, name, "a list of messages"), f"write the messages into {name!r}"
+    if not messages:
+        return f"{name!r} has no message: {DROPPED}", "write question and answer into it, or remove the record"
     role_key, content_key = layout.tags.get("role_tag", ""), layout.tags.get("content_tag", "")
     for i, message in enumerate(messages, 1):
         if not isinstance(message, dict):
             return f"message {i} is {_short(message)}, no JSON object", "write the messages as objects"
+        if message.get(role_key) is None:
+            keys = ", ".join(map(repr, message)) or "none"
+            return (
+                f"message {i} does not say in {role_key!r} who it is from, its keys are {keys}: {DROPPED}",
+                f"write {role_key!r} into it; if all messages call it otherwise, add `tags: {{role_tag: <key>, "
+                "content_tag: <key>}`",
+            )
     turns, texts = _turns(messages, layout)
     system = bool(turns and layout.tags.get("system_tag")) and messages[0].get(role_key) == layout.tags["system_tag"]
     turns, pair = turns[system:], []
@@ -215,7 +219,7 @@ def _pair(record: Record, layout: Layout) -> Wrong:
             return f"`columns` names no {role}: {DROPPED}", f"add `{role}` to `columns`"
         answer = record.get(name)
         if not isinstance(answer, dict):
-            return f"{name!r} is {_kind(record, name)}, not a message: {DROPPED}", f"write one message into {name!r}"
+            return f"{_other(record, name, 'a message')}: {DROPPED}", f"write one message into {name!r}"
         if answer.get(role_key) not in known or not isinstance(answer.get(content_key), str):
             return f"{name!r} is no answer with a text", f"give it {role_key!r} and {content_key!r}"
     return None
@@ -228,7 +232,7 @@ def _calls(messages: list[Record], layout: Layout) -> Wrong:
             return f"message {i} calls a function and is no JSON", 'write {"name": …, "arguments": {…}} as text'
         if not all(map(_is_call, calls)):
             where = "its `function`" if layout.formatting == "openai" else "the call"
-            return f"message {i} has a call of a tool without name and arguments", f"write both into {where}"
+            return f"message {i} has a call of a tool without name or arguments", f"write both into {where}"
     return None
 
 
@@ -258,7 +262,7 @@ def _frame(record: Record, layout: Layout, texts: t.Sequence[str], answers: t.Se
     """System prompt, tools and media, which all forms share. Of a pair, each answer follows the same texts."""
     system = layout.of(record, "system")
     if system is not None and not isinstance(system, str):
-        return f"{layout.columns['system']!r} is {_kind(record, layout.columns['system'])}, not text", "write text"
+        return _other(record, layout.columns["system"], "text"), "write text"
     try:
         tools = _tools(record, layout)
     except (TypeError, ValueError):
@@ -284,13 +288,12 @@ def _nameless(record: Record, layout: Layout) -> bool:
     return not all(isinstance(tool, dict) and "name" in tool for tool in tools)
 
 
-def _kind(record: Record, name: str) -> str:
+def _other(record: Record, name: str, due: str) -> str:
+    """That a field is something else than is due."""
     if name not in record:
-        return "missing"
-    return "null" if record[name] is None else _NAMES.get(type(record[name]), type(record[name]).__name__)
-
-
-_NAMES: dict[type, str] = {dict: "an object", list: "a list", int: "a number", float: "a number", bool: "true or false"}
+        return f"{name!r} is missing"
+    kind = type(record[name])
+    return f"{name!r} is {'null' if record[name] is None else WORDS.get(kind, kind.__name__)}, not {due}"
 
 
 def _short(value: t.Any) -> str:

@@ -17,6 +17,29 @@ FILLED = (
 
 
 _NONE: frozenset[type] = frozenset()
+DEEPEST = 62
+"""Levels below a field that pyarrow takes."""
+
+
+class Unsigned(int):
+    """A number of a list that 64 bits hold without a sign. The reader of pandas takes it where no more is around it."""
+
+
+class Long(int):
+    """A number of a list that 64 bits do not hold."""
+
+
+WORDS: dict[type, str] = {
+    str: "text",
+    dict: "an object",
+    list: "a list",
+    bool: "true or false",
+    **dict.fromkeys((int, float, Unsigned, Long), "a number"),
+}
+"""What people call the types of JSON."""
+
+
+_NUMBERS = {int, float, Unsigned}
 
 
 class _Shape(t.NamedTuple):
@@ -103,11 +126,20 @@ class Kinds:
         """Whether the place has this type in all that was met."""
         if kind is type(None):
             return True
+        inside = place.count("[]") + place.count(".")
+        if kind is Long or (kind is Unsigned and inside):
+            self.wrongs.append((f"{place!r} is a number of more than 64 bits", "write it as text, or save as .jsonl"))
+            return False
+        if inside > DEEPEST:
+            raise RecursionError
         first, record = self._first.setdefault(place, (kind, number))
-        if first is kind or {first, kind} == {int, float}:
+        if first is kind or {first, kind} <= _NUMBERS:
             return True
-        where = f"in record {record}" if record != number else "elsewhere in it"
+        where = f"in record {record}" if record != number else "elsewhere in the record"
         self.wrongs.append(
-            (f"{place!r} is {kind.__name__}, {where} it is {first.__name__}", "give the field one type in all records")
+            (
+                f"{place!r} is {WORDS.get(kind, kind.__name__)}, {where} it is {WORDS.get(first, first.__name__)}",
+                "give the field one type in all records",
+            )
         )
         return False

@@ -97,7 +97,7 @@ def _absent(item: t.Any, field: str, media: Media) -> Wrong:
     if not isinstance(item, str):
         return f"{field!r} holds {item!r}, no path", "write the path of a file"
     if os.path.isabs(item):
-        return _lost(item, field, [item]) if media.here and not os.path.isfile(item) else None
+        return _lost(item, field, "") if media.here and not os.path.isfile(item) else None
     if media.sent and not name(item):
         return f"{field!r} holds {item!r}, which leads out of its folder", OUTSIDE
     places = media.places(item)
@@ -106,11 +106,13 @@ def _absent(item: t.Any, field: str, media: Media) -> Wrong:
             f"{field!r} holds {item!r}, and no media_dir says where that is",
             "set `media_dir` to the full path of the folder it is in, or write full paths",
         )
-    return _lost(item, field, places) if (media.here or media.sent) and not media.find(item) else None
+    folders = " or ".join(filter(os.path.isabs, media.folders))
+    return _lost(item, field, folders) if (media.here or media.sent) and not media.find(item) else None
 
 
-def _lost(item: str, field: str, places: t.Sequence[str]) -> Wrong:
-    return (
-        f"{field!r} holds {item!r}, and there is no file {' nor '.join(places)}",
-        "put it there, or correct the path or media_dir",
-    )
+def _lost(item: str, field: str, folders: str) -> Wrong:
+    """folders: where it may be; in the remedy, which many records share."""
+    if item.startswith(("https://", "http://")):
+        return f"{field!r} holds {item!r}: addresses are not fetched", "download it, and write the path of the file"
+    put = f"put it into {folders}" if folders else "put it there"
+    return f"{field!r} holds {item!r}, and there is no file of that path", f"{put}, or correct the path or media_dir"

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from ._dataset import TAGS_OF, Dataset
 from ._errors import FinetuneError
-from ._fields import columns, lacking, unasked, unread
-from ._formats import NO_QUESTION, NO_TEXT, Layout, Wrong, doubt, fault
+from ._fields import columns, lacking, other_form, unasked, unread
+from ._formats import NO_QUESTION, NO_TEXT, Layout, doubt, fault
 from ._kinds import FILLED, Kinds
 from ._media import Media, held, name, paths
 from ._plain import plain
-from ._readers import DEEP, records
+from ._readers import in_lines, records
+from ._times import Times
+from ._torn import DEEP
 
 UNKNOWN = Media()
 _UNSEEN = "media on the nodes, which are looked for when the run starts; data with `path` have them looked for now"
@@ -75,14 +77,19 @@ def check(path: Path, dataset: Dataset, stage: str = "sft", limit: int = 20, med
     is_plain = plain(written)
     kinds = Kinds(_dumped(written))
     forgotten = unread(dataset, written)
-    liked: set[bool] = set()
+    liked: set[t.Any] = set()
+    times: Times | None = None
     for number, record, torn in records(path):
         report.records += 1
+        if report.records == 1:
+            times = Times(record, written) if in_lines(path) else None
+        elif times and times.roles:
+            times.look(record)
         if stage == "kto" and isinstance(record, dict):
-            liked.add(bool(written.of(record, "kto_tag")))
+            liked.add(written.of(record, "kto_tag") is True)
         if not (torn or forgotten) and kinds.knows(record) and is_plain(record):
             continue
-        if other := _other_form(record, dataset) if report.records == 1 else None:
+        if other := other_form(record, written, dataset) if report.records == 1 else None:
             report.faults.append(Fault(0, *other))
             break
         wrongs: list[tuple[str, str]] = []
@@ -92,15 +99,15 @@ def check(path: Path, dataset: Dataset, stage: str = "sft", limit: int = 20, med
                 kinds.look(record, number)
             except RecursionError:
                 torn = DEEP
-            wrongs += kinds.wrongs
             told += [FILLED] if kinds.filled else []
             if not forgotten.isdisjoint(record):
                 names = filter(record.get, sorted(forgotten))
                 told += [f"{name!r}, which `columns` does not name: it is not read" for name in names]
+            wrongs = kinds.wrongs
         if not (torn or wrongs or told) and is_plain(record):
             continue
         if wrong := torn or fault(record, written):
-            wrongs.append(wrong)
+            wrongs = [wrong]
         for what, change in wrongs:
             if len(report.faults) < limit:
                 report.faults.append(Fault(number, what, change))
@@ -116,9 +123,11 @@ def check(path: Path, dataset: Dataset, stage: str = "sft", limit: int = 20, med
     if not dataset.columns and not any(fault.record == 0 for fault in report.faults):
         _note_lacking(written, path.suffix, report)
     report.faults += _absent(dataset, report)
+    if times and not report.faults and (wrong := times.wrong()):
+        report.faults.append(Fault(0, *wrong))
     if stage == "pt" and not report.faults and report.doubts.get(NO_TEXT, [0])[0] == report.records > 0:
         report.faults.append(Fault(0, "no record has a text to train on", "name its field: `columns: {prompt: text}`"))
-    if len(liked) == 1:
+    if len(liked) == 1 and report.records > 1 and not report.faults:
         report.doubts["the same kto_tag, and the stage learns from both kinds of answers"] = [report.records, 1]
     return report
 
@@ -166,24 +175,6 @@ def _absent(dataset: Dataset, report: Report) -> list[Fault]:
         return []
     names = [name for name in dataset.columns.values() if name not in report.columns]
     return [Fault(0, f"no record has {name!r}, which `columns` names", "correct `columns`") for name in names]
-
-
-def _other_form(record: t.Any, dataset: Dataset) -> Wrong:
-    """A file that is written in a form other than the one it is said to have, by its first record."""
-    if not isinstance(record, dict) or dataset.columns:
-        return None
-    conversations, messages = record.get("conversations"), record.get("messages")
-    if dataset.formatting == "alpaca" and isinstance(conversations, list):
-        return "its records hold `conversations`, the sharegpt form", "add `formatting: sharegpt`"
-    if dataset.formatting != "openai" and "conversations" not in record and isinstance(messages, list):
-        return (
-            "its records hold `messages`, the form of the OpenAI API",
-            "add `formatting: sharegpt`, `columns: {messages: messages}` and `tags: {role_tag: role, content_tag: "
-            "content, user_tag: user, assistant_tag: assistant}`",
-        )
-    if dataset.formatting != "alpaca" and "instruction" in record:
-        return "its records hold `instruction`, the alpaca form", "leave `formatting` out"
-    return None
 
 
 def doubts(found: t.Mapping[str, t.Sequence[int]]) -> tuple[str, ...]:

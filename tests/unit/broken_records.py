@@ -104,12 +104,12 @@ BROKEN: list[tuple[str, Record, str]] = [
     ("alpaca dpo", {**PAIR, "rejected": ["No."]}, "'rejected' is a list"),
     ("alpaca kto", alpaca(), "'good' is missing"),
     ("alpaca kto", alpaca(good=None), "'good' is null"),
-    ("alpaca kto", alpaca(good="yes"), "'good' is str"),
+    ("alpaca kto", alpaca(good="yes"), "'good' is text, not true or false"),
     ("sharegpt", {}, "'conversations' is missing"),
     ("sharegpt", {"conversations": None}, "'conversations' is null"),
     ("sharegpt", {"messages": [ASK, ANSWER]}, "'conversations' is missing"),
-    ("sharegpt", {"conversations": "Why?"}, "'conversations' is str"),
-    ("sharegpt", talk(), "it does not end with an answer"),
+    ("sharegpt", {"conversations": "Why?"}, "'conversations' is text"),
+    ("sharegpt", talk(), "'conversations' has no message"),
     ("sharegpt", talk(SYSTEM), "it does not end with an answer"),
     ("sharegpt", talk(ASK), "it does not end with an answer"),
     ("sharegpt", talk(ASK, ANSWER, ASK), "it does not end with an answer"),
@@ -120,11 +120,11 @@ BROKEN: list[tuple[str, Record, str]] = [
     ("sharegpt", talk(ASK, RESULT, ASK, ANSWER), "turn 2 is from 'observation'"),
     ("sharegpt", talk("Why?", ANSWER), 'message 1 is "Why?", no JSON object'),
     ("sharegpt", talk(ASK, {"from": "gpt"}), "message 2 has null in 'value'"),
-    ("sharegpt", talk(ASK, {"value": "So."}), "turn 2 is from None"),
+    ("sharegpt", talk(ASK, {"value": "So."}), "message 2 does not say in 'from' who it is from, its keys are 'value'"),
     ("sharegpt", talk(ASK, {"from": "gpt", "value": None}), "message 2 has null in 'value'"),
-    ("sharegpt", talk({"role": "user", "content": "Why?"}, ANSWER), "turn 1 is from None"),
+    ("sharegpt", talk({"role": "user", "content": "Why?"}, ANSWER), "message 1 does not say in 'from'"),
     ("sharegpt", talk(ASK, {"from": "function_call", "value": "f()"}), "message 2 calls a function and is no JSON"),
-    ("sharegpt", talk(ASK, {"from": "function_call", "value": '{"name": "f"}'}), "without name and arguments"),
+    ("sharegpt", talk(ASK, {"from": "function_call", "value": '{"name": "f"}'}), "without name or arguments"),
     ("sharegpt", talk(ASK, {"from": "function_call", "value": "Hm.<tool_call>f()</tool_call>"}), "is no JSON"),
     ("sharegpt tools", talk(ASK, CALL, RESULT, ANSWER, tools="[{"), "'tools' is no JSON text"),
     ("sharegpt tools", talk(ASK, CALL, ANSWER, tools=TOOLS), "turn 3 is from 'gpt'"),
@@ -139,7 +139,11 @@ BROKEN: list[tuple[str, Record, str]] = [
     ("sharegpt kto", talk(ASK, ANSWER), "'good' is missing"),
     ("sharegpt kto", talk(ASK, good=True), "it does not end with an answer"),
     ("sharegpt tags", chat(USER, {"role": "gpt", "content": "So."}), "turn 2 is from 'gpt'"),
-    ("openai", chat(USER, calling({"x": 1}, {"x": "a"}), TOLD, ASSISTANT), "arguments.x' is str"),
+    (
+        "openai",
+        chat(USER, calling({"x": 1}, {"x": "a"}), TOLD, ASSISTANT),
+        "arguments.x' is text, elsewhere in the record it is a number",
+    ),
     ("openai", chat(USER, calling({"x": [1, {"y": 2}]}), TOLD, ASSISTANT), "arguments.x[]' is "),
     ("openai", chat(USER), "it does not end with an answer"),
     ("openai", chat(ASSISTANT, USER), "turn 1 is from 'assistant'"),
@@ -201,7 +205,11 @@ MEDIA_BROKEN: list[tuple[str, Record, str]] = [
     ("image", alpaca(instruction="<image><video>", images=["a.ppm"]), "'videos' holds 0"),
     ("image", alpaca(instruction="<image>", images=["none.ppm"]), "there is no file"),
     ("image", alpaca(instruction="<image><image>", images=["a.ppm", "none.ppm"]), "there is no file"),
-    ("image", alpaca(instruction="<image>", images=["/none/a.ppm"]), "there is no file /none/a.ppm"),
+    (
+        "image",
+        alpaca(instruction="<image>", images=["/none/a.ppm"]),
+        "'/none/a.ppm', and there is no file of that path",
+    ),
     ("image", alpaca(instruction="<image>", images=[None]), "'images' holds None, no path"),
     ("images of a talk", talk({"from": "system", "value": "<image>"}, ASK, ANSWER, images=["a.ppm"]), "texts have 0"),
     ("images of a pair", {**PAIR, "chosen": "<image>", "rejected": "", "images": ["a.ppm"]}, "its texts have 0"),
@@ -296,6 +304,34 @@ HEAD = "instruction,input,output\n"
 WIDE = json.dumps(ALPACA, indent=1)
 TWICE = '{"instruction": "a", "output": "b", "output": "c"}'
 
+LONG = ["18446744073709551616", "-9223372036854775809", "[18446744073709551615]", '{"a": 123456789012345678901}']
+LONG += ["18446744073709551616.0", "-12345678901234567890.5", "12345678901234567890123e2"]
+NOT_LONG = ["18446744073709551615", "-9223372036854775808", "[9223372036854775807]", "12345678901234567890.0", "1e30"]
+NOT_LONG += ["0.12345678901234567890123", '"18446744073709551616"']
+
+
+def with_id(text: str) -> str:
+    """A good record with a field more, as it is written."""
+    return f'{{"id": {text}, {GOOD[1:]}'
+
+
+def lists(depth: int) -> str:
+    return "[" * depth + "1" + "]" * depth
+
+
+def objects(depth: int) -> str:
+    return '{"a":' * depth + "1" + "}" * depth
+
+
+TIMES = ["2024-01-02", "2024-01-02 10", "2024-01-02T10:11", "2024-01-02 10:11:12Z", "2024-01-02T10:11:12+0200"]
+NO_TIMES = ["2024-01-02T10:11:12.5", "2024-13-02", "2024-02-30", "2024-1-2", "20240102", "2024-01-02 24:00", "10:11:12"]
+
+
+def dated(*answers: str) -> str:
+    """Lines of good records with these answers."""
+    return "".join(json.dumps(alpaca(output=answer)) + "\n" for answer in answers)
+
+
 FILES: list[tuple[str, str, int | None, str]] = [
     # ending, text, the first record at fault (None: there is none, 0: the file as a whole), what is said of it
     (".jsonl", f"{GOOD}\n{GOOD}\n", None, ""),
@@ -331,12 +367,32 @@ FILES: list[tuple[str, str, int | None, str]] = [
     (".json", f"[{GOOD} {GOOD}]", 2, "a comma"),
     (".json", f"[{GOOD},]", 2, "not JSON"),
     (".json", f"[{GOOD}]x", 1, "after the list"),
-    (".json", f"\ufeff[{GOOD}]", 1, "not JSON"),
+    (".json", f"\ufeff[{GOOD}]", 0, "byte order mark"),
+    (".json", f"[{GOOD},\n{GOOD}\n", 0, "the list has no end"),
+    (".json", f"[{GOOD},\n", 0, "the list has no end"),
+    (".json", f"[{GOOD},\n{{'a': 1}}]", 2, "not JSON on line 2"),
+    # in a list, texts may hold any letter but that of code 0
+    (".json", "[" + GOOD.replace("Why", "Why\n\t\x01") + "]", None, ""),
+    (".json", "[" + GOOD.replace("Why", "Why\0") + "]", 1, "a letter of code 0"),
+    (".jsonl", GOOD.replace("Why", "Why\t") + "\n", 1, "not JSON at column 21: Invalid control"),
+    (".json", WIDE + "\n" + WIDE.replace("Why", "Why\t"), 2, "not JSON on line 7: Invalid control"),
+    # and numbers end with 64 bits
+    *((".json", f"[{with_id(number)}]", 1, "is a number of more than 64 bits") for number in LONG),
+    *((".jsonl", with_id(number), None, "") for number in LONG),
+    *((".json", f"[{with_id(number)}]", None, "") for number in NOT_LONG),
+    # pyarrow does not go deeper
+    *((ending, with_id(deep(62)), None, "") for ending in (".json", ".jsonl") for deep in (lists, objects)),
+    *((ending, with_id(deep(63)), 1, "nested too deep") for ending in (".json", ".jsonl") for deep in (lists, objects)),
+    # what is a time in all lines is none of text
+    *((".jsonl", dated(text, text, text), 0, "'output' holds nothing but dates") for text in TIMES),
+    *((".jsonl", dated(text, text, text), None, "") for text in NO_TIMES),
+    (".jsonl", dated(TIMES[0], "never"), None, ""),
+    (".json", "[" + dated(TIMES[0], TIMES[0]).strip().replace("\n", ",") + "]", None, ""),
     (".json", "[]", 0, "no record"),
-    (".json", "", 1, "not JSON"),
-    (".json", "3", 1, "no JSON list"),
+    (".json", "", 0, "no record"),
+    (".json", "3", 0, "no JSON list"),
     (".json", '["a"]', 1, "no JSON object"),
-    (".json", f'{{"data": [{GOOD}]}}', 0, "no record has 'instruction', 'output'"),
+    (".json", f'{{"data": [{GOOD}]}}', 0, "in a list that an object holds, as 'data'"),
     (".csv", HEAD + "Why?,,Because.\nHow?,,So.\n", None, ""),
     (".csv", HEAD + '"Why, oh?",,"a ""b""\nc"\n\nHow?,,1\n', None, ""),
     (".csv", "\ufeff" + HEAD + "Why?,,yes\nHow?,,2020-01-01\n", None, ""),

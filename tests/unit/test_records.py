@@ -10,7 +10,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _readers, _records
+from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _json, _readers, _records, _torn
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
 from .broken_records import (
@@ -95,7 +95,29 @@ def test_what_is_trained_on_in_doubt_is_told(tmp_path: Path, form: str, odd: t.A
 def test_a_field_has_one_type(tmp_path: Path) -> None:
     for score in ("high", True):
         (fault,) = check(tmp_path, [alpaca(score=1), alpaca(score=None), alpaca(score=0.5), alpaca(score=score)]).faults
-        assert fault.record == 4 and "in record 1 it is int" in fault.what
+        assert fault.record == 4 and "in record 1 it is a number" in fault.what
+
+
+def test_what_is_wrong_with_a_field_is_told_once(tmp_path: Path) -> None:
+    (fault,) = check(tmp_path, [ALPACA, alpaca(output=3)]).faults
+    assert (fault.record, fault.what) == (2, "'output' is a number, not text: the record would be dropped")
+
+
+@pytest.mark.parametrize(
+    ("name", "day"),
+    [
+        ("sharegpt dpo", talk(ASK, chosen={**ANSWER, "value": "2024-01-02"}, rejected={**ANSWER, "value": "never"})),
+        ("alpaca pt", {"text": "2024-01-02"}),
+        ("sharegpt", talk({**ASK, "value": "2024-01-02"}, {**ANSWER, "value": "2024-01-02 10:11"})),
+    ],
+)
+def test_texts_that_are_all_dates_are_told_of_the_file(tmp_path: Path, name: str, day: t.Any) -> None:
+    form = FORMS[name]
+    (fault,) = written(tmp_path, form, [day, day]).faults
+    assert (fault.record, "nothing but dates" in fault.what) == (0, True) and "list" in fault.change
+    assert not written(tmp_path, form, [day, form.good]).faults + written(tmp_path, form, [day], "json").faults
+    unread = written(tmp_path, FORMS["alpaca pt"], [{"text": "x", "output": "2024-01-02"}])
+    assert unread.faults == []
 
 
 def test_a_column_that_no_record_has_is_named(tmp_path: Path) -> None:
@@ -138,7 +160,6 @@ def test_a_row_with_more_fields_than_the_first_line_names_is_refused(tmp_path: P
     ("name", "content"),
     [
         ("a.jsonl", b'{"instruction": "\xe4", "output": "x"}'),
-        ("a.jsonl", json.dumps(ALPACA).encode("utf-16")),
         ("a.json", b'[{"instruction": "\xe4", "output": "x"}]'),
     ],
 )
@@ -154,7 +175,7 @@ def test_a_list_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path = tmp_path / "a.json"
     path.write_text(json.dumps([odd, odd, odd], ensure_ascii=False, indent=1), encoding="utf-8")
     for chunk in range(1, 40):
-        monkeypatch.setattr(_readers, "CHUNK", chunk)
+        monkeypatch.setattr(_json, "CHUNK", chunk)
         assert [found[1] for found in _readers.records(path)] == [odd, odd, odd]
 
 
@@ -168,16 +189,16 @@ def test_a_fault_in_the_middle_is_found_there(
     comma = "," if start else ""
     path = tmp_path / "a.json"
     path.write_text(start + f"{wide}{comma}\n" * 50 + odd + f"{comma}\n{wide}" * 5000, encoding="utf-8")
-    monkeypatch.setattr(_readers, "CHUNK", 1000)
+    monkeypatch.setattr(_json, "CHUNK", 1000)
     read = 0
 
-    class Counted(_readers._Text):
+    class Counted(_json._Text):
         def _more(self, amount: int = 1000) -> bool:
             nonlocal read
             read += amount
             return super()._more(amount)
 
-    monkeypatch.setattr(_readers, "_Text", Counted)
+    monkeypatch.setattr(_json, "_Text", Counted)
     *_good, (number, _value, wrong) = _readers.records(path)
     assert wrong and number in (51, 52) and read < 20_000
 
@@ -245,6 +266,15 @@ def test_a_refusal_repeats_nothing_and_counts_the_rest() -> None:
         ),
         (TALK, {}, "formatting: sharegpt"),
         (ALPACA, {"formatting": "sharegpt"}, "leave `formatting` out"),
+        (talk(USER, ASSISTANT), {"formatting": "sharegpt"}, "tags: {role_tag: role, content_tag: content, "),
+        (
+            chat(USER, ASSISTANT),
+            {"formatting": "sharegpt", "columns": {"messages": "messages"}},
+            "user_tag: user, assistant_tag: assistant}",
+        ),
+        (chat(ASK, ANSWER), {"formatting": "openai"}, "use `formatting: sharegpt`"),
+        ({"train": [ALPACA]}, {}, "write the list alone"),
+        ({"data": [TALK]}, {"formatting": "sharegpt"}, "write the list alone"),
     ],
     ids=str,
 )
@@ -261,6 +291,8 @@ def test_a_kto_file_of_one_kind_of_answers_is_told(tmp_path: Path) -> None:
     (doubt,) = _records.doubts(written(tmp_path, form, [alpaca(good=False), alpaca(good=False)]).doubts)
     assert doubt.startswith("2 records have the same kto_tag")
     assert not written(tmp_path, form, [alpaca(good=False), alpaca(good=True)]).doubts
+    assert not written(tmp_path, form, [alpaca(good=False)]).doubts
+    assert not written(tmp_path, form, [alpaca(good="yes"), alpaca(good="no")]).doubts
 
 
 def test_a_limit_hides_no_fault(tmp_path: Path) -> None:
@@ -364,7 +396,7 @@ def test_a_field_that_columns_leaves_out_is_told(tmp_path: Path, name: str) -> N
 def test_nested_fields_have_one_type(tmp_path: Path) -> None:
     good, bad = (chat_of_calls(x) for x in (1, "one"))
     (fault,) = judged(tmp_path, [good, good, bad, good], formatting="openai").faults
-    assert fault.record == 3 and "arguments.x' is str, in record 1 it is int" in fault.what
+    assert fault.record == 3 and "arguments.x' is text, in record 1 it is a number" in fault.what
 
 
 def test_objects_that_get_the_keys_of_others_are_told(tmp_path: Path) -> None:
@@ -413,7 +445,7 @@ def test_what_a_reader_takes_may_be_too_deep_to_look_into(tmp_path: Path, monkey
         deep = {"a": deep}
     monkeypatch.setattr(_records, "records", lambda path: iter([(1, ALPACA, None), (2, alpaca(more=deep), None)]))
     (fault,) = _records.check(tmp_path, _dataset.parse({"file": "a.json"}, "v")[0]).faults
-    assert (fault.record, fault.what) == (2, _readers.DEEP[0])
+    assert (fault.record, fault.what) == (2, _torn.DEEP[0])
 
 
 def test_records_with_the_same_fault_share_a_line() -> None:
