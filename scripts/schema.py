@@ -98,6 +98,7 @@ def templates() -> dict[str, dict[str, t.Any]]:
             "reasoning": isinstance(found, template.ReasoningTemplate),
             "efficient_eos": found.efficient_eos,
             "media": type(found.mm_plugin).__name__ != "BasePlugin",
+            "tools": found.format_tools.tool_format,
         }
         for name, found in template.TEMPLATES.items()
     }

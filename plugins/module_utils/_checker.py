@@ -33,6 +33,7 @@ PARTS = (
     "_records",
     "_tables",
     "_times",
+    "_tools",
     "_torn",
 )
 """What the check is made of: this module and all that it imports."""

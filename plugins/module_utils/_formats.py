@@ -10,10 +10,9 @@ does not suit the stage, data/formatter.py dies on contents that are no text and
 from __future__ import annotations
 
 import json
-import re
 import typing as t
 
-from . import _media
+from . import _media, _tools
 from ._kinds import WORDS
 
 Wrong = t.Optional[t.Tuple[str, str]]
@@ -24,15 +23,9 @@ Records = t.Iterator[t.Tuple[int, t.Any, Wrong]]
 
 PAIRS = ("rm", "dpo")
 """Stages that learn from a chosen and a rejected answer."""
-_MARKED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
 DROPPED = "the record would be dropped"
 NO_QUESTION = "no question"
 NO_TEXT = "no text"
-QUOTED = (
-    "a call of a tool with `arguments` as text, which is learned in quotes, and which some templates die of; write "
-    "them as an object"
-)
 
 
 class Layout(t.NamedTuple):
@@ -60,16 +53,11 @@ def fault(record: t.Any, layout: Layout) -> Wrong:
 
 def doubt(record: Record, layout: Layout) -> str:
     """What a person should know of a record that LLaMA-Factory trains on; empty when there is nothing."""
-    if _nameless(record, layout):
-        return "a tool without a name, which some templates die of"
     if layout.formatting != "alpaca":
         answers = _tags(layout, "assistant_tag", "function_tag")
         pair = [layout.of(record, role) for role in ("chosen", "rejected")] if layout.stage in PAIRS else []
         asked = any(answer.get(layout.tags.get("role_tag", "")) not in answers for answer in pair)
-        if asked:
-            return "a chosen or rejected message that is no answer, and is taken for one"
-        calls = [call for _i, found in _called(layout.of(record, "messages"), layout) for call in found or ()]
-        return QUOTED if any(isinstance(call["arguments"], str) for call in calls) else ""
+        return "a chosen or rejected message that is no answer, and is taken for one" if asked else ""
     if layout.stage in ("sft", "kto") and not str(layout.of(record, "response") or "").strip():
         return "an empty answer, which teaches to say nothing"
     if not any(layout.of(record, role) for role in ("prompt", "query")):
@@ -227,35 +215,13 @@ def _pair(record: Record, layout: Layout) -> Wrong:
 
 def _calls(messages: list[Record], layout: Layout) -> Wrong:
     """Calls of functions are JSON objects with name and arguments, or lists of them."""
-    for i, calls in _called(messages, layout):
+    for i, calls in _tools.called(messages, layout):
         if calls is None:
             return f"message {i} calls a function and is no JSON", 'write {"name": …, "arguments": {…}} as text'
-        if not all(map(_is_call, calls)):
+        if not all(map(_tools.is_call, calls)):
             where = "its `function`" if layout.formatting == "openai" else "the call"
             return f"message {i} has a call of a tool without name or arguments", f"write both into {where}"
     return None
-
-
-def _called(messages: list[Record], layout: Layout) -> t.Iterator[tuple[int, list[t.Any] | None]]:
-    """Numbers of the messages that call functions, and what they call; None where that is no JSON."""
-    role_key, content_key = layout.tags.get("role_tag", ""), layout.tags.get("content_tag", "")
-    called = layout.tags.get("function_tag")
-    for i, message in enumerate(messages, 1):
-        if layout.formatting == "openai":
-            calls = message.get("tool_calls") or ()
-            yield i, [call.get("function") if isinstance(call, dict) else None for call in calls]
-        elif called and message.get(role_key) == called:
-            marked = _MARKED.search(message[content_key])  # what is around it is thought
-            try:
-                calls = json.loads(marked[1] if marked else _THOUGHT.sub("", message[content_key]))
-            except ValueError:
-                yield i, None
-            else:
-                yield i, calls if isinstance(calls, list) else [calls]
-
-
-def _is_call(call: t.Any) -> bool:
-    return isinstance(call, dict) and {"name", "arguments"} <= call.keys()
 
 
 def _frame(record: Record, layout: Layout, texts: t.Sequence[str], answers: t.Sequence[str]) -> Wrong:
@@ -264,7 +230,7 @@ def _frame(record: Record, layout: Layout, texts: t.Sequence[str], answers: t.Se
     if system is not None and not isinstance(system, str):
         return _other(record, layout.columns["system"], "text"), "write text"
     try:
-        tools = _tools(record, layout)
+        tools = _tools.listed(record, layout)
     except (TypeError, ValueError):
         return f"{layout.columns['tools']!r} is no JSON text", "write the list of tools as a JSON string"
     if tools not in ([], {}, "") and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
@@ -273,19 +239,6 @@ def _frame(record: Record, layout: Layout, texts: t.Sequence[str], answers: t.Se
             "write a list, one object per tool",
         )
     return _media.fault(record, layout, [[*texts, answer] for answer in answers] or [texts])
-
-
-def _tools(record: Record, layout: Layout) -> t.Any:
-    """The tools as templates get them: written as JSON text, in openai also as they are."""
-    tools = layout.of(record, "tools")
-    as_they_are = not tools or (layout.formatting == "openai" and isinstance(tools, (list, dict)))
-    return (tools or []) if as_they_are else json.loads(tools)
-
-
-def _nameless(record: Record, layout: Layout) -> bool:
-    """Whether a tool has no name, by itself or in its `function`."""
-    tools = [tool.get("function") if tool.get("type") == "function" else tool for tool in _tools(record, layout)]
-    return not all(isinstance(tool, dict) and "name" in tool for tool in tools)
 
 
 def _other(record: Record, name: str, due: str) -> str:

@@ -26,6 +26,7 @@ from . import (
     _schema,
     _situation,
     _state,
+    _tools,
 )
 from ._dataset import Source
 from ._engine import base_model
@@ -161,7 +162,7 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
         f"  model   {model['name']}{made}",
         "  data    "
         + ", ".join(source.dataset.name + (" (held out)" if source.evaluates else "") for source in sources)
-        + (f", with {plan.media['count']} images, videos and audios" if plan.media else ""),
+        + (f", with {plan.media['count']} media file{'s'[: plan.media['count'] > 1]}" if plan.media else ""),
         f"  batch   {resolved['global_batch_size']} = {batch}",
         f"  engine  {resolved['engine']}",
     ]
@@ -247,7 +248,9 @@ def _notices(
     if "eval_steps" in wish.args and plan.resolved["arguments"].get("eval_strategy", "no") == "no":
         notices.append("eval_steps is passed over: eval_strategy is no.")
     for source in sources:
-        notices += [f"Dataset {source.dataset.name}: {told}." for told in source.doubts]
+        known = bool(plan.resolved["arguments"].get("template"))
+        doubts = _tools.with_template(source.doubts) if known else source.doubts
+        notices += [f"Dataset {source.dataset.name}: {told}." for told in doubts]
         drawn, most = source.dataset.options.get("num_samples"), plan.resolved["arguments"].get("max_samples")
         if drawn and most and drawn > most:
             notices.append(f"Dataset {source.dataset.name}: of its num_samples {drawn}, max_samples keeps {most}.")

@@ -10,6 +10,7 @@ import typing as t
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from . import _tools
 from ._dataset import TAGS_OF, Dataset
 from ._errors import FinetuneError
 from ._fields import columns, lacking, other_form, unasked, unread
@@ -113,7 +114,9 @@ def check(path: Path, dataset: Dataset, stage: str = "sft", limit: int = 20, med
                 report.faults.append(Fault(number, what, change))
             else:
                 report.more += 1
-        told = [doubt(record, written), *told] if not wrongs else []
+        told = (
+            [doubt(record, written), *(use.told for use in _tools.uses(record, written)), *told] if not wrongs else []
+        )
         if isinstance(record, dict) and held(record, written):
             report.media = True
             told += [_UNSEEN] if not wrongs and _note_media(record, written, report) else []

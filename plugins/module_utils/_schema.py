@@ -48,8 +48,9 @@ class Schema(t.NamedTuple):
     version: str
     """Of LLaMA-Factory."""
     keys: t.Mapping[str, Key]
-    templates: t.Mapping[str, t.Mapping[str, bool]]
-    """Chat templates by name: whether one is for reasoning, for media, or ends texts in its own way."""
+    templates: t.Mapping[str, t.Mapping[str, t.Any]]
+    """Chat templates by name: whether one is for reasoning, for media, or ends texts in its own way, and the format in
+    which it writes tools."""
     models: t.Mapping[str, str]
     """Template by hub id."""
     packages: t.Mapping[str, str]

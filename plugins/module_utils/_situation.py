@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from . import _parallel, _ranks, _rules, _schema
+from . import _parallel, _ranks, _rules, _schema, _tools
 from ._dataset import Source
 from ._errors import FinetuneError
 from ._model import Model
@@ -33,6 +33,11 @@ def refuse_what_cannot_run(
         eval_datasets=sum(source.evaluates for source in sources),
         media=any(source.media for source in sources),
         records=_records(sources),
+        tools={
+            use: f"dataset {source.dataset.name}: {records}"
+            for source in sources
+            for use, records in _tools.found(source.doubts).items()
+        },
         model=wish.model,
         folders={folder: _in_every(folder, facts) for folder in wish.folders},
         weights=_weights(wish, facts),

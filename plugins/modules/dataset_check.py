@@ -38,7 +38,10 @@ options:
     type: dict
     default: {}
   tags:
-    description: LLaMA-Factory's words for roles and their names in the file, as in C(dataset_info.json).
+    description:
+      - LLaMA-Factory's words for roles and their names in the file, as in C(dataset_info.json).
+      - Those that are not given keep their defaults, as in the role. A C(dataset_info.json) of your own that gives
+        some must give all that occur, such as C(system_tag).
     type: dict
     default: {}
   media:
@@ -92,7 +95,7 @@ more:
   returned: always
   type: int
 doubts:
-  description: What a person should know of records that are trained on.
+  description: What a person should know of records that are trained on, or that only some chat templates take.
   returned: always
   type: list
   elements: str

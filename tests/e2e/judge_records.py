@@ -4,8 +4,8 @@
 """LLaMA-Factory's own converters and processors as the judge of records: which are dropped, which end the run.
 
 Run with the Python of a node environment: judge_records.py MODEL PORT. Files come on standard input as path, stage
-and their entry in dataset_info.json, and media_dir where a template for media takes them; the answer is the numbers of
-the bad records, or why a file is none.
+and their entry in dataset_info.json, template where it is another one, and media_dir where a template for media takes
+them; the answer is the numbers of the bad records, or why a file is none.
 """
 
 from __future__ import annotations
@@ -41,12 +41,14 @@ class Judge:
         self.template = get_template_and_fix_tokenizer(self.tokenizer, self.data_args)
         self.folder = folder
 
-    def use(self, media_dir: str | None) -> None:
-        """The template for texts, or one that sees, with the processors of a model that does."""
+    def use(self, media_dir: str | None, name: str | None) -> None:
+        """A template for texts, or one that sees, with the processors of a model that does."""
         from llamafactory.data.mm_plugin import get_mm_plugin
+        from llamafactory.data.template import TEMPLATES
         from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
-        self.data_args, self.seeing, self.processor = self.defaults, self.template, None
+        self.data_args, self.processor = self.defaults, None
+        self.seeing = dataclasses.replace(TEMPLATES[name], mm_plugin=self.template.mm_plugin) if name else self.template
         if media_dir:
             plugin = get_mm_plugin("qwen2_vl", image_token="<|image_pad|>", video_token="<|video_pad|>")
             self.data_args = dataclasses.replace(self.defaults, media_dir=media_dir)
@@ -69,7 +71,7 @@ class Judge:
         (self.folder / "dataset_info.json").write_text(json.dumps({"x": entry}), encoding="utf-8")
         (attributes,) = get_dataset_list(["x"], str(self.folder))
         stage = "rm" if case["stage"] == "dpo" else case["stage"]
-        self.use(case.get("media_dir"))
+        self.use(case.get("media_dir"), case.get("template"))
         processor = _get_dataset_processor(self.data_args, stage, self.seeing, self.tokenizer, self.processor)
         converter = get_dataset_converter(attributes.formatting, attributes, self.data_args)
         cache = str(self.folder / f"cache-{number}")

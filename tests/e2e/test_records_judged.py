@@ -11,7 +11,7 @@ import subprocess
 import typing as t
 from pathlib import Path
 
-from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _records
+from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _records, _sources, _tools
 from ansible_collections.llmops.finetune.plugins.module_utils._media import Media
 
 from ..unit.broken_records import (
@@ -25,6 +25,8 @@ from ..unit.broken_records import (
     MEDIA_FINE,
     NO_TABLES,
     PICTURE,
+    TOOL_TEMPLATES,
+    TOOL_USES,
     Record,
     as_table,
     column,
@@ -88,6 +90,32 @@ def test_the_same_records_are_refused(demo: Demo, tmp_path: Path) -> None:
             wrong.append(f"{case['path']} {odd}: ours {our}, theirs {their}")
     assert wrong == []
     assert sum(bool(their) for their in theirs) >= 210
+
+
+def test_templates_die_of_the_same_tools(demo: Demo, tmp_path: Path) -> None:
+    """Each use of tools with each format of them."""
+    templates = _sources.schemas()["main"].templates
+    assert {templates[name]["tools"] for name in TOOL_TEMPLATES} == {known["tools"] for known in templates.values()}
+    cases: list[dict[str, t.Any]] = []
+    ours: list[list[int]] = []
+    for number, (_says, form, record) in enumerate(TOOL_USES):
+        path = tmp_path / f"{number}.jsonl"
+        write(path, [record])
+        dataset = _dataset.parse({"file": str(path), **FORMS[form].entry}, "v")[0]
+        report = _records.check(path, dataset)
+        uses = _tools.found(_records.doubts(report.doubts))
+        info = _dataset.info(dataset, "x", sorted(report.columns))
+        for template in TOOL_TEMPLATES:
+            ours.append([1] if any(templates[template]["tools"] in use.deadly for use in uses) else [])
+            cases.append({"path": str(path), "stage": "sft", "info": info, "template": template})
+    theirs = judged(demo, cases)
+    wrong = [
+        f"{case['template']} {Path(case['path']).read_text()}: ours {our}, theirs {their}"
+        for case, our, their in zip(cases, ours, theirs, strict=True)
+        if our != their
+    ]
+    assert wrong == []
+    assert sum(bool(their) for their in theirs) >= 30
 
 
 def test_the_same_files_are_refused(demo: Demo, tmp_path: Path) -> None:

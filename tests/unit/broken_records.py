@@ -181,6 +181,37 @@ FINE: list[tuple[str, Record]] = [
 ]
 
 
+PLAIN_TOOL = {"name": "f", "description": "", "parameters": {"properties": {}}}
+ANSWERED = [TOLD, ASSISTANT]
+TOOL_USES: list[tuple[str, str, Record]] = [
+    # what is said of a use, its form, and a record
+    ("`arguments` as text", "openai", chat(USER, calling('{"x": 1}'), *ANSWERED)),
+    ("`arguments` as text", "sharegpt", talk(ASK, {**CALL, "value": '{"name": "f", "arguments": "{}"}'})),
+    ("are no object", "openai", chat(USER, calling(None), *ANSWERED)),
+    ("are no object", "openai", chat(USER, calling([1]), *ANSWERED)),
+    ("are no object", "sharegpt", talk(ASK, {**CALL, "value": '{"name": "f", "arguments": 3}'})),
+    ("several calls", "openai", chat(USER, calling({"x": 1}, {"x": 2}), *ANSWERED)),
+    ("several calls", "sharegpt", talk(ASK, {**CALL, "value": f"[{CALL['value']}, {CALL['value']}]"})),
+    (
+        "without a name",
+        "alpaca",
+        alpaca(tools=json.dumps([{**PLAIN_TOOL, "name": "f"}, {"parameters": {"properties": {}}}])),
+    ),
+    ("without a name", "alpaca", alpaca(tools='[{"type": "function", "function": {"parameters": {}}}]')),
+    ("without `function`", "alpaca", alpaca(tools=json.dumps([{"type": "function", **PLAIN_TOOL}]))),
+    ("`properties` in `parameters`", "alpaca", alpaca(tools='[{"name": "f"}]')),
+    ("`properties` in `parameters`", "alpaca", alpaca(tools='[{"name": "f", "parameters": null}]')),
+    ("`properties` in `parameters`", "alpaca", alpaca(tools='[{"name": "f", "parameters": {}}]')),
+    ("`properties` in `parameters`", "sharegpt", talk(ASK, ANSWER, tools='[{"name": "f", "parameters": {"x": 1}}]')),
+    ("", "openai", chat(USER, calling({"x": 1}), *ANSWERED)),
+    ("", "sharegpt", talk(ASK, CALL, RESULT, ANSWER, tools=json.dumps([PLAIN_TOOL]))),
+    ("", "alpaca", alpaca(tools=json.dumps([{"type": "function", "function": PLAIN_TOOL}]))),
+]
+TOOL_TEMPLATES = ["alpaca", "qwen3_nothink", "qwen3_5", "glm4", "glm4_moe", "minimax2", "lfm2", "seed_oss", "gemma4"]
+TOOL_TEMPLATES += ["llama3", "mistral", "bailing_v2", "minimax1", "phi4_mini"]
+"""One of each format of tools, and one without."""
+
+
 MEDIA_TALK = talk({"from": "human", "value": "<image>Why?"}, ANSWER, images=["a.ppm"])
 MEDIA: dict[str, Form] = {
     "image": Form({}, "sft", alpaca(instruction="<image>Why?", images=["a.ppm"])),

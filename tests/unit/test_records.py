@@ -23,7 +23,6 @@ from .broken_records import (
     FINE,
     FORMS,
     TOLD,
-    TOOLS,
     USER,
     Form,
     alpaca,
@@ -410,13 +409,6 @@ def test_objects_that_get_the_keys_of_others_are_told(tmp_path: Path) -> None:
 
 def chat_of_calls(x: t.Any) -> t.Any:
     return {"messages": [USER, calling({"x": x}), TOLD, ASSISTANT]}
-
-
-def test_a_tool_without_a_name_is_told(tmp_path: Path) -> None:
-    for tools in ('[{"description": "x"}]', '[{"type": "function", "description": "x"}]'):
-        assert "without a name" in next(iter(judged(tmp_path, [alpaca(tools=tools)]).doubts))
-    for tools in (TOOLS, '[{"type": "function", "function": {"name": "f"}}]', "{}"):
-        assert judged(tmp_path, [alpaca(tools=tools)]).doubts == {}
 
 
 def test_a_kto_tag_that_nobody_asked_for_is_not_read(tmp_path: Path) -> None:

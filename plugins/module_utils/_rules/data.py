@@ -9,6 +9,7 @@ import difflib
 import math
 import typing as t
 
+from .._tools import USES, Use
 from .rule import Rule, View
 
 _DATA = "hparams/data_args.py"
@@ -39,6 +40,16 @@ def _leaves_none(c: View) -> bool:
     if c["max_samples"] is not None:
         records = min(records, c["max_samples"] * c.now.datasets)
     return bool((math.ceil(held * records) if held < 1 else int(held)) >= records)
+
+
+def _dies(use: Use) -> Rule:
+    return Rule(
+        ("template", "train_datasets"),
+        lambda c: use in c.now.tools and c.tools in use.deadly,
+        f"the datasets hold {use.what}, and this template dies of it",
+        lambda c: f"{use.change}, or take another template; {c.now.tools[use]}",
+        "data/tool_utils.py",
+    )
 
 
 RULES: t.Tuple[Rule, ...] = (
@@ -177,6 +188,7 @@ RULES: t.Tuple[Rule, ...] = (
         "use the template of a model that sees or hears",
         "data/mm_plugin.py",
     ),
+    *map(_dies, USES),
     Rule(
         ("streaming", "accelerator_config"),
         lambda c: c["streaming"] and c.now.world_size > 1 and not _packs(c) and not _fetches_alone(c),

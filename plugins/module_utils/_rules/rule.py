@@ -11,6 +11,7 @@ from types import MappingProxyType
 from .._model import Model
 from .._parallel import Engine
 from .._schema import Schema
+from .._tools import Use
 
 
 class Situation(t.NamedTuple):
@@ -26,6 +27,8 @@ class Situation(t.NamedTuple):
     """To train on; None where that is not known."""
     media: bool = False
     """A dataset has images, videos or audios."""
+    tools: t.Mapping[Use, str] = MappingProxyType({})
+    """What of tools in the datasets only some templates take, and which records have it."""
     model: str = ""
     folders: t.Mapping[str, t.Container[str]] = MappingProxyType({})
     """By the full path of an adapter or a reward model, those of its files that are there on every node."""
@@ -88,8 +91,13 @@ class View:
         return bool(self["stage"] == "dpo" and self["pref_loss"] not in ("orpo", "simpo"))
 
     @property
-    def template(self) -> t.Mapping[str, bool]:
+    def template(self) -> t.Mapping[str, t.Any]:
         return self.schema.templates.get(str(self["template"]), {})
+
+    @property
+    def tools(self) -> str:
+        """The format of tools; empty where no template is known, or it has none."""
+        return str(self["tool_format"] or self.template.get("tools") or "")
 
 
 class Rule(t.NamedTuple):

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from ansible_collections.llmops.finetune.plugins.module_utils import _tools
+
 from .situations import HELD_OUT, PACKED, STREAM, WITH, Case
 
 CASES: list[Case] = [
@@ -67,6 +69,30 @@ CASES: list[Case] = [
         {"model": "Qwen/Qwen3-4B-Instruct-2507"},
     ),
     ("template is for text", {"template": "llama3"}, {"media": True}, {"template": "qwen2_vl"}, {"media": True}),
+    *(
+        (
+            f"hold {use.what}",
+            {"template": dies},
+            {"tools": {use: "dataset a: 1 record has it"}},
+            {"template": takes},
+            {"tools": {use: ""}},
+        )
+        for use, dies, takes in (
+            (_tools.QUOTED, "qwen3_5", "qwen3"),
+            (_tools.NO_OBJECT, "glm4_moe", "llama3"),
+            (_tools.SEVERAL, "glm4", "glm4_moe"),
+            (_tools.NAMELESS, "gemma4", "mistral"),
+            (_tools.UNWRAPPED, "glm4", "gemma4"),
+            (_tools.BARE, "alpaca", "phi4_mini"),
+        )
+    ),
+    (
+        f"hold {_tools.BARE.what}",
+        {"template": "qwen3", "tool_format": "default"},
+        {"tools": {_tools.BARE: ""}},
+        {"template": "alpaca", "tool_format": "qwen"},
+        {"tools": {_tools.BARE: ""}},
+    ),
     (
         "batches of a stream",
         STREAM,
