@@ -162,7 +162,7 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
         f"  model   {model['name']}{made}",
         "  data    "
         + ", ".join(source.dataset.name + (" (held out)" if source.evaluates else "") for source in sources)
-        + (f", with {plan.media['count']} media file{'s'[: plan.media['count'] > 1]}" if plan.media else ""),
+        + (f", with {plan.media['count']} file{'s' if plan.media['count'] > 1 else ''} of media" if plan.media else ""),
         f"  batch   {resolved['global_batch_size']} = {batch}",
         f"  engine  {resolved['engine']}",
     ]

@@ -285,6 +285,10 @@ def test_a_file_in_another_form_is_one_fault_with_the_words_that_describe_it(
     assert change in fault.change
 
 
+def test_records_may_hold_lists_of_records(tmp_path: Path) -> None:
+    assert check(tmp_path, [alpaca(shots=[ALPACA])]).faults == []
+
+
 def test_a_kto_file_of_one_kind_of_answers_is_told(tmp_path: Path) -> None:
     form = FORMS["alpaca kto"]
     (doubt,) = _records.doubts(written(tmp_path, form, [alpaca(good=False), alpaca(good=False)]).doubts)

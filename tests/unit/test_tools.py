@@ -37,7 +37,8 @@ def test_several_uses_of_a_record_are_all_told(tmp_path: Path) -> None:
 
 
 def test_pretraining_looks_at_no_tools(tmp_path: Path) -> None:
-    assert told(tmp_path, "alpaca pt", [{"text": "x", "tools": "[{}]"}], "pt") == ()
+    assert told(tmp_path, "alpaca", [alpaca(tools="[{}]")])
+    assert told(tmp_path, "alpaca", [alpaca(tools="[{}]")], "pt") == ()
 
 
 def test_tools_that_every_template_takes_are_not_told(tmp_path: Path) -> None:
