@@ -176,7 +176,7 @@ def _whole_number(text: str) -> int:
 def _number(text: str) -> float:
     """What is before the point is read as a whole number, to the same end."""
     whole = text if len(text) < 19 else _POINT.split(text, maxsplit=1)[0]
-    return _whole_number(whole) if len(whole) > 18 and type(_whole_number(whole)) is Long else float(text)
+    return _whole_number(whole) if len(whole) > 18 and isinstance(_whole_number(whole), Long) else float(text)
 
 
 _POINT = re.compile("[.eE]")
