@@ -186,7 +186,8 @@ def _data(
         if "train_datasets" in given.refused:
             raise given.refused["train_datasets"]
         entries = given.datasets
-    datasets = _dataset.parse(entries, "train_datasets")
+    described = given.described if entries is given.datasets else {}
+    datasets = _dataset.parse(entries, "train_datasets", described)
     if not datasets:
         raise FinetuneError("There is nothing to train on.", where="train_datasets", change="name at least one dataset")
     entries = variables.get("train_eval_datasets") or []
@@ -196,7 +197,8 @@ def _data(
         if "train_eval_datasets" in given.refused:
             raise given.refused["train_eval_datasets"]
         entries = given.eval_datasets
-    eval_datasets = _dataset.parse(entries, "train_eval_datasets")
+    described = given.described if entries is given.eval_datasets else {}
+    eval_datasets = _dataset.parse(entries, "train_eval_datasets", described)
     for dataset in eval_datasets:
         if any(other.name == dataset.name and other != dataset for other in datasets):
             raise FinetuneError(

@@ -60,8 +60,9 @@ def test_a_deepspeed_file_above_the_config_is_read(tmp_path: Path) -> None:
     (tmp_path / "examples/my.yaml").write_text(START + "deepspeed: examples/deepspeed/ds_z2_config.json\n")
     assert _import.find("my.yaml", [tmp_path / "examples"], SCHEMAS).engine == "zero3"
     path.write_text("{", encoding="utf-8")
-    with pytest.raises(FinetuneError, match="cannot be read"):
+    with pytest.raises(FinetuneError, match="cannot be read: line 1 is no JSON") as refusal:
         _import.find("my.yaml", [tmp_path / "examples"], SCHEMAS)
+    assert "which is JSON, or remove it and set train_engine" in refusal.value.change
 
 
 @pytest.mark.parametrize(
