@@ -146,6 +146,9 @@ def parse(entries: t.Any, variable: str, described: t.Mapping[str, str] = Mappin
 
 def _entry(entry: t.Any, where: str) -> Dataset:
     if isinstance(entry, str):
+        if Path(entry).suffix in SUFFIXES or ("/" in entry and HUB_ID.fullmatch(entry)):
+            source = "file" if Path(entry).suffix in SUFFIXES else "hub"
+            raise FinetuneError(f"{entry!r} is no name.", where=where, change=f"write {{{source}: {entry}}}")
         entry = {"name": entry, "registered": entry}
     if not isinstance(entry, t.Mapping):
         raise FinetuneError(
@@ -194,7 +197,9 @@ def _entry(entry: t.Any, where: str) -> Dataset:
         )
     if source in ("file", "path") and Path(place).suffix not in SUFFIXES:
         raise FinetuneError(
-            f"{place} has no known ending.", where=f"{where}.{source}", change="use one of " + " ".join(SUFFIXES)
+            f"{place} has no ending of a file with records.",
+            where=f"{where}.{source}",
+            change=f"name one file, no folder, that ends in one of {' '.join(SUFFIXES)}",
         )
     if source == "path" and not place.startswith(("/", "~/")):
         raise FinetuneError(

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 import typing as t
 from dataclasses import dataclass
 
@@ -18,7 +17,6 @@ IMPORTED = "config"
 DEMO_MODEL = "demo"
 """train_model for the base model that is made on the spot."""
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _STATES = ("finished", "staged", "stopped", "absent")
 
 
@@ -76,6 +74,8 @@ class Wish:
     """What of train_config is not taken over."""
     model: str
     model_revision: str
+    model_place: str
+    """The variable or the key that names it, as refusals tell it."""
     datasets: list[_dataset.Dataset]
     eval_datasets: list[_dataset.Dataset]
     stage: str
@@ -129,18 +129,13 @@ def read(
     over = {**written, **single}
     origins = {**given.origins, **dict.fromkeys(written, "train_args"), **dict.fromkeys(single, "train_set")}
     arguments = {**base, **over}
-    name = str(variables.get("train_name") or recipe.replace("_", "-"))
-    if not _NAME.fullmatch(name):
-        raise FinetuneError(
-            f"{name!r} is no name for a run.", where="train_name", change="use small letters, digits, . _ and -"
-        )
     datasets, eval_datasets = _data(variables, imported, stage)
     _inputs.switch(variables, "train_wait")
     _inputs.one_of(variables, "train_preflight", ("quick", "full"))
     _inputs.seconds(variables, "train_watch_interval")
-    model, revision = _model(variables, imported)
+    model, revision, model_place = _model(variables, imported)
     return Wish(
-        name=name,
+        name=_inputs.name(str(variables.get("train_name") or recipe.replace("_", "-"))),
         recipe=recipe,
         args={**given.arguments, **over},
         origins=origins,
@@ -150,6 +145,7 @@ def read(
         notices=[*given.notices, *_overruled(given, over, origins), *_contradicted(recipe, start, over, origins)],
         model=model,
         model_revision=revision,
+        model_place=model_place,
         datasets=datasets,
         eval_datasets=eval_datasets,
         stage=stage,
@@ -209,8 +205,8 @@ def _data(
     return datasets, eval_datasets
 
 
-def _model(variables: t.Mapping[str, t.Any], imported: _config.Imported | None) -> tuple[str, str]:
-    """The model and its revision: those of the file where the variable is the role's default."""
+def _model(variables: t.Mapping[str, t.Any], imported: _config.Imported | None) -> tuple[str, str, str]:
+    """The model, its revision and where it is named: in the file where the variable is the role's default."""
     model: t.Any = variables.get("train_model") or ""
     revision = str(variables.get("train_model_revision") or "main")
     where = "train_model"
@@ -226,14 +222,14 @@ def _model(variables: t.Mapping[str, t.Any], imported: _config.Imported | None) 
     if not isinstance(model, str):
         raise FinetuneError(f"{model!r} is no model.", where=where, change="write one name, as text")
     if model.startswith("/") and model == model.strip():
-        return model, revision
+        return model, revision, where
     if not _dataset.HUB_ID.fullmatch(model):
         raise FinetuneError(
             f"{model!r} is neither a hub id nor a full path on the node.",
             where=where,
             change="write owner/name, or begin the path with /",
         )
-    return model, revision
+    return model, revision, where
 
 
 def _not_there(given: _config.Imported, key: str, variable: str) -> FinetuneError:

@@ -68,9 +68,9 @@ def test_a_deepspeed_file_above_the_config_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told", "change"),
     [
-        ("deepspeed: mine.json\n", "no file mine.json", "zero2 or zero3"),
+        ("deepspeed: mine.json\n", "There is no file mine.json", "zero2 or zero3"),
         ("deepspeed: examples/deepspeed/ds_z2_autotp_config.json\n", "no file", "zero2 or zero3"),
-        ("deepspeed: {zero_optimization: {stage: 1}}\n", "no engine is like", "zero2"),
+        ("deepspeed: {zero_optimization: {stage: 1}}\n", "No engine is like", "zero2"),
         ("fsdp: full_shard offload\n", "offload", "zero3_offload"),
         ("fsdp: shard_grad_op auto_wrap\n", "shard_grad_op", "fsdp2"),
         ("deepspeed: ds_z3_config.json\nfsdp: full_shard\n", "exclude each other", "remove all but one"),

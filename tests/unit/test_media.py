@@ -105,21 +105,21 @@ def test_media_that_are_sent_along_are_found_in_the_first_folder_that_has_them(t
 
 
 @pytest.mark.parametrize(
-    ("path", "says"),
+    ("path", "says", "change"),
     [
-        ("none.ppm", "there is no file {0}/one/none.ppm nor {0}/none.ppm"),
-        ("https://example.org/a.ppm", "there is no file"),
-        ("../a.ppm", "leads out of its folder"),
-        ("one/../a.ppm", "leads out of its folder"),
-        ("", "there is no file"),
+        ("none.ppm", "there is no file", "put it below {0}/one or {0}, or correct the path or media_dir"),
+        ("https://example.org/a.ppm", "addresses are not fetched", "download it"),
+        ("../a.ppm", "leads out of its folder", "media_dir"),
+        ("one/../a.ppm", "leads out of its folder", "media_dir"),
+        ("", "there is no file", "media_dir"),
     ],
 )
-def test_media_that_cannot_be_sent_along_are_named(tmp_path: Path, path: str, says: str) -> None:
+def test_media_that_cannot_be_sent_along_are_named(tmp_path: Path, path: str, says: str, change: str) -> None:
     media = Media(True, [f"{tmp_path}/one", str(tmp_path)], sent=True)
     (tmp_path / "one").mkdir()
     asked = alpaca(instruction="<image>", images=[path])
     (fault,) = check(tmp_path / "a.jsonl", [IMAGE.good, asked], media).faults
-    assert fault.record == 2 and says.format(tmp_path) in fault.what and "media_dir" in fault.change
+    assert fault.record == 2 and says in fault.what and change.format(tmp_path) in fault.change
 
 
 def test_pretraining_looks_at_texts_alone(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def test_media_are_one_folder_of_the_node_and_part_of_who_the_run_is() -> None:
     source = replace(DATA, media_files={"x/1.png": "1" * 64}, media_folders=("/controller",))
     seeing: Variables = {"train_model": "org/m", "train_set": "template=qwen2_vl"}
     plan = make({"a": node()}, sources=(source, HELD_OUT), **seeing)
-    assert any("with 1 images, videos and audios" in line for line in _plan.describe(plan, (source,), {"a": node()}))
+    assert any("with 1 file of media" in line for line in _plan.describe(plan, (source,), {"a": node()}))
     media = plan.nodes["a"]["media"]
     folder = f"/home/me/llmops/media/{media['digest'][:16]}"
     assert (media["folder"], media["missing"], [part[0] for part in media["parts"]]) == (folder, True, [DATA.local])

@@ -24,16 +24,15 @@ CASES: list[Case] = [
         {**PPO, "split_special_tokens": True, "use_fast_tokenizer": False},
         {},
     ),
-    ("dies on a list", {"adapter_name_or_path": ["/a"]}, {}, {"adapter_name_or_path": "/a"}, {}),
     (
-        "no adapter in that folder",
+        "has an adapter in that folder",
         {"adapter_name_or_path": "/a,/b"},
         {"folders": {"/a": ADAPTER, "/b": HEAD}},
         {"adapter_name_or_path": "/a,/b"},
         {"folders": {"/a": ADAPTER, "/b": ADAPTER}},
     ),
     (
-        "no adapter in that folder",
+        "has an adapter in that folder",
         {"adapter_name_or_path": "/a"},
         {"folders": {"/a": HEAD}},
         {"adapter_name_or_path": "/a", "adapter_folder": "lora"},
