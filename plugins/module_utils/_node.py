@@ -203,10 +203,11 @@ def model_intact(folder: Path, identity: str) -> bool:
 
 
 def trained_files(folder: Path) -> list[str]:
-    """Which of the files that make an adapter or a reward model are in the folder, as far as the account may look."""
+    """Which of the files that make an adapter or a reward model are in the folder, as far as the account may look;
+    `.` where it is a file itself."""
     return [
         name
-        for name in ("value_head.safetensors", "adapter_config.json", "config.json")
+        for name in (".", "value_head.safetensors", "adapter_config.json", "config.json")
         if os.path.isfile(folder / name)
     ]
 

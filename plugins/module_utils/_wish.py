@@ -84,7 +84,7 @@ class Wish:
     media_folders: list[str]
     """Where train_config has its media, on the controller."""
     folders: list[str]
-    """Where on the nodes adapters and the reward model are that the run begins with."""
+    """Where on the nodes adapters, the reward model and descriptions of tokens are that the run begins with."""
     engine: str
     gpus: str
     global_batch_size: int | None
@@ -274,7 +274,8 @@ def _folders(arguments: t.Mapping[str, t.Any], origins: t.Mapping[str, str], sta
                 where=f"{origins[key]}, key {key}",
                 change="begin the path with /",
             )
-    return [found for _key, found in named if found.startswith("/")]
+    paths = [found for _key, found in named] + [_text(arguments, "new_special_tokens_config")]
+    return [path for path in paths if path.startswith("/")]
 
 
 def _text(arguments: t.Mapping[str, t.Any], key: str) -> str:

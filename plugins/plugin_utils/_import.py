@@ -45,6 +45,12 @@ def find(wanted: str, folders: t.Sequence[Path], schemas: t.Mapping[str, _schema
         raise FinetuneError(
             f"{path} cannot be read: {error}.", where="train_config", change="save it as UTF-8"
         ) from None
+    model = next((place for parent in path.absolute().parents if (place := parent / found.model).is_dir()), None)
+    if found.model and not found.model.startswith("/") and model is not None:
+        found.notices.append(
+            f"{path.name}: model_name_or_path {found.model} is a model of a hub, and not the folder {model} of this "
+            "controller; of one on the nodes, write the full path."
+        )
     folder = _import_data.describe(found, path)
     media_dir = str(found.arguments.get("media_dir") or "")
     above = [str(parent / media_dir) for parent in path.absolute().parents if (parent / media_dir).is_dir()]
@@ -94,6 +100,8 @@ def read(text: str, name: str, schemas: t.Mapping[str, _schema.Schema], folders:
     if found.engine:
         line = next(lines[key] for key in (*_import_engine.KEYS, *_import_engine.MEGATRON) if values.get(key))
         found.notices.append(f"{line}: it becomes train_engine {found.engine}, where that is left at auto.")
+    if values.get("fsdp_config") and not values.get("fsdp"):
+        found.notices.append(f"{lines['fsdp_config']}: fsdp_config is left out, as there is no fsdp.")
     found.origins = {key: lines[key] for key in found.arguments}
     _schema.refuse(problems, lines)
     _refuse_nothing_to_do(found, name)

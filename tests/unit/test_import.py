@@ -159,3 +159,11 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(FinetuneError) as refusal:
         _import.find("/none/my.yaml", [tmp_path], SCHEMAS)
     assert refusal.value.where == "train_config"
+
+
+def test_a_folder_with_the_name_of_the_model_is_told(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(FILE, encoding="utf-8")
+    assert not any("org/model" in notice for notice in _import.find("my.yaml", [tmp_path], SCHEMAS).notices)
+    (tmp_path / "org/model").mkdir(parents=True)
+    (told,) = [notice for notice in _import.find("my.yaml", [tmp_path], SCHEMAS).notices if "org/model" in notice]
+    assert f"a model of a hub, and not the folder {tmp_path}/org/model" in told and "write the full path" in told

@@ -50,6 +50,8 @@ def test_the_engine_of_a_file(text: str, engine: str) -> None:
     assert found.engine == engine
     assert not found.arguments.keys() & {"deepspeed", "fsdp", "fsdp_config", "use_kt"}
     told = [f"my.yaml, line 4: it becomes train_engine {engine}, where that is left at auto."] if engine else []
+    if text == "fsdp_config: fsdp.json\n":
+        told = ["my.yaml, line 4: fsdp_config is left out, as there is no fsdp."]
     assert found.notices == told
 
 

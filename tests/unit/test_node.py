@@ -217,6 +217,7 @@ def test_the_files_of_an_adapter_or_a_reward_model(tmp_path: Path) -> None:
     for name in ("value_head.safetensors", "adapter_config.json", "README.md"):
         (tmp_path / name).touch()
     assert _node.trained_files(tmp_path) == ["value_head.safetensors", "adapter_config.json"]
+    assert _node.trained_files(tmp_path / "README.md") == ["."]
 
 
 MOUNTS = [

@@ -177,6 +177,7 @@ def test_what_a_run_begins_with_is_a_full_path_or_on_a_hub() -> None:
     for found, folders in (("/srv/reward", ["/srv/reward"]), ("org/reward", []), ("https://rewards/of/mine", [])):
         assert read(train_recipe="ppo", train_set=f"reward_model={found}").folders == folders
     assert read(train_args={"adapter_name_or_path": "/srv/a, org/b,/srv/c"}).folders == ["/srv/a", "/srv/c"]
+    assert read(train_args={"new_special_tokens_config": "/srv/t.yaml"}).folders == ["/srv/t.yaml"]
     for key, asked in (("reward_model", {"train_recipe": "ppo"}), ("adapter_name_or_path", {})):
         for found in ("~/reward", "./reward", "saves/llama3-8b/lora/sft"):
             with pytest.raises(FinetuneError, match="neither a full path") as refusal:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .rule import Rule, View
+from .rule import Rule, View, relative
 
 _ON_THE_FLY_BITS = {"bnb": (4, 8), "hqq": (1, 2, 3, 4, 5, 6, 8), "eetq": (8,)}
 _SLOW_SPLITTERS = ("0.9.3",)
@@ -53,6 +53,20 @@ RULES: t.Tuple[Rule, ...] = (
         lambda c: c.schema.version in _SLOW_SPLITTERS and c["split_special_tokens"] and c["use_fast_tokenizer"],
         "special tokens are split by slow tokenizers alone",
         "set use_fast_tokenizer: false",
+        "hparams/model_args.py",
+    ),
+    Rule(
+        ("new_special_tokens_config",),
+        relative("new_special_tokens_config"),
+        "the file of new_special_tokens_config is read on the nodes",
+        "write its full path there, from /",
+        "hparams/model_args.py",
+    ),
+    Rule(
+        ("new_special_tokens_config",),
+        lambda c: "." not in c.now.folders.get(str(c["new_special_tokens_config"]), "."),
+        "not every node has that file",
+        "copy it there, where the account may read it, or correct the path",
         "hparams/model_args.py",
     ),
     Rule(

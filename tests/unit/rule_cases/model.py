@@ -25,6 +25,20 @@ CASES: list[Case] = [
         {},
     ),
     (
+        "is read on the nodes",
+        {"new_special_tokens_config": "t.yaml"},
+        {},
+        {"new_special_tokens_config": "/t.yaml"},
+        {"folders": {"/t.yaml": ["."]}},
+    ),
+    (
+        "not every node has that file",
+        {"new_special_tokens_config": "/t.yaml"},
+        {"folders": {"/t.yaml": []}},
+        {"new_special_tokens_config": "/t.yaml"},
+        {"folders": {"/t.yaml": ["."]}},
+    ),
+    (
         "has an adapter in that folder",
         {"adapter_name_or_path": "/a,/b"},
         {"folders": {"/a": ADAPTER, "/b": HEAD}},
