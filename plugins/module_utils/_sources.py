@@ -181,6 +181,12 @@ def _media(path: Path, folders: t.Sequence[Path], wish: Wish) -> Media:
     A media_dir that is no folder on this controller, and could be one on the nodes, is theirs.
     """
     given = [place for folder in wish.media.folders for place in _candidates(folder, folders)]
+    if given and given[0].is_file():
+        raise FinetuneError(
+            f"{given[0]} is a file.",
+            where=f"{wish.origins['media_dir']}, key media_dir",
+            change="name the folder that images, videos and audios are in",
+        )
     if any(os.path.isabs(folder) for folder in wish.media.folders) and not given[0].is_dir():
         return wish.media
     places = [*given, *map(Path, wish.media_folders), path.parent]

@@ -32,7 +32,7 @@ options:
     type: str
     default: ""
   folders:
-    description: Full paths of adapters and reward models that the run begins with.
+    description: Full paths of adapters, reward models and descriptions of tokens that the run begins with.
     type: list
     elements: str
     default: []

@@ -107,6 +107,12 @@ def test_a_media_dir_that_is_no_folder_here_is_one_of_the_nodes(pictures: Path) 
     assert "media on the nodes" in source.doubts[0]
 
 
+def test_a_media_dir_that_is_a_file_is_refused(pictures: Path) -> None:
+    with pytest.raises(FinetuneError, match=r"data/a\.jsonl is a file") as refusal:
+        find_media(pictures, train_args={"media_dir": str(pictures / "data/a.jsonl")})
+    assert refusal.value.where == "train_args, key media_dir"
+
+
 def test_media_that_are_nowhere_are_refused_with_record_and_path(pictures: Path) -> None:
     (pictures / "data/x/1.png").unlink()
     with pytest.raises(FinetuneError) as refusal:
