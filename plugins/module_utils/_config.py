@@ -62,6 +62,8 @@ class Imported:
     eval_datasets: list[t.Any] = field(default_factory=list)
     refused: dict[str, FinetuneError] = field(default_factory=dict)
     """By variable: why its datasets cannot be taken, told where the variable does not stand in for them."""
+    described: dict[str, str] = field(default_factory=dict)
+    """By name of a dataset: where it is described, as refusals tell it."""
     dataset_dir: str = "data"
     media_folders: list[str] = field(default_factory=list)
     """Where it has its media: its media_dir, looked for as dataset_dir is, and LLaMA-Factory's default, dataset_dir."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 import typing as t
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from . import _config, _tables
 from ._errors import FinetuneError
@@ -72,6 +73,8 @@ class Dataset:
     """split, subset, num_samples as written."""
     registration: dict[str, t.Any] = field(default_factory=dict)
     """LLaMA-Factory's own entry of a set that it registers, kept word for word."""
+    described: str = field(default="", compare=False)
+    """Where it is described, when that is not the variable."""
 
     @property
     def field_names(self) -> dict[str, str]:
@@ -122,8 +125,8 @@ class Source:
         return self.dataset.where if self.dataset.source == "path" else f"{self.folder(root)}/data{self.suffix}"
 
 
-def parse(entries: t.Any, variable: str) -> list[Dataset]:
-    """The entries of `variable`; a FinetuneError names the entry that is wrong."""
+def parse(entries: t.Any, variable: str, described: t.Mapping[str, str] = MappingProxyType({})) -> list[Dataset]:
+    """The entries of `variable`; a FinetuneError names the entry that is wrong. described: see Dataset, by name."""
     if isinstance(entries, str):
         entries = [name.strip() for name in entries.split(",")]
     if isinstance(entries, t.Mapping):
@@ -133,6 +136,7 @@ def parse(entries: t.Any, variable: str) -> list[Dataset]:
             f"{variable} is no list.", where=variable, change="write `- name: mydata` and `file: data.jsonl` below it"
         )
     parsed = [_entry(entry, f"{variable}[{i}]") for i, entry in enumerate(entries)]
+    parsed = [replace(dataset, described=described.get(dataset.name, "")) for dataset in parsed]
     names = [dataset.name for dataset in parsed]
     for name in names:
         if names.count(name) > 1:
@@ -142,6 +146,9 @@ def parse(entries: t.Any, variable: str) -> list[Dataset]:
 
 def _entry(entry: t.Any, where: str) -> Dataset:
     if isinstance(entry, str):
+        if Path(entry).suffix in SUFFIXES or ("/" in entry and HUB_ID.fullmatch(entry)):
+            source = "file" if Path(entry).suffix in SUFFIXES else "hub"
+            raise FinetuneError(f"{entry!r} is no name.", where=where, change=f"write {{{source}: {entry}}}")
         entry = {"name": entry, "registered": entry}
     if not isinstance(entry, t.Mapping):
         raise FinetuneError(
@@ -190,7 +197,9 @@ def _entry(entry: t.Any, where: str) -> Dataset:
         )
     if source in ("file", "path") and Path(place).suffix not in SUFFIXES:
         raise FinetuneError(
-            f"{place} has no known ending.", where=f"{where}.{source}", change="use one of " + " ".join(SUFFIXES)
+            f"{place} has no ending of a file with records.",
+            where=f"{where}.{source}",
+            change=f"name one file, no folder, that ends in one of {' '.join(SUFFIXES)}",
         )
     if source == "path" and not place.startswith(("/", "~/")):
         raise FinetuneError(

@@ -5,10 +5,22 @@
 
 from __future__ import annotations
 
+import re
 import typing as t
 
 from . import _config
 from ._errors import FinetuneError
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+def name(name: str) -> str:
+    """The name of a run."""
+    if not _NAME.fullmatch(name):
+        raise FinetuneError(
+            f"{name!r} is no name for a run.", where="train_name", change="use small letters, digits, . _ and -"
+        )
+    return name
 
 
 def root(root: str) -> str:
@@ -16,7 +28,9 @@ def root(root: str) -> str:
         raise FinetuneError(
             f"{root!r} is not a full path on the node.", where="train_root", change="begin it with / or ~/"
         )
-    return root.rstrip("/") or "/"
+    if not root.strip("/"):
+        raise FinetuneError("/ is no folder for runs alone.", where="train_root", change="name one such as /srv/llmops")
+    return root.rstrip("/")
 
 
 def gpus(value: t.Any) -> str:

@@ -15,6 +15,7 @@ import typing as t
 if t.TYPE_CHECKING:
     from ._formats import Layout, Record, Wrong
 
+_MEND = "correct the path or media_dir"
 OUTSIDE = "set `media_dir` to a folder that all are in, and write paths below it without `..`"
 KINDS = (("images", "<image>"), ("videos", "<video>"), ("audios", "<audio>"))
 
@@ -37,7 +38,11 @@ class Media(t.NamedTuple):
         return next(filter(os.path.isfile, self.places(path)), "")
 
     def places(self, path: str) -> list[str]:
-        return [os.path.join(folder, path) for folder in self.folders if os.path.isabs(folder)]
+        return [os.path.join(folder, path) for folder in self.known_folders]
+
+    @property
+    def known_folders(self) -> list[str]:
+        return [folder for folder in self.folders if os.path.isabs(folder)]
 
 
 def held(record: Record, layout: Layout) -> bool:
@@ -96,6 +101,8 @@ def _absent(item: t.Any, field: str, media: Media) -> Wrong:
         return None
     if not isinstance(item, str):
         return f"{field!r} holds {item!r}, no path", "write the path of a file"
+    if "://" in item:
+        return f"{field!r} holds {item!r}, and addresses are not fetched", "download it, and write the path of the file"
     if os.path.isabs(item):
         return _lost(item, field, "") if media.here and not os.path.isfile(item) else None
     if media.sent and not name(item):
@@ -106,13 +113,11 @@ def _absent(item: t.Any, field: str, media: Media) -> Wrong:
             f"{field!r} holds {item!r}, and no media_dir says where that is",
             "set `media_dir` to the full path of the folder it is in, or write full paths",
         )
-    folders = " or ".join(filter(os.path.isabs, media.folders))
+    folders = " or ".join(media.known_folders)
     return _lost(item, field, folders) if (media.here or media.sent) and not media.find(item) else None
 
 
 def _lost(item: str, field: str, folders: str) -> Wrong:
     """folders: where it may be; in the remedy, which many records share."""
-    if item.startswith(("https://", "http://")):
-        return f"{field!r} holds {item!r}: addresses are not fetched", "download it, and write the path of the file"
-    put = f"put it into {folders}" if folders else "put it there"
-    return f"{field!r} holds {item!r}, and there is no file of that path", f"{put}, or correct the path or media_dir"
+    put = f"put it below {folders}" if folders else "put it there"
+    return f"{field!r} holds {item!r}, and there is no file of that path", f"{put}, or {_MEND}"

@@ -71,7 +71,7 @@ def facts(
         return {"name": dataset.name, "missing": False, "path": str(path), "digest": files.sha256(path), **answer}
 
     def read() -> dict[str, t.Any]:
-        refuse_unreadable(Path(place))
+        refuse_unusable(Path(place))
         found = model.startswith("/") and (Path(model) / "config.json").is_file()
         return {
             "runs": runs(Path(place), name),
@@ -104,9 +104,12 @@ def facts(
     }
 
 
-def refuse_unreadable(root: Path) -> None:
-    """A root that the account may not look into."""
+def refuse_unusable(root: Path) -> None:
+    """A root that is a file or in one, or that the account may not look into."""
     try:
+        there = next(path for path in (root, *root.parents) if path.exists())
+        if not there.is_dir():
+            raise FinetuneError(f"{there} is no folder.", where="train_root", change="name a folder")
         next((root / "runs").glob("*"), None)
         (root / "runs").exists()
     except PermissionError as error:
@@ -200,10 +203,11 @@ def model_intact(folder: Path, identity: str) -> bool:
 
 
 def trained_files(folder: Path) -> list[str]:
-    """Which of the files that make an adapter or a reward model are in the folder, as far as the account may look."""
+    """Which of the files that make an adapter or a reward model are in the folder, as far as the account may look;
+    `.` where it is a file itself."""
     return [
         name
-        for name in ("value_head.safetensors", "adapter_config.json", "config.json")
+        for name in (".", "value_head.safetensors", "adapter_config.json", "config.json")
         if os.path.isfile(folder / name)
     ]
 

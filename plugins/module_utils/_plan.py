@@ -120,7 +120,7 @@ def make(
     if missing:
         raise FinetuneError(
             f"There is no model in {wish.model} on {', '.join(missing)}.",
-            where="train_model",
+            where=wish.model_place,
             change="correct the path; the folder holds config.json and the weights, and the account may read it",
         )
     if first["runs"].get(run_id, {}).get("state") != "finished":
@@ -162,7 +162,7 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
         f"  model   {model['name']}{made}",
         "  data    "
         + ", ".join(source.dataset.name + (" (held out)" if source.evaluates else "") for source in sources)
-        + (f", with {plan.media['count']} file{'s' if plan.media['count'] > 1 else ''} of media" if plan.media else ""),
+        + (f", with {plan.media['count']} file{'s' * (plan.media['count'] > 1)} of media" if plan.media else ""),
         f"  batch   {resolved['global_batch_size']} = {batch}",
         f"  engine  {resolved['engine']}",
     ]

@@ -25,6 +25,8 @@ _WRITE = {
     "dict": "a dict",
     "null": "null",
 }
+_SPLIT = ("adapter_name_or_path", "add_special_tokens", "add_tokens", "reward_model_adapters", "ref_model_adapters")
+"""Keys of text that LLaMA-Factory splits at commas; it dies on a list."""
 _NOT = object()
 _BEGINNING = 3
 """Letters in common that tell what is meant."""
@@ -86,7 +88,7 @@ def refuse(problems: t.Sequence[Problem], origins: t.Mapping[str, str]) -> None:
     """Raise when there are problems. origins: the variable that each key came from."""
     if len(problems) == 1:
         (problem,) = problems
-        raise FinetuneError(f"{problem.what}.", where=_place(problem.key, origins), change=problem.change)
+        raise FinetuneError(f"{_sentence(problem)}.", where=_place(problem.key, origins), change=problem.change)
     if problems:
         lines = [f"{_place(key, origins)}: {what}; {change}" for key, what, change in problems]
         raise FinetuneError(
@@ -94,6 +96,12 @@ def refuse(problems: t.Sequence[Problem], origins: t.Mapping[str, str]) -> None:
             where="\n          ".join(lines),
             change="change each of them",
         )
+
+
+def _sentence(problem: Problem) -> str:
+    """What is wrong, with a capital letter unless it begins with a key."""
+    first = problem.what.partition(" ")[0]
+    return problem.what if first == problem.key or "_" in first else problem.what[:1].upper() + problem.what[1:]
 
 
 def _place(key: str, origins: t.Mapping[str, str]) -> str:
@@ -158,7 +166,10 @@ def read(key: str, value: t.Any, schema: Schema) -> tuple[t.Any, Problem | None]
             found = _as(kind, value, known)
             if found is not _NOT:
                 return found, _among(key, found, known)
-    return value, Problem(key, f"{key} is {value!r}", f"write {_kinds(known)}")
+    change = f"write {_kinds(known)}"
+    if key in _SPLIT and isinstance(value, (list, tuple)):
+        change = "write them as one text with commas"
+    return value, Problem(key, f"{key} is {value!r}", change)
 
 
 def _as(kind: str, value: t.Any, known: Key) -> t.Any:

@@ -43,7 +43,9 @@ def refuse_what_cannot_run(
         weights=_weights(wish, facts),
         engine=_parallel.ENGINES[resolved["engine"]],
     )
-    _schema.refuse(_rules.problems(resolved["arguments"], schema, situation, wish.args), origins)
+    problems = _rules.problems(resolved["arguments"], schema, situation, wish.args)
+    told = [problem._replace(key=wish.model_place) if problem.key == "train_model" else problem for problem in problems]
+    _schema.refuse(told, origins)
 
 
 def _records(sources: t.Sequence[Source]) -> int | None:
@@ -64,7 +66,7 @@ def _weights(wish: Wish, facts: t.Mapping[str, Facts]) -> Model:
         if other != known:
             raise FinetuneError(
                 f"The model in {wish.model} is not the same on {first} and {host}.",
-                where="train_model",
+                where=wish.model_place,
                 change="copy one folder to all nodes",
             )
     return Model(**known)

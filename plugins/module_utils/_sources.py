@@ -56,45 +56,46 @@ def sources(wish: Wish, folders: t.Sequence[Path], facts: t.Mapping[str, Facts])
         ("train_eval_datasets", wish.eval_datasets, True),
     ):
         for dataset in datasets:
+            where = dataset.described or variable
             if dataset.source == "registered":
-                dataset = _registered(dataset, variable, wish.stage)
-            _refuse_other_answers(dataset, variable, wish.stage)
-            _refuse_unknown_formatting(dataset, variable, _recipe.LLAMAFACTORY[wish.environment])
+                dataset = _registered(dataset, where)
+            _refuse_other_answers(dataset, where, wish.stage)
+            _refuse_unknown_formatting(dataset, where, _recipe.LLAMAFACTORY[wish.environment])
             if dataset.source == "file":
-                found.append(_on_controller(dataset, variable, folders, evaluates, wish))
+                found.append(_on_controller(dataset, where, folders, evaluates, wish))
             elif dataset.source == "path":
-                found.append(_on_nodes(dataset, variable, facts, evaluates))
+                found.append(_on_nodes(dataset, where, facts, evaluates))
             else:
                 found.append(Source(dataset, "", evaluates=evaluates))
     return found
 
 
-def _refuse_other_answers(dataset: _dataset.Dataset, variable: str, stage: str) -> None:
+def _refuse_other_answers(dataset: _dataset.Dataset, where: str, stage: str) -> None:
     """Pairs of answers where single ones are due, or the other way round: LLaMA-Factory refuses after it has loaded."""
     if dataset.ranking != (stage in PAIRS):
         raise FinetuneError(
             f"Stage {stage} learns from {'pairs of answers' if stage in PAIRS else 'single answers'}, "
             f"dataset {dataset.name!r} {'holds pairs' if dataset.ranking else 'has no `ranking: true`'}.",
-            where=variable,
+            where=where,
             change="add `ranking: true` to it, with `chosen` and `rejected` in its records"
             if stage in PAIRS
             else "take recipe dpo or reward, or other data",
         )
 
 
-def _refuse_unknown_formatting(dataset: _dataset.Dataset, variable: str, version: str) -> None:
+def _refuse_unknown_formatting(dataset: _dataset.Dataset, where: str, version: str) -> None:
     """A form of records that a version of LLaMA-Factory does not read."""
     if dataset.formatting in UNREAD.get(version, ()):
         raise FinetuneError(
             f"Dataset {dataset.name!r}: LLaMA-Factory {version}, which this stage runs with, does not read records of "
             f"formatting {dataset.formatting}.",
-            where=variable,
+            where=where,
             change="use `formatting: sharegpt` with `columns: {messages: messages}` and `tags: {role_tag: role, "
             "content_tag: content, user_tag: user, assistant_tag: assistant, system_tag: system}`",
         )
 
 
-def _registered(dataset: _dataset.Dataset, variable: str, stage: str) -> _dataset.Dataset:
+def _registered(dataset: _dataset.Dataset, where: str) -> _dataset.Dataset:
     """A set by name alone: one that comes with this collection, or one that LLaMA-Factory registers on a hub."""
     name = dataset.where
     if name in _dataset.DEMO:
@@ -104,13 +105,13 @@ def _registered(dataset: _dataset.Dataset, variable: str, stage: str) -> _datase
         near = difflib.get_close_matches(name, [*known, *_dataset.DEMO], n=3)
         raise FinetuneError(
             f"There is no dataset {name!r} in this collection, nor one that LLaMA-Factory registers.",
-            where=variable,
+            where=where,
             change=f"use {' or '.join(near or _dataset.DEMO)}, or describe yours with file, path or hub",
         )
     if known[name] is None:
         raise FinetuneError(
             f"Dataset {name!r} is a file of LLaMA-Factory's repository, which no package brings to a node.",
-            where=variable,
+            where=where,
             change="get that file and name it with `file`",
         )
     return replace(dataset, registration=known[name], ranking=bool(known[name].get("ranking")))
@@ -124,24 +125,20 @@ def registry() -> dict[str, t.Any]:
 
 
 def _on_controller(
-    dataset: _dataset.Dataset, variable: str, folders: t.Sequence[Path], evaluates: bool, wish: Wish
+    dataset: _dataset.Dataset, where: str, folders: t.Sequence[Path], evaluates: bool, wish: Wish
 ) -> Source:
-    candidates = _candidates(dataset.where, folders)
-    path = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if path is None:
-        raise FinetuneError(
-            f"Dataset {dataset.name!r}: there is no file {dataset.where} on this controller.",
-            where=f"{variable}, looked in "
-            + ", ".join(dict.fromkeys(str(candidate.parent) for candidate in candidates)),
-            change="correct `file`, or use `path` for a file on the node",
-        )
+    if dataset.described:
+        change = "correct file_name; a relative one begins in the folder of dataset_info.json"
+    else:
+        change = "correct `file`, or use `path` for a file on the node"
+    path = find(dataset.where, folders, f"Dataset {dataset.name!r}: there", where, change)
     if wrong := _tables.unreadable(path):
         raise FinetuneError(
-            f"Dataset {dataset.name!r} cannot be read: {wrong[0]}.", where=f"{variable}, {path}", change=wrong[1]
+            f"Dataset {dataset.name!r} cannot be read: {wrong[0]}.", where=f"{where}, {path}", change=wrong[1]
         )
     media = _media(path, folders, wish)
     report = _records.check(path, dataset, wish.stage, media=media)
-    _records.refuse(dataset, variable, str(path), report)
+    _records.refuse(dataset, where, str(path), report)
     return Source(
         dataset,
         files.sha256(path),
@@ -152,10 +149,25 @@ def _on_controller(
         _records.doubts(report.doubts),
         report.media,
         report.media_dir,
-        _media_files(report.sent, path.absolute()),
+        _media_files(report.sent, where, path.absolute()),
         tuple(media.folders),
         records=report.records,
     )
+
+
+def find(wanted: str, folders: t.Sequence[Path], there: str, where: str, change: str) -> Path:
+    """A file on the controller. folders: where a relative one is looked for, in order. there: how a refusal begins."""
+    candidates = _candidates(wanted, folders)
+    path = next(filter(Path.is_file, candidates), None)
+    if path is not None:
+        return path
+    folder = next(filter(Path.is_dir, candidates), None)
+    if folder is not None:
+        raise FinetuneError(f"{there} is a folder {folder}, and a file is due.", where=where, change=change)
+    looked = ", ".join(dict.fromkeys(str(candidate.parent) for candidate in candidates))
+    if not Path(wanted).is_absolute():
+        where = f"{where}, looked in {looked}"
+    raise FinetuneError(f"{there} is no file {wanted} on this controller.", where=where, change=change)
 
 
 def _candidates(wanted: str, folders: t.Sequence[Path]) -> list[Path]:
@@ -169,25 +181,31 @@ def _media(path: Path, folders: t.Sequence[Path], wish: Wish) -> Media:
     A media_dir that is no folder on this controller, and could be one on the nodes, is theirs.
     """
     given = [place for folder in wish.media.folders for place in _candidates(folder, folders)]
+    if given and given[0].is_file():
+        raise FinetuneError(
+            f"{given[0]} is a file.",
+            where=f"{wish.origins['media_dir']}, key media_dir",
+            change="name the folder that images, videos and audios are in",
+        )
     if any(os.path.isabs(folder) for folder in wish.media.folders) and not given[0].is_dir():
         return wish.media
     places = [*given, *map(Path, wish.media_folders), path.parent]
     return wish.media._replace(folders=tuple(dict.fromkeys(str(place.absolute()) for place in places)), sent=True)
 
 
-def _media_files(found: t.Mapping[str, str], path: Path) -> dict[str, str]:
+def _media_files(found: t.Mapping[str, str], where: str, path: Path) -> dict[str, str]:
     """Digests of what the dataset in `path` brings along, by relative path."""
     try:
         return dict(zip(found, _digests.sha256(found.values(), str(path))))
     except OSError as error:
         raise FinetuneError(
             f"{error.filename} cannot be read: {error.strerror}.",
-            where=f"train_datasets, {path}",
+            where=f"{where}, {path}",
             change="let this account read it",
         ) from None
 
 
-def _on_nodes(dataset: _dataset.Dataset, variable: str, facts: t.Mapping[str, Facts], evaluates: bool) -> Source:
+def _on_nodes(dataset: _dataset.Dataset, where: str, facts: t.Mapping[str, Facts], evaluates: bool) -> Source:
     """A dataset that is on every node already: the same bytes everywhere, or the run is refused."""
     seen: dict[str, dict[str, t.Any]] = {}
     for host, node in facts.items():
@@ -197,12 +215,12 @@ def _on_nodes(dataset: _dataset.Dataset, variable: str, facts: t.Mapping[str, Fa
         if answer["missing"]:
             raise FinetuneError(
                 f"Dataset {dataset.name!r}: there is no file {dataset.where} on {host}.",
-                where=variable,
+                where=where,
                 change="put it there, or use `file`",
             )
         faults = [_records.Fault(*fault) for fault in answer.get("faults", ())]
         report = _records.Report(faults=faults, more=answer.get("more", 0))
-        _records.refuse(dataset, variable, f"{host}:{dataset.where}", report)
+        _records.refuse(dataset, where, f"{host}:{dataset.where}", report)
         seen[host] = answer
     digests = {answer["digest"] for answer in seen.values()}
     if len(digests) > 1:

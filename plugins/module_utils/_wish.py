@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 import typing as t
 from dataclasses import dataclass
 
@@ -18,7 +17,6 @@ IMPORTED = "config"
 DEMO_MODEL = "demo"
 """train_model for the base model that is made on the spot."""
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _STATES = ("finished", "staged", "stopped", "absent")
 
 
@@ -76,6 +74,8 @@ class Wish:
     """What of train_config is not taken over."""
     model: str
     model_revision: str
+    model_place: str
+    """The variable or the key that names it, as refusals tell it."""
     datasets: list[_dataset.Dataset]
     eval_datasets: list[_dataset.Dataset]
     stage: str
@@ -84,7 +84,7 @@ class Wish:
     media_folders: list[str]
     """Where train_config has its media, on the controller."""
     folders: list[str]
-    """Where on the nodes adapters and the reward model are that the run begins with."""
+    """Where on the nodes adapters, the reward model and descriptions of tokens are that the run begins with."""
     engine: str
     gpus: str
     global_batch_size: int | None
@@ -129,18 +129,13 @@ def read(
     over = {**written, **single}
     origins = {**given.origins, **dict.fromkeys(written, "train_args"), **dict.fromkeys(single, "train_set")}
     arguments = {**base, **over}
-    name = str(variables.get("train_name") or recipe.replace("_", "-"))
-    if not _NAME.fullmatch(name):
-        raise FinetuneError(
-            f"{name!r} is no name for a run.", where="train_name", change="use small letters, digits, . _ and -"
-        )
     datasets, eval_datasets = _data(variables, imported, stage)
     _inputs.switch(variables, "train_wait")
     _inputs.one_of(variables, "train_preflight", ("quick", "full"))
     _inputs.seconds(variables, "train_watch_interval")
-    model, revision = _model(variables, imported)
+    model, revision, model_place = _model(variables, imported)
     return Wish(
-        name=name,
+        name=_inputs.name(str(variables.get("train_name") or recipe.replace("_", "-"))),
         recipe=recipe,
         args={**given.arguments, **over},
         origins=origins,
@@ -150,6 +145,7 @@ def read(
         notices=[*given.notices, *_overruled(given, over, origins), *_contradicted(recipe, start, over, origins)],
         model=model,
         model_revision=revision,
+        model_place=model_place,
         datasets=datasets,
         eval_datasets=eval_datasets,
         stage=stage,
@@ -186,7 +182,8 @@ def _data(
         if "train_datasets" in given.refused:
             raise given.refused["train_datasets"]
         entries = given.datasets
-    datasets = _dataset.parse(entries, "train_datasets")
+    described = given.described if entries is given.datasets else {}
+    datasets = _dataset.parse(entries, "train_datasets", described)
     if not datasets:
         raise FinetuneError("There is nothing to train on.", where="train_datasets", change="name at least one dataset")
     entries = variables.get("train_eval_datasets") or []
@@ -196,7 +193,8 @@ def _data(
         if "train_eval_datasets" in given.refused:
             raise given.refused["train_eval_datasets"]
         entries = given.eval_datasets
-    eval_datasets = _dataset.parse(entries, "train_eval_datasets")
+    described = given.described if entries is given.eval_datasets else {}
+    eval_datasets = _dataset.parse(entries, "train_eval_datasets", described)
     for dataset in eval_datasets:
         if any(other.name == dataset.name and other != dataset for other in datasets):
             raise FinetuneError(
@@ -207,8 +205,8 @@ def _data(
     return datasets, eval_datasets
 
 
-def _model(variables: t.Mapping[str, t.Any], imported: _config.Imported | None) -> tuple[str, str]:
-    """The model and its revision: those of the file where the variable is the role's default."""
+def _model(variables: t.Mapping[str, t.Any], imported: _config.Imported | None) -> tuple[str, str, str]:
+    """The model, its revision and where it is named: in the file where the variable is the role's default."""
     model: t.Any = variables.get("train_model") or ""
     revision = str(variables.get("train_model_revision") or "main")
     where = "train_model"
@@ -224,14 +222,14 @@ def _model(variables: t.Mapping[str, t.Any], imported: _config.Imported | None) 
     if not isinstance(model, str):
         raise FinetuneError(f"{model!r} is no model.", where=where, change="write one name, as text")
     if model.startswith("/") and model == model.strip():
-        return model, revision
+        return model, revision, where
     if not _dataset.HUB_ID.fullmatch(model):
         raise FinetuneError(
             f"{model!r} is neither a hub id nor a full path on the node.",
             where=where,
             change="write owner/name, or begin the path with /",
         )
-    return model, revision
+    return model, revision, where
 
 
 def _not_there(given: _config.Imported, key: str, variable: str) -> FinetuneError:
@@ -276,7 +274,8 @@ def _folders(arguments: t.Mapping[str, t.Any], origins: t.Mapping[str, str], sta
                 where=f"{origins[key]}, key {key}",
                 change="begin the path with /",
             )
-    return [found for _key, found in named if found.startswith("/")]
+    paths = [found for _key, found in named] + [_text(arguments, "new_special_tokens_config")]
+    return [path for path in paths if path.startswith("/")]
 
 
 def _text(arguments: t.Mapping[str, t.Any], key: str) -> str:

@@ -32,7 +32,7 @@ options:
     type: str
     default: ""
   folders:
-    description: Full paths of adapters and reward models that the run begins with.
+    description: Full paths of adapters, reward models and descriptions of tokens that the run begins with.
     type: list
     elements: str
     default: []
@@ -102,7 +102,7 @@ node:
       type: list
       elements: dict
     folders:
-      description: By each of O(folders), which files of an adapter or a reward model are in it.
+      description: By each of O(folders), which files of an adapter or a reward model are in it; C(.) for a file itself.
       type: dict
     compilers:
       description: Which of V(c++) and V(nvcc) ranks would find. DeepSpeed needs them for some engines.

@@ -69,7 +69,7 @@ from ..module_utils._errors import FinetuneError  # noqa: E402
 
 
 def look(root: pathlib.Path, run_id: str, name: str, wait: float) -> dict[str, t.Any]:
-    _node.refuse_unreadable(root)
+    _node.refuse_unusable(root)
     runs = _run.find(root, run_id, name)
     deadline = time.monotonic() + wait
     while any(state.observe(run) == "running" for run in runs) and time.monotonic() < deadline:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing as t
 from pathlib import Path
 
-from ..module_utils import _config, _parallel, _recipe, _schema
+from ..module_utils import _config, _parallel, _recipe, _schema, _sources
 from ..module_utils._config import Imported
 from ..module_utils._errors import FinetuneError
 from . import _import_data, _import_engine, _import_yaml
@@ -38,20 +38,19 @@ _TEXTS = {"dataset_dir": "dataset_dir", "model_name_or_path": "model", "model_re
 
 def find(wanted: str, folders: t.Sequence[Path], schemas: t.Mapping[str, _schema.Schema]) -> Imported:
     """The file of train_config. folders: where a relative one is looked for, in order. schemas: by environment."""
-    path = next((path for folder in folders if (path := folder / Path(wanted).expanduser()).is_file()), None)
-    if path is None:
-        looked = ", ".join(dict.fromkeys(map(str, folders)))
-        raise FinetuneError(
-            f"There is no file {wanted} on this controller.",
-            where=f"train_config, looked in {looked}",
-            change="correct it",
-        )
+    path = _sources.find(wanted, folders, "There", "train_config", "correct it")
     try:
         found = read(path.read_text(encoding="utf-8"), path.name, schemas, path.absolute().parents)
     except (OSError, UnicodeDecodeError) as error:
         raise FinetuneError(
             f"{path} cannot be read: {error}.", where="train_config", change="save it as UTF-8"
         ) from None
+    model = next((place for parent in path.absolute().parents if (place := parent / found.model).is_dir()), None)
+    if found.model and not found.model.startswith("/") and model is not None:
+        found.notices.append(
+            f"{path.name}: model_name_or_path {found.model} is a model of a hub, and not the folder {model} of this "
+            "controller; of one on the nodes, write the full path."
+        )
     folder = _import_data.describe(found, path)
     media_dir = str(found.arguments.get("media_dir") or "")
     above = [str(parent / media_dir) for parent in path.absolute().parents if (parent / media_dir).is_dir()]
@@ -101,6 +100,8 @@ def read(text: str, name: str, schemas: t.Mapping[str, _schema.Schema], folders:
     if found.engine:
         line = next(lines[key] for key in (*_import_engine.KEYS, *_import_engine.MEGATRON) if values.get(key))
         found.notices.append(f"{line}: it becomes train_engine {found.engine}, where that is left at auto.")
+    if values.get("fsdp_config") and not values.get("fsdp"):
+        found.notices.append(f"{lines['fsdp_config']}: fsdp_config is left out, as there is no fsdp.")
     found.origins = {key: lines[key] for key in found.arguments}
     _schema.refuse(problems, lines)
     _refuse_nothing_to_do(found, name)

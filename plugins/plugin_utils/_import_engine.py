@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import typing as t
 from pathlib import Path
 
 from ..module_utils import _parallel
 from ..module_utils._errors import FinetuneError
+from . import _import_json
 
 KEYS = ("use_kt", "deepspeed", "fsdp", "fsdp_config")
 """Keys that become train_engine."""
@@ -48,7 +48,7 @@ def _of_deepspeed(value: t.Any, folders: t.Iterable[Path]) -> str:
         known = _KNOWN.fullmatch(name.rpartition("/")[2])
         told = name
         if path is not None:
-            found = _parallel.of_deepspeed(_json(path))
+            found = _parallel.of_deepspeed(_settings(path))
         elif known:
             found = f"zero{known[1]}{known[2] or ''}"
         else:
@@ -58,11 +58,11 @@ def _of_deepspeed(value: t.Any, folders: t.Iterable[Path]) -> str:
     return found
 
 
-def _json(path: Path) -> dict[str, t.Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _refusal("deepspeed", f"{path} cannot be read: {error}", "correct it") from None
+def _settings(path: Path) -> dict[str, t.Any]:
+    config, fault = _import_json.read(path)
+    if fault:
+        change = "name a file of DeepSpeed's settings, which is JSON, or " + _REMEDY + "zero2 or zero3"
+        raise _refusal("deepspeed", f"{path} cannot be read: {fault}", change)
     return config if isinstance(config, dict) else {}
 
 

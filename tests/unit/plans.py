@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import yaml
-from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _plan, _sources, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils import _config, _dataset, _plan, _sources, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import base_model
 
 DEFAULTS: dict[str, t.Any] = {
@@ -70,9 +70,10 @@ def make(
     sources: t.Sequence[_dataset.Source] = (DATA,),
     lock: t.Any = None,
     addresses: dict[str, str] | None = None,
+    imported: _config.Imported | None = None,
     **wish: t.Any,
 ) -> _plan.Plan:
-    read = _wish.read({**DEFAULTS, "train_datasets": [{"file": "a.json"}], **wish}, SCHEMAS)
+    read = _wish.read({**DEFAULTS, "train_datasets": [{"file": "a.json"}], **wish}, SCHEMAS, imported)
     return _plan.make(
         read,
         sources,

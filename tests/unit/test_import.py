@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import typing as t
 from pathlib import Path
 
@@ -152,65 +151,19 @@ def test_a_file_without_model_or_data_does_not_train_the_demo(key: str, variable
     assert _wish.read({**DEFAULTS, variable: value}, SCHEMAS, read(text)).recipe == "config"
 
 
-def test_datasets_are_those_of_the_dataset_info_above_the_file(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "examples" / "lora").mkdir(parents=True)
-    entry = {"file_name": "mine.json", "formatting": "sharegpt", "columns": {"messages": "chat"}, "ranking": False}
-    info = {"mine": entry, "far": {"hf_hub_url": "org/far", "split": "test"}, "script": {"script_url": "x"}}
-    (tmp_path / "data/dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
-    (tmp_path / "examples/lora/my.yaml").write_text(
-        "stage: sft\ndo_train: true\ndataset: mine,far,alpaca_en\n", encoding="utf-8"
-    )
-    found = _import.find("lora/my.yaml", [tmp_path, tmp_path / "examples"], SCHEMAS)
-    assert found.media_folders == [f"{tmp_path}/data"]
-    assert found.datasets == [
-        {
-            "name": "mine",
-            "file": f"{tmp_path}/data/mine.json",
-            "formatting": "sharegpt",
-            "columns": {"messages": "chat"},
-        },
-        {"name": "far", "hub": "org/far", "split": "test"},
-        "alpaca_en",
-    ]
-    with (tmp_path / "examples/lora/my.yaml").open("a", encoding="utf-8") as file:
-        file.write("media_dir: data/pictures\n")
-    for folder in ("data/pictures", "examples/data/pictures"):
-        (tmp_path / folder).mkdir(parents=True)
-        found = _import.find("lora/my.yaml", [tmp_path / "examples"], SCHEMAS)
-        assert found.media_folders == [f"{tmp_path}/{folder}", f"{tmp_path}/data"]
-        assert found.arguments["media_dir"] == "data/pictures"
-    with pytest.raises(FinetuneError, match=r"no file other\.yaml"):
-        _import.find("other.yaml", [tmp_path], SCHEMAS)
-
-
-@pytest.mark.parametrize(
-    ("info", "what", "change"),
-    [
-        (["mine"], "dataset_info.json is no dict", "file_name"),
-        ({"mine": 5}, "mine is no dict", "file_name"),
-        ({"mine": {"script_url": "x"}}, "neither file_name nor hf_hub_url", "write one of them"),
-        ({"mine": {"file_name": 5}}, "file_name is 5", "as text"),
-        ({"mine": {"file_name": "a.json", "columns": [1]}}, "is no dict", "write `key: name`"),
-        ({"mime": {"file_name": "a.json"}, "far": {}}, "no dataset 'mine' in /", "such as mime"),
-        ({"far": {}, "near": {}}, "no dataset 'mine' in /", "such as far, near"),
-        (None, "no data/dataset_info.json beside my.yaml or above it", "correct dataset_dir"),
-    ],
-)
-def test_a_dataset_that_dataset_info_does_not_describe_is_refused_with_that_file(
-    tmp_path: Path, info: t.Any, what: str, change: str
-) -> None:
-    (tmp_path / "my.yaml").write_text(
-        "model_name_or_path: org/m\nstage: sft\ndo_train: true\ndataset: mine\n", encoding="utf-8"
-    )
-    if info is not None:
-        (tmp_path / "data").mkdir()
-        (tmp_path / "data/dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "my").mkdir()
+    for wanted, folders in (("my", [tmp_path]), (f"{tmp_path}/my", [])):
+        with pytest.raises(FinetuneError, match=f"There is a folder {tmp_path}/my, and a file is due"):
+            _import.find(wanted, folders, SCHEMAS)
     with pytest.raises(FinetuneError) as refusal:
-        _wish.read(DEFAULTS, SCHEMAS, _import.find("my.yaml", [tmp_path], SCHEMAS))
-    assert what in refusal.value.what and change in refusal.value.change
-    assert "dataset_info.json" in refusal.value.what + refusal.value.where
-    if not isinstance(info, list):
-        own = {**DEFAULTS, "train_datasets": [{"file": "a.json"}]}
-        wish = _wish.read(own, SCHEMAS, _import.find("my.yaml", [tmp_path], SCHEMAS))
-        assert [dataset.name for dataset in wish.datasets] == ["a"], "as the remedy says"
+        _import.find("/none/my.yaml", [tmp_path], SCHEMAS)
+    assert refusal.value.where == "train_config"
+
+
+def test_a_folder_with_the_name_of_the_model_is_told(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(FILE, encoding="utf-8")
+    assert not any("org/model" in notice for notice in _import.find("my.yaml", [tmp_path], SCHEMAS).notices)
+    (tmp_path / "org/model").mkdir(parents=True)
+    (told,) = [notice for notice in _import.find("my.yaml", [tmp_path], SCHEMAS).notices if "org/model" in notice]
+    assert f"a model of a hub, and not the folder {tmp_path}/org/model" in told and "write the full path" in told

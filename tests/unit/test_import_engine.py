@@ -50,6 +50,8 @@ def test_the_engine_of_a_file(text: str, engine: str) -> None:
     assert found.engine == engine
     assert not found.arguments.keys() & {"deepspeed", "fsdp", "fsdp_config", "use_kt"}
     told = [f"my.yaml, line 4: it becomes train_engine {engine}, where that is left at auto."] if engine else []
+    if text == "fsdp_config: fsdp.json\n":
+        told = ["my.yaml, line 4: fsdp_config is left out, as there is no fsdp."]
     assert found.notices == told
 
 
@@ -60,16 +62,17 @@ def test_a_deepspeed_file_above_the_config_is_read(tmp_path: Path) -> None:
     (tmp_path / "examples/my.yaml").write_text(START + "deepspeed: examples/deepspeed/ds_z2_config.json\n")
     assert _import.find("my.yaml", [tmp_path / "examples"], SCHEMAS).engine == "zero3"
     path.write_text("{", encoding="utf-8")
-    with pytest.raises(FinetuneError, match="cannot be read"):
+    with pytest.raises(FinetuneError, match="cannot be read: line 1 is no JSON") as refusal:
         _import.find("my.yaml", [tmp_path / "examples"], SCHEMAS)
+    assert "which is JSON, or remove it and set train_engine" in refusal.value.change
 
 
 @pytest.mark.parametrize(
     ("text", "told", "change"),
     [
-        ("deepspeed: mine.json\n", "no file mine.json", "zero2 or zero3"),
+        ("deepspeed: mine.json\n", "There is no file mine.json", "zero2 or zero3"),
         ("deepspeed: examples/deepspeed/ds_z2_autotp_config.json\n", "no file", "zero2 or zero3"),
-        ("deepspeed: {zero_optimization: {stage: 1}}\n", "no engine is like", "zero2"),
+        ("deepspeed: {zero_optimization: {stage: 1}}\n", "No engine is like", "zero2"),
         ("fsdp: full_shard offload\n", "offload", "zero3_offload"),
         ("fsdp: shard_grad_op auto_wrap\n", "shard_grad_op", "fsdp2"),
         ("deepspeed: ds_z3_config.json\nfsdp: full_shard\n", "exclude each other", "remove all but one"),

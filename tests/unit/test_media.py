@@ -107,7 +107,7 @@ def test_media_that_are_sent_along_are_found_in_the_first_folder_that_has_them(t
 @pytest.mark.parametrize(
     ("path", "says", "change"),
     [
-        ("none.ppm", "there is no file of that path", "put it into {0}/one or {0}, or correct the path or media_dir"),
+        ("none.ppm", "there is no file", "put it below {0}/one or {0}, or correct the path or media_dir"),
         ("https://example.org/a.ppm", "addresses are not fetched", "download it"),
         ("../a.ppm", "leads out of its folder", "media_dir"),
         ("one/../a.ppm", "leads out of its folder", "media_dir"),

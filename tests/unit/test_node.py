@@ -199,8 +199,17 @@ def test_a_root_that_may_not_be_looked_into_is_refused(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Path, "glob", forbidden)
     with pytest.raises(FinetuneError, match=f"may not look into {tmp_path}/runs") as refusal:
-        _node.refuse_unreadable(tmp_path)
+        _node.refuse_unusable(tmp_path)
     assert refusal.value.where == "train_root"
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_root_that_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FinetuneError, match=f"{tmp_path}/file is no folder") as refusal:
+        _node.refuse_unusable(tmp_path / name)
+    assert refusal.value.where == "train_root"
+    _node.refuse_unusable(tmp_path / "not yet/there")
 
 
 def test_the_files_of_an_adapter_or_a_reward_model(tmp_path: Path) -> None:
@@ -208,6 +217,7 @@ def test_the_files_of_an_adapter_or_a_reward_model(tmp_path: Path) -> None:
     for name in ("value_head.safetensors", "adapter_config.json", "README.md"):
         (tmp_path / name).touch()
     assert _node.trained_files(tmp_path) == ["value_head.safetensors", "adapter_config.json"]
+    assert _node.trained_files(tmp_path / "README.md") == ["."]
 
 
 MOUNTS = [

@@ -121,6 +121,7 @@ def test_a_value_is_what_its_key_makes_of_it(key: str, given: t.Any, value: t.An
         ("lora_rank", True, "a whole number"),
         ("lora_rank", None, "a whole number"),
         ("lora_rank", [8], "a whole number"),
+        ("adapter_name_or_path", ["a/b", "c/d"], "write them as one text with commas"),
         ("stage", "ppp", "pt or sft or rm or ppo or dpo or kto"),
         ("optim", "adam_torch", "adamw_torch"),
         ("optim", "adamx", "use adamw_torch or"),
@@ -136,6 +137,16 @@ def test_a_value_is_what_its_key_makes_of_it(key: str, given: t.Any, value: t.An
 )
 def test_a_wrong_value_is_refused_with_the_remedy(key: str, given: t.Any, change: str) -> None:
     assert change in problem(key, given).change
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [("weights are gone", "Weights are gone."), ("seed is 'x'", "seed is 'x'."), ("a_key is", "a_key is.")],
+)
+def test_a_refusal_is_a_sentence_unless_it_begins_with_a_key(what: str, told: str) -> None:
+    with pytest.raises(FinetuneError) as refusal:
+        _schema.refuse([_schema.Problem("seed", what, "change it")], {})
+    assert refusal.value.what == told
 
 
 def test_everything_that_is_wrong_is_told_at_once_with_its_place() -> None:

@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _plan
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+from ansible_collections.llmops.finetune.plugins.plugin_utils import _import
 
-from .plans import DATA, HELD_OUT, TABLE, Variables, eth0, known, lines, make, node
+from .plans import DATA, HELD_OUT, SCHEMAS, TABLE, Variables, eth0, known, lines, make, node
 
 
 def test_records_that_only_the_environment_reads_are_noted() -> None:
@@ -41,6 +42,29 @@ def test_a_model_that_is_not_on_a_node_is_refused_before_anything_is_staged() ->
     assert refusal.value.where == "train_model"
     text = "\n".join(_plan.describe(make({"a": node()}, train_model="/srv/x"), [DATA], {"a": node()}))
     assert "model   /srv/x\n" in text, "a path has no revision"
+
+
+@pytest.mark.parametrize(
+    ("second", "what"),
+    [
+        (node(model_missing=True), "There is no model in /srv/x on b"),
+        (node(model={"type": "qwen3"}), "not the same on a and b"),
+        (node(model={"absent": ["model.safetensors"]}), "Weights of the model are not in its folder"),
+    ],
+)
+def test_a_model_that_a_file_names_is_refused_with_that_file(second: Variables, what: str) -> None:
+    text = "stage: sft\ndo_train: true\ntemplate: qwen3\nmodel_name_or_path: /srv/x\ndataset: a\n"
+    first = node(model={"absent": ["model.safetensors"]}) if "Weights" in what else node()
+    with pytest.raises(FinetuneError, match=what) as refusal:
+        make({"a": first, "b": second}, imported=_import.read(text, "my.yaml", SCHEMAS))
+    assert refusal.value.where == "train_config, my.yaml, key model_name_or_path"
+
+
+def test_of_several_adapters_the_one_that_is_not_there_is_named() -> None:
+    facts = {"a": node(folders={"/srv/a": ["adapter_config.json"], "/srv/b": []})}
+    with pytest.raises(FinetuneError, match="Not every node has an adapter") as refusal:
+        make(facts, train_set="adapter_name_or_path=/srv/a,/srv/b")
+    assert "in place of /srv/b, or" in refusal.value.change
 
 
 def test_a_reward_model_must_be_on_every_node_unless_the_run_is_finished() -> None:

@@ -107,12 +107,18 @@ def test_a_media_dir_that_is_no_folder_here_is_one_of_the_nodes(pictures: Path) 
     assert "media on the nodes" in source.doubts[0]
 
 
+def test_a_media_dir_that_is_a_file_is_refused(pictures: Path) -> None:
+    with pytest.raises(FinetuneError, match=r"data/a\.jsonl is a file") as refusal:
+        find_media(pictures, train_args={"media_dir": str(pictures / "data/a.jsonl")})
+    assert refusal.value.where == "train_args, key media_dir"
+
+
 def test_media_that_are_nowhere_are_refused_with_record_and_path(pictures: Path) -> None:
     (pictures / "data/x/1.png").unlink()
     with pytest.raises(FinetuneError) as refusal:
         find_media(pictures, train_args={"media_dir": "other"})
     assert "record 1: 'images' holds 'x/1.png', and there is no file of that path" in refusal.value.where
-    assert f"put it into {pictures}/other or {pictures}/data, or correct the path or media_dir" in refusal.value.change
+    assert f"put it below {pictures}/other or {pictures}/data, or correct the path or media_dir" in refusal.value.change
 
 
 def test_the_demo_is_a_file_of_this_collection() -> None:

@@ -10,7 +10,7 @@ import math
 import typing as t
 
 from .._tools import USES, Use
-from .rule import Rule, View
+from .rule import Rule, View, relative
 
 _DATA = "hparams/data_args.py"
 _PARSER = "hparams/parser.py"
@@ -134,6 +134,13 @@ RULES: t.Tuple[Rule, ...] = (
         "a stream has no known end",
         "set max_steps",
         _PARSER,
+    ),
+    Rule(
+        ("tokenized_path",),
+        relative("tokenized_path"),
+        "a relative tokenized_path begins in the folder of the run",
+        "write a full path on the node, from /",
+        "data/loader.py",
     ),
     Rule(
         ("streaming", "tokenized_path"),

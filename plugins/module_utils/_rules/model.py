@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .rule import Rule, View
+from .rule import Rule, View, relative
 
 _ON_THE_FLY_BITS = {"bnb": (4, 8), "hqq": (1, 2, 3, 4, 5, 6, 8), "eetq": (8,)}
 _SLOW_SPLITTERS = ("0.9.3",)
@@ -20,10 +20,10 @@ def _before(version: str, *limit: int) -> bool:
     return tuple(int(word) for word in version.split(".")[: len(limit)]) < limit
 
 
-def _no_adapter(c: View) -> bool:
-    """A folder on the nodes in which no adapter is, or not on all of them."""
-    there = [c.now.folders.get(path) for path in c.words("adapter_name_or_path") if not c["adapter_folder"]]
-    return any(files is not None and "adapter_config.json" not in files for files in there)
+def _no_adapter(c: View) -> list[str]:
+    """Folders on the nodes in which no adapter is, or not on all of them."""
+    asked = [] if c["adapter_folder"] else c.words("adapter_name_or_path")
+    return [path for path in asked if "adapter_config.json" not in c.now.folders.get(path, ("adapter_config.json",))]
 
 
 RULES: t.Tuple[Rule, ...] = (
@@ -56,17 +56,27 @@ RULES: t.Tuple[Rule, ...] = (
         "hparams/model_args.py",
     ),
     Rule(
-        ("adapter_name_or_path",),
-        lambda c: isinstance(c["adapter_name_or_path"], list),
-        "LLaMA-Factory splits adapter_name_or_path at commas and dies on a list",
-        "write the adapters as one text with commas",
+        ("new_special_tokens_config",),
+        relative("new_special_tokens_config"),
+        "the file of new_special_tokens_config is read on the nodes",
+        "write its full path there, from /",
+        "hparams/model_args.py",
+    ),
+    Rule(
+        ("new_special_tokens_config",),
+        lambda c: "." not in c.now.folders.get(str(c["new_special_tokens_config"]), "."),
+        "not every node has that file",
+        "copy it there, where the account may read it, or correct the path",
         "hparams/model_args.py",
     ),
     Rule(
         ("adapter_name_or_path",),
         _no_adapter,
-        "there is no adapter in that folder on every node",
-        "name the folder `output` of a finished run, or another with an adapter_config.json that the account may read",
+        "not every node has an adapter in that folder",
+        lambda c: (
+            f"name the folder `output` of a finished run in place of {' and '.join(_no_adapter(c))}, or another with "
+            "an adapter_config.json that the account may read"
+        ),
         "model/adapter.py",
     ),
     Rule(

@@ -100,6 +100,11 @@ class View:
         return str(self["tool_format"] or self.template.get("tools") or "")
 
 
+def relative(key: str) -> t.Callable[[View], bool]:
+    """A path that is not looked for where its author thinks; `~` is no home to LLaMA-Factory."""
+    return lambda c: bool(c[key]) and not str(c[key]).startswith("/")
+
+
 class Rule(t.NamedTuple):
     keys: t.Tuple[str, ...]
     broken: t.Callable[[View], t.Any]

@@ -28,6 +28,7 @@ CASES: list[Case] = [
     ("no known length", {**STREAM, "val_size": 0.1}, {}, {**STREAM, "val_size": 10}, {}),
     ("max_samples does not", {**STREAM, "max_samples": 9}, {}, STREAM, {}),
     ("no known end", {**STREAM, "max_steps": -1}, {}, STREAM, {}),
+    ("a relative tokenized_path", {"tokenized_path": "~/t"}, {}, {"tokenized_path": "/t"}, {}),
     ("stored in tokenized_path", {**STREAM, "tokenized_path": "/t"}, {}, {"tokenized_path": "/t"}, {}),
     ("no worker reads", {**STREAM, "dataloader_num_workers": 0}, {}, STREAM, {}),
     ("masks what the other", {"mask_history": True, "train_on_prompt": True}, {}, {"mask_history": True}, {}),
