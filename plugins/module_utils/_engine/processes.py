@@ -67,14 +67,21 @@ def end_all(patience: float = 10.0) -> bool:
         for process in alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        if not alive:
+        if not _reap() and not alive:
             return True
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)
+
+
+def _reap() -> bool:
+    """Take leave of children that ended. Whether any are left: one counts as dead before its last thread has ended."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
 
 
 def killed_for_memory() -> int:
