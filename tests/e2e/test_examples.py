@@ -37,7 +37,7 @@ NO_TRAINING = {
 }
 """Folders of files that are not for the trainer, and whose they are."""
 
-_UNKNOWN = "nor one that LLaMA-Factory registers"
+_UNKNOWN = "There is no dataset"
 REFUSED = {
     "ascend/qwen3_5_full_sft_fsdp2": "for NPUs",
     "ascend/qwen3_full_sft_fsdp2": "for NPUs",
@@ -58,6 +58,7 @@ REFUSED = {
     "extras/qoft/llama3_oft_sft_gptq": "package gptqmodel",
     "ktransformers/train_lora/qwen3moe_lora_sft_kt": "a reasoning template",
     "train_lora/qwen3_lora_sft_ray": "package ray",
+    "train_lora/qwen3_preprocess": "A relative tokenized_path",  # a later run would not find what it leaves
     "train_qlora/llama3_lora_sft_aqlm": "package aqlm",
     "train_qlora/llama3_lora_sft_awq": "package autoawq",
     "train_qlora/llama3_lora_sft_gptq": "package gptqmodel",
