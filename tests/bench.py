@@ -9,7 +9,8 @@ plays: what this collection costs over the bare tools, side by side in one run.
 4. A refused apply, from Enter, for what is wrong in a key, a value, a record and a file.
 5. What one configuration costs to check, beside LLaMA-Factory's own parser.
 records: how fast records are checked, and in how much memory (tests/bench_records.py).
-launch: until the last rank is there, on 1 to 16 hosts over ssh (tests/bench_launch.py); needs root and podman.
+launch: until the last rank is there, on 1 to 16 hosts over ssh (tests/bench_launch.py); needs root and podman. Fewer
+  hosts with HOSTS="1 3".
 """
 
 from __future__ import annotations
@@ -167,7 +168,8 @@ def records() -> str:
 
 
 def launch() -> str:
-    rows = bench_launch.rows(BASE)
+    apply("llmops.finetune.environment")
+    rows = bench_launch.rows(BASE, ROOT / "cache" / "uv")
     told = (
         f"{machine()} From Enter until the last rank began, environment, model and records in place, beside ssh to all "
         f"hosts at once with connections kept open. Medians of {bench_launch.TIMES}. All hosts are containers on these "

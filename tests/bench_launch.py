@@ -24,7 +24,7 @@ from pathlib import Path
 import yaml
 
 REPOSITORY = Path(__file__).parents[1]
-COUNTS = (1, 3, 8, 16)
+COUNTS = [int(count) for count in os.environ.get("HOSTS", "1 3 8 16").split()]
 TIMES = 3
 ROOT = "/data/llmops"
 PORT = 29500
@@ -69,6 +69,7 @@ class Hosts:
             "train_user": "llmops",
             "train_root": ROOT,
             "train_wait": False,
+            "uv_env_offline": True,
             "train_args": {"max_steps": 100_000, "save_steps": 100_000},
             **asked,
         }
@@ -97,22 +98,25 @@ class Hosts:
             list(pool.map(what, range(count), names))
 
 
-def rows(base: Path) -> list[list[str]]:
+def rows(base: Path, cache: Path) -> list[list[str]]:
+    """cache: of uv, with the packages of the environment. The hosts need no index then."""
     hosts = Hosts(base, max(COUNTS))
     try:
-        _furnish(hosts)
+        _furnish(hosts, cache)
         return [_row(hosts, count) for count in COUNTS]
     finally:
         hosts.call("down")
 
 
-def _furnish(hosts: Hosts) -> None:
+def _furnish(hosts: Hosts, cache: Path) -> None:
     """The first host builds its environment; the others, whose disks are folders here, get links to its files."""
-    hosts.play("llmops.finetune.environment", 1)
     first, *others = (hosts.state / "disks" / name / "llmops" for name in hosts.addresses)
+    (first / "cache").mkdir(parents=True)
+    subprocess.run(["cp", "-al", cache, first / "cache" / "uv"], check=True)
+    subprocess.run(["chmod", "-R", "a+rwX", first], check=True)
+    hosts.play("train.yml", 1, train_name="first", train_state="staged")
     for other in others:
         subprocess.run(["cp", "-al", first, other], check=True)
-    hosts.play("llmops.finetune.environment", max(COUNTS))
     hosts.play("train.yml", max(COUNTS), train_name="warm", train_state="staged")
 
 

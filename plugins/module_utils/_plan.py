@@ -196,7 +196,8 @@ def _against_last(plan: Plan, node: Facts) -> list[str]:
 def _mark_starters(plan: Plan, wish: Wish) -> None:
     """Of several nodes that are about to start, what each has is compared, and those that do not run yet hold their
     place until then."""
-    starts = _state.joint_step([node["state"] for node in plan.nodes.values()], retry=wish.retry) == "start"
+    step = _state.joint_step([node["state"] for node in plan.nodes.values()], retry=wish.retry)
+    starts = wish.state == "finished" and step == "start"  # what is only staged holds no place: others may train
     for node in plan.nodes.values():
         node["compared"] = len(plan.nodes) > 1 and starts
         node["listens"] = node["compared"] and node["state"] != "running"

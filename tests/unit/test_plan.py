@@ -159,6 +159,14 @@ def test_a_record_without_resolution_is_resolved_again(resolved: t.Any) -> None:
     assert not make({"a": facts}).recorded
 
 
+@pytest.mark.parametrize(("wanted", "holds"), [("finished", True), ("staged", False)])
+def test_only_what_is_about_to_start_holds_its_place(wanted: str, holds: bool) -> None:
+    facts = {"a": node(), "b": node(interfaces=eth0("10.0.0.2"))}
+    plan = make(facts, train_state=wanted)
+    assert [one["listens"] for one in plan.nodes.values()] == [holds, holds]
+    assert [one["listens"] for one in make({"a": node()}, train_state=wanted).nodes.values()] == [False]
+
+
 def test_a_new_request_is_compared_with_the_newest_run() -> None:
     old, newer = make({"a": node()}, train_set="seed=1"), make({"a": node()}, train_set="seed=2")
     facts = known((newer, "finished", 20.0), (old, "finished", 10.0))
