@@ -12,7 +12,7 @@ from ansible.plugins.action import ActionBase
 
 from ..module_utils import _ray
 from ..module_utils._errors import FinetuneError
-from .train_run import render
+from ..plugin_utils._render import render
 
 
 class ActionModule(ActionBase):

@@ -9,14 +9,12 @@ import json
 import typing as t
 from pathlib import Path
 
-import jinja2
 from ansible import constants
 from ansible.plugins.action import ActionBase
 
-from ..module_utils import _allreduce, _engine, _fit, _media_send, _sources, _unit
+from ..module_utils import _allreduce, _engine, _fit, _media_send, _sources
 from ..module_utils._errors import FinetuneError
-
-TEMPLATES = _sources.COLLECTION / "templates"
+from ..plugin_utils._render import render
 
 
 class ActionModule(ActionBase):
@@ -57,11 +55,8 @@ class ActionModule(ActionBase):
     def _refusal(self, plan: dict[str, t.Any], register: str, together: str, known: dict[str, t.Any]) -> str:
         """Why the nodes do not fit together, from what each of them found; all come to the same answer."""
         found = {host: known["hostvars"][host][register] for host in plan["nodes"]}
-        wrong = _fit.rows(
-            {host: one["proof"] for host, one in found.items()}, {host: one["findings"] for host, one in found.items()}
-        )
         answers = {host: (known["hostvars"][host].get(together) or {}).get("allreduce", {}) for host in plan["nodes"]}
-        wrong = wrong or _allreduce.rows(answers, plan["nodes"])
+        wrong = _fit.between(found) or _allreduce.rows(answers, plan["nodes"])
         return str(_fit.refusal(wrong)) if wrong else ""
 
     def _spec(self, plan: dict[str, t.Any], state: str, known: dict[str, t.Any]) -> dict[str, t.Any]:
@@ -108,19 +103,6 @@ class ActionModule(ActionBase):
         folder = self._connection._shell.tmpdir or self._make_tmp_path()
         remote = self._connection._shell.join_path(folder, name)
         return str(self._transfer_file(local, remote))
-
-
-def render(name: str, **values: t.Any) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,
-    )
-    environment.filters.update(escaped=_unit.escaped, quoted=_unit.quoted)
-    return environment.get_template(name).render(**values)
 
 
 def engine() -> dict[str, str]:

@@ -48,6 +48,13 @@ def rows(proofs: t.Mapping[str, Proof], findings: t.Mapping[str, t.Sequence[dict
     return [*found, *_clocks(findings)]
 
 
+def between(found: t.Mapping[str, t.Mapping[str, t.Any]]) -> list[Row]:
+    """The same from what each host registered of the preflight."""
+    return rows(
+        {host: one["proof"] for host, one in found.items()}, {host: one["findings"] for host, one in found.items()}
+    )
+
+
 def _differences(proofs: t.Mapping[str, Proof]) -> t.Iterator[Row]:
     """Fields whose value is not the same everywhere; most hosts are taken to be right, among equals rank 0."""
     fields = dict.fromkeys(field for proof in proofs.values() for field in proof if not field.startswith("disk_"))

@@ -15,7 +15,6 @@ import typing as t
 if t.TYPE_CHECKING:
     from ._formats import Layout, Record, Wrong
 
-_MEND = "correct the path or media_dir"
 OUTSIDE = "set `media_dir` to a folder that all are in, and write paths below it without `..`"
 KINDS = (("images", "<image>"), ("videos", "<video>"), ("audios", "<audio>"))
 
@@ -120,4 +119,4 @@ def _absent(item: t.Any, field: str, media: Media) -> Wrong:
 def _lost(item: str, field: str, folders: str) -> Wrong:
     """folders: where it may be; in the remedy, which many records share."""
     put = f"put it below {folders}" if folders else "put it there"
-    return f"{field!r} holds {item!r}, and there is no file of that path", f"{put}, or {_MEND}"
+    return f"{field!r} holds {item!r}, and there is no file of that path", f"{put}, or correct the path or media_dir"

@@ -9,7 +9,7 @@ import typing as t
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import _lock, _recipe
+from . import _lock, _lookup, _recipe
 from ._env import environment_digest
 from ._errors import FinetuneError
 
@@ -43,7 +43,7 @@ def find(environment: str, own: str, folders: t.Sequence[Path]) -> Profile:
     """The profile of an environment. own: train_lock; folders: where a relative one is looked for, in order."""
     if not own and environment in _recipe.UNLOCKED:
         return Profile("", {}, {"lock": f"node-{environment}", "digest": ""})
-    path = _own(own, folders) if own else lock_path(environment)
+    path = _lookup.find(own, folders, "There", "train_lock", "correct it") if own else lock_path(environment)
     try:
         text = path.read_text(encoding="utf-8")
         found = Profile(str(path), packages(text), {"lock": path.stem, "digest": environment_digest(text)})
@@ -62,16 +62,6 @@ def missing(environment: str) -> FinetuneError:
         change=f"name a hashed lock of yours with llamafactory {_recipe.LLAMAFACTORY[environment]} and "
         f"{' and '.join(_recipe.UNLOCKED[environment])}; wheels that no index has are found with uv_env_find_links",
     )
-
-
-def _own(own: str, folders: t.Sequence[Path]) -> Path:
-    path = next((path for folder in folders if (path := folder / Path(own).expanduser()).is_file()), None)
-    if path is None:
-        looked = ", ".join(dict.fromkeys(map(str, folders)))
-        raise FinetuneError(
-            f"There is no file {own} on this controller.", where=f"train_lock, looked in {looked}", change="correct it"
-        )
-    return path
 
 
 def _refuse_other(environment: str, found: Profile) -> None:

@@ -40,7 +40,7 @@ def present(spec: Spec, token: str, changes: Changes) -> str:
     folder = Path(spec["folder"])
     if spec["systemd"]:
         _refuse_other(folder)
-    seen = as_user(spec, changes.dry, lambda: _look(folder, spec, token))
+    seen = _user.as_user(spec["user"], lambda: _look(folder, spec, token), dry=changes.dry)
     unit = spec["systemd"] and _unit.read(_ray.NAME) != spec["unit"]
     alive = _unit.running(_ray.NAME) if spec["systemd"] else seen["running"]
     for path in seen["stale"]:
@@ -50,7 +50,7 @@ def present(spec: Spec, token: str, changes: Changes) -> str:
     if not alive or changes.made:
         changes.add("restart" if alive else "start", folder)
     if changes.made and not changes.dry:
-        seen = as_user(spec, False, lambda: _write(folder, spec, token))
+        seen = _user.as_user(spec["user"], lambda: _write(folder, spec, token))
         _start(spec, folder)
     return str(seen["token"])
 
@@ -69,12 +69,7 @@ def absent(spec: Spec, changes: Changes) -> None:
         return {"made": changes.made}
 
     if _user.exists(spec["user"]):
-        changes.made = as_user(spec, changes.dry, remove)["made"]
-
-
-def as_user(spec: Spec, dry: bool, work: t.Callable[[], Answer]) -> Answer:
-    """As the account of the node; in check mode it may not be there yet, and nothing is written."""
-    return work() if dry and not _user.exists(spec["user"]) else _user.as_user(spec["user"], work)
+        changes.made = _user.as_user(spec["user"], remove, dry=changes.dry)["made"]
 
 
 def _look(folder: Path, spec: Spec, token: str) -> Answer:
@@ -134,11 +129,11 @@ def _start(spec: Spec, folder: Path) -> None:
 
     if spec["systemd"]:
         _unit.stop(_ray.NAME)
-    as_user(spec, False, end)
+    _user.as_user(spec["user"], end)
     if spec["systemd"]:
         _unit.start(_ray.NAME, spec["unit"], str(folder))
     else:
-        as_user(spec, False, lambda: _spawn(spec, folder))
+        _user.as_user(spec["user"], lambda: _spawn(spec, folder))
     deadline = time.monotonic() + START_SECONDS
     while STARTED not in _text(folder / LOG):
         alive = _unit.running(_ray.NAME) if spec["systemd"] else files.locked(folder / LOCK)
@@ -148,7 +143,7 @@ def _start(spec: Spec, folder: Path) -> None:
         last = [line[:200] for line in supervisor.tail(folder / LOG, 2000).splitlines()[-5:]]
         if spec["systemd"]:
             _unit.remove(_ray.NAME, str(folder))
-        as_user(spec, False, lambda: {"ended": _end(folder)})
+        _user.as_user(spec["user"], lambda: {"ended": _end(folder)})
         raise FinetuneError(
             "Ray did not start." if not alive else f"Ray did not start within {START_SECONDS:.0f} s.",
             where="\n          ".join([str(folder / LOG), *last]),

@@ -12,7 +12,7 @@ import typing as t
 from dataclasses import replace
 from pathlib import Path
 
-from . import _dataset, _digests, _profile, _recipe, _records, _schema, _tables
+from . import _dataset, _digests, _lookup, _profile, _recipe, _records, _schema, _tables
 from ._dataset import Source
 from ._engine import files
 from ._errors import FinetuneError
@@ -131,7 +131,7 @@ def _on_controller(
         change = "correct file_name; a relative one begins in the folder of dataset_info.json"
     else:
         change = "correct `file`, or use `path` for a file on the node"
-    path = find(dataset.where, folders, f"Dataset {dataset.name!r}: there", where, change)
+    path = _lookup.find(dataset.where, folders, f"Dataset {dataset.name!r}: there", where, change)
     if wrong := _tables.unreadable(path):
         raise FinetuneError(
             f"Dataset {dataset.name!r} cannot be read: {wrong[0]}.", where=f"{where}, {path}", change=wrong[1]
@@ -155,32 +155,12 @@ def _on_controller(
     )
 
 
-def find(wanted: str, folders: t.Sequence[Path], there: str, where: str, change: str) -> Path:
-    """A file on the controller. folders: where a relative one is looked for, in order. there: how a refusal begins."""
-    candidates = _candidates(wanted, folders)
-    path = next(filter(Path.is_file, candidates), None)
-    if path is not None:
-        return path
-    folder = next(filter(Path.is_dir, candidates), None)
-    if folder is not None:
-        raise FinetuneError(f"{there} is a folder {folder}, and a file is due.", where=where, change=change)
-    looked = ", ".join(dict.fromkeys(str(candidate.parent) for candidate in candidates))
-    if not Path(wanted).is_absolute():
-        where = f"{where}, looked in {looked}"
-    raise FinetuneError(f"{there} is no file {wanted} on this controller.", where=where, change=change)
-
-
-def _candidates(wanted: str, folders: t.Sequence[Path]) -> list[Path]:
-    path = Path(wanted).expanduser()
-    return [path] if path.is_absolute() else [folder / path for folder in folders]
-
-
 def _media(path: Path, folders: t.Sequence[Path], wish: Wish) -> Media:
     """Where media of a file are looked for: in media_dir, where train_config has them, and beside the file.
 
     A media_dir that is no folder on this controller, and could be one on the nodes, is theirs.
     """
-    given = [place for folder in wish.media.folders for place in _candidates(folder, folders)]
+    given = [place for folder in wish.media.folders for place in _lookup.candidates(folder, folders)]
     if given and given[0].is_file():
         raise FinetuneError(
             f"{given[0]} is a file.",

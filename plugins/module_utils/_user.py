@@ -82,12 +82,14 @@ def drop_to(name: str) -> None:
         os.chdir("/")
 
 
-def as_user(name: str, work: t.Callable[[], dict[str, t.Any]]) -> dict[str, t.Any]:
+def as_user(name: str, work: t.Callable[[], dict[str, t.Any]], *, dry: bool = False) -> dict[str, t.Any]:
     """Do `work` as user `name` and return its result, which must be plain JSON.
+
+    dry: it writes nothing, as in check mode, where the account may not be there yet; then it is done as who we are.
 
     Root does it in a child process: Ansible's own files, which only root can read, are needed again afterwards.
     """
-    if os.geteuid() == lookup(name).pw_uid:
+    if (dry and not exists(name)) or os.geteuid() == lookup(name).pw_uid:
         return work()
     reading, writing = os.pipe()
     child = os.fork()

@@ -32,12 +32,8 @@ attributes:
   check_mode:
     description: Is skipped, as there may be no cluster.
     support: none
-  diff_mode:
-    description: Has nothing to show.
-    support: none
-  idempotent:
-    description: Changes nothing.
-    support: full
+extends_documentation_fragment:
+  - llmops.finetune.attributes
 """
 
 EXAMPLES = r"""
@@ -71,7 +67,7 @@ import typing as t  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
-from ..module_utils import _ray, _ray_job, _ray_node  # noqa: E402
+from ..module_utils import _ray, _ray_job, _user  # noqa: E402
 from ..module_utils._errors import FinetuneError  # noqa: E402
 
 
@@ -116,7 +112,7 @@ def main() -> None:
     job = inspect.getsource(_ray_job)
     try:
         spec = _ray.node(cluster, cluster["host"], given["environment"], joins=False)
-        answer = _ray_node.as_user(spec, False, lambda: ask(spec, question, job))
+        answer = _user.as_user(spec["user"], lambda: ask(spec, question, job))
         line = _ray.told(cluster, answer)
     except FinetuneError as error:
         module.fail_json(msg=str(error))

@@ -223,10 +223,7 @@ def changed(changes: _changes.Changes, answer: Answer) -> Answer:
 
 
 def as_user(spec: Answer, work: t.Callable[[], Answer], changes: _changes.Changes) -> Answer:
-    """As the run's user; in check mode that account may not be there yet, and nothing is written."""
-    if changes.dry and not _user.exists(spec["user"]):
-        return work()
-    return _user.as_user(spec["user"], work)
+    return _user.as_user(spec["user"], work, dry=changes.dry)
 
 
 def main() -> None:

@@ -42,12 +42,8 @@ attributes:
   check_mode:
     description: Returns at once in check mode.
     support: full
-  diff_mode:
-    description: Has nothing to show.
-    support: none
-  idempotent:
-    description: Changes nothing.
-    support: full
+extends_documentation_fragment:
+  - llmops.finetune.attributes
 """
 
 EXAMPLES = r"""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing as t
 from pathlib import Path
 
-from ..module_utils import _config, _parallel, _recipe, _schema, _sources
+from ..module_utils import _config, _lookup, _parallel, _recipe, _schema
 from ..module_utils._config import Imported
 from ..module_utils._errors import FinetuneError
 from . import _import_data, _import_engine, _import_yaml
@@ -38,7 +38,7 @@ _TEXTS = {"dataset_dir": "dataset_dir", "model_name_or_path": "model", "model_re
 
 def find(wanted: str, folders: t.Sequence[Path], schemas: t.Mapping[str, _schema.Schema]) -> Imported:
     """The file of train_config. folders: where a relative one is looked for, in order. schemas: by environment."""
-    path = _sources.find(wanted, folders, "There", "train_config", "correct it")
+    path = _lookup.find(wanted, folders, "There", "train_config", "correct it")
     try:
         found = read(path.read_text(encoding="utf-8"), path.name, schemas, path.absolute().parents)
     except (OSError, UnicodeDecodeError) as error:

@@ -11,9 +11,9 @@ import subprocess
 import typing as t
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.action.train_run import render
 from ansible_collections.llmops.finetune.plugins.module_utils import _ray
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+from ansible_collections.llmops.finetune.plugins.plugin_utils._render import render
 
 ENVIRONMENT = "/data/llmops/envs/1a2b"
 

@@ -10,9 +10,9 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.action.train_run import render
 from ansible_collections.llmops.finetune.plugins.module_utils import _unit
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+from ansible_collections.llmops.finetune.plugins.plugin_utils._render import render
 
 HOME = '/data/50% of "all" \\ $HOME'
 SYSTEMCTL = """#!/bin/sh

@@ -80,3 +80,7 @@ def test_what_goes_wrong_there_is_told_here(
 def test_nobody_of_that_name() -> None:
     with pytest.raises(FinetuneError, match="no user 'no-such-user'"):
         _user.as_user("no-such-user", who)
+
+
+def test_what_only_predicts_needs_no_account_yet() -> None:
+    assert _user.as_user("no-such-user", who, dry=True)["pid"] == os.getpid()
