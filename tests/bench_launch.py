@@ -28,7 +28,7 @@ COUNTS = [int(count) for count in os.environ.get("HOSTS", "1 3 8 16").split()]
 TIMES = 3
 ROOT = "/data/llmops"
 PORT = 29500
-TITLE = ("hosts", "ours", "by hand", "ratio", "difference")
+TITLE = ("hosts", "ours", "by hand", "ratio", "difference", "of ours, preflight")
 RANKS = (b"engine.rank", b"llamafactory/launcher.py")
 
 
@@ -43,6 +43,8 @@ class Hosts:
             "HOSTS_PREFIX": "bench",
             "HOSTS_SUBNET": "10.213.14.0/24",
         }
+        self.record = base / "record.jsonl"
+        """What each task of the last play came to, and when."""
         self.call("up", str(count))
         self.inventory = self.state / "inventory.yml"
         known = yaml.safe_load(self.inventory.read_text(encoding="utf-8"))["trainers"]
@@ -74,15 +76,28 @@ class Hosts:
             **asked,
         }
         limit = ",".join(list(self.addresses)[:count])
+        self.record.unlink(missing_ok=True)
         told = subprocess.run(
             ["ansible-playbook", playbook, "-i", self.inventory, "--limit", limit, "-e", json.dumps(variables)],
             cwd=REPOSITORY,
+            env={
+                **os.environ,
+                "ANSIBLE_CALLBACK_PLUGINS": str(REPOSITORY / "tests/e2e/callbacks"),
+                "ANSIBLE_CALLBACKS_ENABLED": "record",
+                "RECORD_TO": str(self.record),
+            },
             capture_output=True,
             text=True,
             check=False,
         )
         if told.returncode:
             raise SystemExit(f"{told.stdout}\n{told.stderr}")
+
+    def took(self, task: str) -> float:
+        """Seconds from the end of what was before a task of the last play until its last host was done."""
+        lines = [json.loads(line) for line in self.record.read_text(encoding="utf-8").splitlines()]
+        at = [number for number, line in enumerate(lines) if line["action"].endswith(task)]
+        return float(lines[at[-1]]["time"] - lines[at[0] - 1]["time"])
 
     def ssh(self, name: str, command: str, given: bytes = b"") -> bytes:
         return subprocess.run(
@@ -121,22 +136,24 @@ def _furnish(hosts: Hosts, cache: Path) -> None:
 
 
 def _row(hosts: Hosts, count: int) -> list[str]:
-    ours = statistics.median(_ours(hosts, count, number) for number in range(TIMES))
+    taken, preflights = zip(*(_ours(hosts, count, number) for number in range(TIMES)), strict=True)
+    ours, preflight = statistics.median(taken), statistics.median(preflights)
     theirs = statistics.median(_by_hand(hosts, count) for again in range(TIMES))
     line = [str(count), f"{ours:.1f} s", f"{theirs:.1f} s", f"{ours / theirs:.2f}", f"{ours - theirs:+.1f} s"]
+    line.append(f"{preflight:.1f} s" if count > 1 else "none")
     print(" | ".join(line), flush=True)
     return line
 
 
-def _ours(hosts: Hosts, count: int, number: int) -> float:
-    """A new run each time."""
+def _ours(hosts: Hosts, count: int, number: int) -> tuple[float, float]:
+    """A new run each time: until its last rank is there, and how long the preflight took of that."""
     name = f"launch-{count}-{number}"
     began = time.clock_gettime(time.CLOCK_BOOTTIME)
     hosts.play("train.yml", count, train_name=name)
-    taken = _last_rank(count) - began
+    taken, preflight = _last_rank(count) - began, hosts.took("train_preflight")
     hosts.play("train.yml", count, train_name=name, train_state="absent")
     _gone()
-    return taken
+    return taken, preflight
 
 
 def _by_hand(hosts: Hosts, count: int) -> float:

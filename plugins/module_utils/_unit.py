@@ -64,12 +64,14 @@ def start(run_id: str, text: str, folder: str) -> int:
             change="wait for it, stop it, or give this run another train_name",
         )
     stop(run_id)  # the end of an earlier start may still be under way
+    known = unit.exists()
     temporary = unit.with_name(f".{unit.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     temporary.chmod(0o644)
     os.replace(temporary, unit)
     try:
-        _systemctl("daemon-reload")
+        if known:  # else `enable` has systemd read it
+            _systemctl("daemon-reload")
         _systemctl("reset-failed", unit.name, needed=False)
         _systemctl("enable", "--now", unit.name)
     except FinetuneError:

@@ -82,6 +82,14 @@ def test_a_start_installs_enables_and_names_the_process(systemd: Systemd) -> Non
     assert installed.stat().st_mode & 0o777 == 0o644
 
 
+def test_a_unit_that_is_written_again_is_read_again(systemd: Systemd) -> None:
+    """`enable` has systemd read one that is new; of one that it knows, it would start what it read before."""
+    _unit.start("demo-1", unit(), "/data/runs/demo-1")
+    assert "daemon-reload" not in systemd.told()
+    _unit.start("demo-1", unit(), "/data/runs/demo-1")
+    assert systemd.told().count("daemon-reload") == 1
+
+
 def test_a_supervisor_that_is_gone_already_is_told(systemd: Systemd) -> None:
     assert _unit.start("demo-1", unit(), "/data/runs/demo-1") == -1
 

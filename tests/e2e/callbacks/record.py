@@ -14,6 +14,7 @@ description: Writes host, action, status and result of every task to the file na
 
 import json
 import os
+import time
 import typing as t
 
 from ansible.plugins.callback import CallbackBase
@@ -43,6 +44,7 @@ class CallbackModule(CallbackBase):
             "action": task.action,
             "task": task.get_name(),
             "status": status,
+            "time": time.time(),
             "result": answer,
         }
         with open(os.environ["RECORD_TO"], "a", encoding="utf-8") as file:
