@@ -51,7 +51,7 @@ def choose(hosts: t.Mapping[str, t.Sequence[Interface]], asked: t.Mapping[str, s
     chosen = {}
     for rank, (host, found) in enumerate(candidates.items()):
         wanted = asked.get(host, "")
-        own = next((one for one in hosts[host] if one["address"] == wanted), None)
+        own = next((one for one in hosts[host] if _has(one, wanted)), None)
         if own or (wanted and rank == 0):
             chosen[host] = Address(wanted, own["name"], own["speed"]) if own else Address(wanted, "")
             continue
@@ -64,6 +64,11 @@ def choose(hosts: t.Mapping[str, t.Sequence[Interface]], asked: t.Mapping[str, s
             )
         chosen[host] = Address(usable[0]["address"], usable[0]["name"], usable[0]["speed"])
     return chosen
+
+
+def _has(one: Interface, address: str) -> bool:
+    """Whether an interface has the address. Loopback has all of its network: so nodes may share a machine."""
+    return bool(one["address"] == address or (one["name"] == "lo" and address.startswith("127.")))
 
 
 def _shared(candidates: t.Mapping[str, t.Sequence[Interface]]) -> str:

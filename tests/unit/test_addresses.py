@@ -56,6 +56,12 @@ CASES: list[tuple[str, dict[str, t.Any], dict[str, str], list[tuple[str, str]]]]
         [("10.0.1.7", "y"), ("10.0.2.8", "y")],
     ),
     (
+        "nodes that share a machine",
+        {"a": host(1), "b": host(1)},
+        {"a": "127.0.0.1", "b": "127.0.0.2"},
+        [("127.0.0.1", "lo"), ("127.0.0.2", "lo")],
+    ),
+    (
         "train_address of a host",
         {"a": host(1, one("ib0", "10.1.0.1")), "b": host(2)},
         {"a": "10.1.0.1"},

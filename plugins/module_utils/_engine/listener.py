@@ -38,13 +38,19 @@ def main() -> int:
     except lease.Held as error:
         return _refuse(run, {"token": token, "key": error.key, "holder": error.holder})
     try:
-        doors = [socket.create_server(("", port), backlog=256) for port in (launch["master_port"], 0)]
+        place = _place(launch["address"])
+        doors = [socket.create_server((place, port), backlog=256) for port in (launch["master_port"], 0)]
     except OSError as error:
         return _refuse(run, {"token": token, "port": launch["master_port"], "why": error.strerror})
     ports = [door.getsockname()[1] for door in doors]
     files.write_json(run.listening, {"token": token, "pid": os.getpid(), "ports": ports})
     _answer(doors, {"run": run.id, "node_rank": launch["node_rank"], "ports": ports})
     return 0 if held else 1
+
+
+def _place(address: str) -> str:
+    """Where to listen: on all interfaces, as the rendezvous will, unless several nodes share this machine."""
+    return address if address.startswith("127.") else ""
 
 
 def _refuse(run: Run, why: dict[str, t.Any]) -> int:
