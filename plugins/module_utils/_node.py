@@ -98,6 +98,7 @@ def facts(
         "gpus": present,
         "compilers": compilers(),
         "cpu_flags": cpu_flags(_lines("/proc/cpuinfo")),
+        "lease_dir": lease_dir,
         "leases": lease.holders([lease.CPU, *(gpu["uuid"] for gpu in present)], lease.directory(lease_dir)),
         "systemd": os.path.isdir("/run/systemd/system") and os.geteuid() == 0,
         **(_user.as_user(account, read) if there else NOTHING),

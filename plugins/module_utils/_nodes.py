@@ -86,7 +86,7 @@ def node(
                 **_addresses.variables(places[host]),
             },
             "leases": [gpu["uuid"] for gpu in gpus] or [lease.CPU],
-            "lease_dir": wish.lease_dir,
+            "lease_dir": facts["lease_dir"],
             "max_restarts": wish.max_restarts,
             "resumes": wish.stage not in FROM_THE_START,
             "grace_seconds": 120,

@@ -39,7 +39,6 @@ INPUTS = (
     "train_port",
     "train_user",
     "train_root",
-    "train_lease_dir",
     "train_max_restarts",
     "train_state",
     "train_wait",
@@ -50,7 +49,7 @@ INPUTS = (
 )
 """The role's inputs that a wish is read from, or that are checked with it."""
 
-OTHERS = ("train_become", "train_secrets", "train_run_id", "train_fetch_to")
+OTHERS = ("train_become", "train_lease_dir", "train_secrets", "train_run_id", "train_fetch_to")
 """Inputs that a task of the role hands on as they are."""
 
 
@@ -96,7 +95,6 @@ class Wish:
     retry: bool
     refresh: bool
     max_restarts: int
-    lease_dir: str
 
 
 def read(
@@ -166,7 +164,6 @@ def read(
         retry=_inputs.switch(variables, "train_retry"),
         refresh=_inputs.one_of(variables, "train_resolve", ("record", "refresh")) == "refresh",
         max_restarts=_inputs.number(variables, "train_max_restarts"),
-        lease_dir=str(variables.get("train_lease_dir") or ""),
     )
 
 

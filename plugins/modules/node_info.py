@@ -112,6 +112,9 @@ node:
       description: Which of V(avx2), V(avx512f) and V(amx_tile) the CPUs have.
       type: list
       elements: str
+    lease_dir:
+      description: O(lease_dir) as given.
+      type: str
     leases:
       description: Who holds the lease of a GPU (by UUID) or of the CPUs (V(cpu)); free ones are left out.
       type: dict

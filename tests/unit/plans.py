@@ -60,6 +60,7 @@ def node(gpus: int = 0, capability: float = 9.0, **facts: t.Any) -> dict[str, t.
         "datasets": [],
         "media": [],
         "models": [],
+        "lease_dir": "",
         "leases": {},
         **facts,
     }

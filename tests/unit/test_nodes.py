@@ -47,7 +47,7 @@ def test_where_media_came_from_does_not_count() -> None:
 
 
 def test_one_node_without_gpu_is_one_process_on_loopback_with_the_lease_of_its_cpus() -> None:
-    plan = make({"a": node()}, train_max_restarts=5, train_lease_dir="/leases")
+    plan = make({"a": node(lease_dir="/leases")}, train_max_restarts=5)
     launch = plan.nodes["a"]["launch"]
     environment = launch.pop("environment")
     assert launch == {

@@ -33,6 +33,7 @@ def place(tmp_path: Path) -> t.Iterator[dict[str, t.Any]]:
     (folder / "logs").mkdir(parents=True)
     shutil.copytree(Path(str(_engine.__file__)).parent, folder / "engine")
     launch = {"leases": ["cpu"], "lease_dir": str(tmp_path / "leases"), "master_port": free_port(), "node_rank": 1}
+    launch["address"] = "192.0.2.7"
     files.write_json(folder / "launch.json", launch)
     spec = {"folder": str(folder), "user": "me", "launch": {**launch, "python": sys.executable, "environment": {}}}
     yield spec
@@ -57,6 +58,14 @@ def test_a_node_that_holds_its_place_is_reached_and_has_the_lease(place: dict[st
     assert lease.holders(["cpu"], leases) == {} and not run.listening.exists()
     (gone,) = _probe.probe([peer(place)])
     assert gone["why"].endswith("refuses the connection")
+
+
+def test_nodes_that_share_a_machine_have_an_address_each(place: dict[str, t.Any]) -> None:
+    run = state.Run(Path(place["folder"]))
+    files.write_json(run.launch, {**files.read_json(run.launch), "address": "127.0.0.2"})
+    _place.hold(run, place)
+    there, elsewhere = _probe.probe([peer(place, address="127.0.0.2"), peer(place)])
+    assert there["why"] == "" and elsewhere["why"].endswith("refuses the connection")
 
 
 def test_a_second_staging_takes_the_place_over(place: dict[str, t.Any]) -> None:
