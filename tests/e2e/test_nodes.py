@@ -28,8 +28,8 @@ from .conftest import BASE, Demo, Outcome, World, processes
 from .test_faults import read, wait_for
 
 NAMES = ("n1", "n2", "n3")
-SAVE = 10
-STEPS: dict[str, t.Any] = {"max_steps": 100, "save_steps": SAVE, "logging_steps": 10, "save_total_limit": 3}
+SAVE = 5
+STEPS: dict[str, t.Any] = {"max_steps": 40, "save_steps": SAVE, "logging_steps": 5, "save_total_limit": 3}
 SEED = int(os.environ.get("FAULT_SEED", "1"))
 
 
@@ -88,9 +88,9 @@ class Live:
         return 0
 
     def trains(self) -> None:
-        """Every rank is there, and has made the steps of half a checkpoint in this attempt."""
-        begun = self.step()
-        wait_for(lambda: self.step() > begun + SAVE // 2 and all(map(self.rank, NAMES)))
+        """Every rank is there, and this attempt has saved a checkpoint and made a step since."""
+        begun = int(read(self.folder("n1") / "state.json")["from_step"])
+        wait_for(lambda: self.step() > begun + SAVE and all(map(self.rank, NAMES)))
 
     def join(self) -> None:
         """The same command, for the nodes where the run does not run."""
@@ -179,6 +179,7 @@ def test_what_befalls_nodes_does_not_change_what_comes_out(nodes: Nodes, quiet: 
         print(f"attempt {attempt}, step {live.step()}: {fault.__name__} on {victim}", file=sys.stderr)
         fault(live, victim)
         wait_for(lambda: live.attempt("n1") != attempt)  # noqa: B023 - called at once
+    assert read(live.folder("n1") / "state.json")["from_step"] >= len(FAULTS) * SAVE
     done = nodes.play(name="faults")
     assert done.rc == 0 and done.run["state"] == "finished", done.text
     adapters, last = results(live.id)
