@@ -43,7 +43,7 @@ class ActionModule(ActionBase):
                 "run": plan["id"],
                 "node_rank": node["node_rank"],
                 "address": node["launch"]["address"],
-                "port": node["launch"]["master_port"],
+                "ports": staged[host]["ports"],
             }
             for host, node in plan["nodes"].items()
             if host != own and node["listens"]

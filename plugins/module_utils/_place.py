@@ -25,8 +25,8 @@ JOIN_SECONDS, JOIN_SECONDS_PER_NODE = 30.0, 5.0
 """How long ranks of an all-reduce wait for those of the other nodes, whose calls may come one after the other."""
 
 
-def hold(run: state.Run, spec: dict[str, t.Any]) -> None:
-    """Hold this node's place until the start: its leases, and the port that the other nodes try."""
+def hold(run: state.Run, spec: dict[str, t.Any]) -> list[int]:
+    """Hold this node's place until the start: its leases, and ports that the other nodes try, returned."""
     release(run)
     told = _begin(run, spec, "listener", run.listening)
     if "holder" in told:
@@ -37,6 +37,7 @@ def hold(run: state.Run, spec: dict[str, t.Any]) -> None:
             where="train_port",
             change="end what listens there, or set another train_port",
         )
+    return [int(port) for port in told["ports"]]
 
 
 def begin_allreduce(run: state.Run, spec: dict[str, t.Any], port: int) -> dict[str, t.Any]:

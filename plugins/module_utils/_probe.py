@@ -15,7 +15,7 @@ PATIENCE_SECONDS = 3.0
 """For one connection; a packet that was dropped is sent again after one second."""
 
 Peer = dict[str, t.Any]
-"""host, address, port (of the rendezvous), run, node_rank."""
+"""host, address, ports, run, node_rank."""
 Finding = dict[str, t.Any]
 """host; why it cannot be reached, or empty; clock: seconds that its clock is ahead of ours."""
 
@@ -29,25 +29,21 @@ def probe(peers: t.Sequence[Peer]) -> list[Finding]:
 
 
 def _reach(peer: Peer) -> Finding:
-    address, port = peer["address"], peer["port"]
-    try:
-        sent = time.time()
-        words = _call(address, port)
-        received = time.time()
-    except OSError as error:
-        return {"host": peer["host"], "why": f"{address}:{port} {_reason(error)}", "clock": 0.0}
-    except ValueError:
-        return {"host": peer["host"], "why": f"something else listens on {address}:{port}", "clock": 0.0}
-    if (words.get("run"), words.get("node_rank")) != (peer["run"], peer["node_rank"]):
-        who = f"run {words.get('run')}, node {words.get('node_rank')}"
-        return {"host": peer["host"], "why": f"{address}:{port} answers for {who}", "clock": 0.0}
-    ahead = float(words["time"]) - (sent + received) / 2
-    other = int(words["ports"][1])
-    try:
-        _call(address, other)
-    except (OSError, ValueError) as error:
-        why = f"port {port} is open, {address}:{other} {_reason(error)}: NCCL and gloo use ports of the kernel's choice"
-        return {"host": peer["host"], "why": why, "clock": ahead}
+    """Every port of its; the first one that is not open says why. The last is of the kernel's choice."""
+    address, ahead = peer["address"], 0.0
+    for port in peer["ports"]:
+        try:
+            sent = time.time()
+            words = _call(address, port)
+            ahead = float(words["time"]) - (sent + time.time()) / 2
+        except OSError as error:
+            chosen = ", a port of the kernel's choice as NCCL and gloo use them" if port == peer["ports"][-1] else ""
+            return {"host": peer["host"], "why": f"{address}:{port} {_reason(error)}{chosen}", "clock": ahead}
+        except (ValueError, KeyError):
+            return {"host": peer["host"], "why": f"something else listens on {address}:{port}", "clock": ahead}
+        if (words.get("run"), words.get("node_rank")) != (peer["run"], peer["node_rank"]):
+            who = f"run {words.get('run')}, node {words.get('node_rank')}"
+            return {"host": peer["host"], "why": f"{address}:{port} answers for {who}", "clock": 0.0}
     return {"host": peer["host"], "why": "", "clock": ahead}
 
 

@@ -58,7 +58,7 @@ def stage(
     if spec["compared"] and not changes.dry:
         answer["proof"] = _proof.proof(spec, full=full)
         if spec["listens"]:
-            _place.hold(run, spec)
+            answer["ports"] = _place.hold(run, spec)
             if full:
                 answer["spare_port"] = supervisor.free_port()
     return answer

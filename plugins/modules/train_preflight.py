@@ -12,8 +12,9 @@ version_added: 0.1.0
 description:
   - From what M(llmops.finetune.train_run) found on every host when it staged the run, the action plugin of the same
     name decides what all of them do next. A node that is not running joins those that are.
-  - Where several nodes are about to start, each tries all others on the port of the rendezvous and on one that the
-    kernel picked, and compares clocks. M(llmops.finetune.train_run) with C(state=started) reads the answers of all.
+  - Where several nodes are about to start, each tries all others on a port that the kernel picked, and the first one
+    on the port of the rendezvous too, and compares clocks. M(llmops.finetune.train_run) with C(state=started) reads the
+    answers of all.
 author: llmops.finetune contributors (@llmops-finetune)
 options:
   plan:
@@ -34,7 +35,7 @@ options:
     choices: [quick, full]
     default: quick
   peers:
-    description: The nodes to try - host, address, port, run, node_rank. Set by the action plugin.
+    description: The nodes to try - host, address, ports, run, node_rank. Set by the action plugin.
     type: list
     elements: dict
     default: []

@@ -25,24 +25,28 @@ def refused(cluster: Cluster, name: str, **asked: t.Any) -> Outcome:
     return done
 
 
-def test_a_port_that_is_closed_one_way_is_named_with_both_hosts(cluster: Cluster, first: First) -> None:
-    sh(NAMES[1], f"iptables -A INPUT -p tcp --dport 29500 -s {machines.address(11)} -j DROP")
+@pytest.mark.parametrize(("ports", "told"), [("29500", "29500"), ("29501:65535", r"\d+")], ids=["rendezvous", "kernel"])
+def test_ports_that_are_closed_one_way_are_named_with_both_hosts(
+    cluster: Cluster, first: First, ports: str, told: str
+) -> None:
+    """That of the rendezvous, which is rank 0's; or those that the kernel picks."""
+    sh(NAMES[0], f"iptables -A INPUT -p tcp --dport {ports} -s {machines.address(12)} -j DROP")
     try:
         done = refused(cluster, "closed")
     finally:
-        sh(NAMES[1], "iptables -F INPUT")
-    assert re.search(rf"{NAMES[0]} +reach +→ {NAMES[1]}: \S+:29500 does not answer", done.message), done.message
+        sh(NAMES[0], "iptables -F INPUT")
+    assert re.search(rf"{NAMES[1]} +reach +→ {NAMES[0]}: \S+:{told} does not answer", done.message), done.message
     assert len(re.findall("reach +→", done.message)) == 1
 
 
 def test_a_port_in_use_and_another_run_are_named(cluster: Cluster, first: First) -> None:
     taken = "import socket, time; s = socket.create_server((str(), 29500)); time.sleep(60)"
-    sh(NAMES[2], f'setsid python3 -c "{taken}" > /dev/null 2>&1 < /dev/null & echo $! > /tmp/taken')
+    sh(NAMES[0], f'setsid python3 -c "{taken}" > /dev/null 2>&1 < /dev/null & echo $! > /tmp/taken')
     time.sleep(1)
     try:
         done = refused(cluster, "port")
     finally:
-        sh(NAMES[2], "kill $(cat /tmp/taken)")
+        sh(NAMES[0], "kill $(cat /tmp/taken)")
     assert "Port 29500 of this node cannot be used" in done.message and "train_port" in done.message
 
 

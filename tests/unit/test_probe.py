@@ -32,49 +32,51 @@ def place(tmp_path: Path) -> t.Iterator[dict[str, t.Any]]:
     folder = tmp_path / "runs" / "x-00000000"
     (folder / "logs").mkdir(parents=True)
     shutil.copytree(Path(str(_engine.__file__)).parent, folder / "engine")
-    launch = {"leases": ["cpu"], "lease_dir": str(tmp_path / "leases"), "master_port": free_port(), "node_rank": 1}
-    launch["address"] = "192.0.2.7"
+    launch = {"leases": ["cpu"], "lease_dir": str(tmp_path / "leases"), "master_port": free_port(), "node_rank": 0}
     files.write_json(folder / "launch.json", launch)
     spec = {"folder": str(folder), "user": "me", "launch": {**launch, "python": sys.executable, "environment": {}}}
     yield spec
     _place.release(state.Run(folder))
 
 
-def peer(spec: dict[str, t.Any], **other: t.Any) -> dict[str, t.Any]:
-    port = spec["launch"]["master_port"]
-    return {"host": "b", "address": "127.0.0.1", "port": port, "run": "x-00000000", "node_rank": 1, **other}
+def peer(ports: list[int], **other: t.Any) -> dict[str, t.Any]:
+    return {"host": "b", "address": "127.0.0.1", "ports": ports, "run": "x-00000000", "node_rank": 0, **other}
 
 
 def test_a_node_that_holds_its_place_is_reached_and_has_the_lease(place: dict[str, t.Any]) -> None:
     run = state.Run(Path(place["folder"]))
-    _place.hold(run, place)
-    (finding,) = _probe.probe([peer(place)])
+    ports = _place.hold(run, place)
+    assert ports[0] == place["launch"]["master_port"] and len(ports) == 2
+    (finding,) = _probe.probe([peer(ports)])
     assert finding["why"] == "" and abs(finding["clock"]) < 1
     leases = Path(place["launch"]["lease_dir"])
     assert lease.holders(["cpu"], leases)["cpu"]["staging"] is True
-    (wrong,) = _probe.probe([peer(place, run="y-11111111")])
-    assert "answers for run x-00000000, node 1" in wrong["why"]
+    (wrong,) = _probe.probe([peer(ports, run="y-11111111")])
+    assert "answers for run x-00000000, node 0" in wrong["why"]
+    (half,) = _probe.probe([peer([ports[0], free_port()])])
+    assert half["why"].endswith("refuses the connection, a port of the kernel's choice as NCCL and gloo use them")
     _place.release(run)
     assert lease.holders(["cpu"], leases) == {} and not run.listening.exists()
-    (gone,) = _probe.probe([peer(place)])
+    (gone,) = _probe.probe([peer(ports)])
     assert gone["why"].endswith("refuses the connection")
 
 
-def test_nodes_that_share_a_machine_have_an_address_each(place: dict[str, t.Any]) -> None:
+def test_the_port_of_the_rendezvous_is_that_of_the_first_node_alone(place: dict[str, t.Any]) -> None:
     run = state.Run(Path(place["folder"]))
-    files.write_json(run.launch, {**files.read_json(run.launch), "address": "127.0.0.2"})
-    _place.hold(run, place)
-    there, elsewhere = _probe.probe([peer(place, address="127.0.0.2"), peer(place)])
-    assert there["why"] == "" and elsewhere["why"].endswith("refuses the connection")
+    files.write_json(run.launch, {**files.read_json(run.launch), "node_rank": 1})
+    with socket.create_server(("", place["launch"]["master_port"])):
+        (chosen,) = _place.hold(run, place)
+    assert chosen != place["launch"]["master_port"]
+    assert _probe.probe([peer([chosen], node_rank=1)])[0]["why"] == ""
 
 
 def test_a_second_staging_takes_the_place_over(place: dict[str, t.Any]) -> None:
     run = state.Run(Path(place["folder"]))
     _place.hold(run, place)
     first = files.read_json(run.listening)["pid"]
-    _place.hold(run, place)
+    ports = _place.hold(run, place)
     assert files.read_json(run.listening)["pid"] != first
-    assert _probe.probe([peer(place)])[0]["why"] == ""
+    assert _probe.probe([peer(ports)])[0]["why"] == ""
 
 
 def test_a_lease_that_another_run_has_is_told_with_its_holder(place: dict[str, t.Any]) -> None:
@@ -99,7 +101,7 @@ def test_something_else_that_listens_is_told_apart(place: dict[str, t.Any]) -> N
 
     with socket.create_server(("127.0.0.1", 0)) as door:
         threading.Thread(target=serve, args=(door,), daemon=True).start()
-        (finding,) = _probe.probe([peer(place, port=door.getsockname()[1])])
+        (finding,) = _probe.probe([peer([door.getsockname()[1]])])
     assert "something else listens" in finding["why"]
 
 
@@ -107,6 +109,6 @@ def test_a_silent_peer_takes_no_longer_than_the_patience(place: dict[str, t.Any]
     monkeypatch.setattr(_probe, "PATIENCE_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as door:
         began = time.monotonic()
-        found = _probe.probe([peer(place, port=door.getsockname()[1]) for number in range(8)])
+        found = _probe.probe([peer([door.getsockname()[1]]) for number in range(8)])
     assert time.monotonic() - began < 3
     assert all("does not answer" in finding["why"] for finding in found)

@@ -3,10 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Holds a node's place between staging and start: `python -m engine.listener` in the run's folder.
 
-Has the leases, so that no other run takes them meanwhile, and answers on the port of the rendezvous, so that every
-other node can see whether it gets through. Also on a port that the kernel picks: a firewall that lets the first one
-through and no other is the usual reason for ranks that hang. Ends when it is told to, or after an hour: other nodes may
-be long about staging.
+Has the leases, so that no other run takes them meanwhile, and answers on ports such as the run will use, so that every
+other node can see whether it gets through: rank 0's node on that of the rendezvous, and all on one that the kernel
+picks, as NCCL and gloo have it do. A firewall that lets the first one through and no other is the usual reason for
+ranks that hang. Ends when it is told to, or after an hour: other nodes may be long about staging.
 """
 
 from __future__ import annotations
@@ -38,19 +38,14 @@ def main() -> int:
     except lease.Held as error:
         return _refuse(run, {"token": token, "key": error.key, "holder": error.holder})
     try:
-        place = _place(launch["address"])
-        doors = [socket.create_server((place, port), backlog=256) for port in (launch["master_port"], 0)]
+        wanted = [0] if launch["node_rank"] else [launch["master_port"], 0]
+        doors = [socket.create_server(("", port), backlog=256) for port in wanted]
     except OSError as error:
         return _refuse(run, {"token": token, "port": launch["master_port"], "why": error.strerror})
     ports = [door.getsockname()[1] for door in doors]
     files.write_json(run.listening, {"token": token, "pid": os.getpid(), "ports": ports})
-    _answer(doors, {"run": run.id, "node_rank": launch["node_rank"], "ports": ports})
+    _answer(doors, {"run": run.id, "node_rank": launch["node_rank"]})
     return 0 if held else 1
-
-
-def _place(address: str) -> str:
-    """Where to listen: on all interfaces, as the rendezvous will, unless several nodes share this machine."""
-    return address if address.startswith("127.") else ""
 
 
 def _refuse(run: Run, why: dict[str, t.Any]) -> int:
