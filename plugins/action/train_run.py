@@ -64,7 +64,7 @@ class ActionModule(ActionBase):
         spec = {**plan["nodes"][known["inventory_hostname"]], "id": plan["id"], "name": plan["name"]}
         if state in ("released", "stopped", "absent"):
             return spec
-        spec.update({key: plan[key] for key in ("request", "resolved", "unread")})
+        spec.update({key: plan[key] for key in ("request", "resolved", "unread", "environment")})
         spec["together"] = all(node["listens"] for node in plan["nodes"].values())
         spec["files"] = {
             "train.yaml": render("train.yaml.j2", plan=plan, spec=spec),

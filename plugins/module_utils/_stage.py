@@ -44,6 +44,8 @@ def stage(
         raise _explain.why({"": _run.report(run)})
     if now == "finished":
         step = _check_results(run, changes, retry=retry)
+    if step == "start":
+        _refuse_without_environment(spec)
     for dataset in spec["datasets"]:
         _stage_dataset(dataset, changes)
     if spec["media"]:
@@ -70,6 +72,18 @@ def _unread(datasets: t.Mapping[str, str]) -> FinetuneError:
         where="train_datasets\n          " + "\n          ".join(datasets.values()),
         change="have the environment made (playbook llmops.finetune.environment), or save the records as .jsonl",
     )
+
+
+def _refuse_without_environment(spec: t.Mapping[str, t.Any]) -> None:
+    """That of an older lock is not made any more; a node that was replaced meanwhile has not got it."""
+    environment, python = spec["environment"], Path(spec["launch"]["python"])
+    if not environment["current"] and not python.exists():
+        raise FinetuneError(
+            f"Environment {environment['lock']} {environment['digest']}, which the run was resolved with, is not on "
+            "this node, and the lock is another one today.",
+            where=str(python.parents[1]),
+            change="-e train_resolve=refresh to go on with the lock of today, or name that of then with train_lock",
+        )
 
 
 def _check_results(run: state.Run, changes: Changes, *, retry: bool) -> _state.Step:

@@ -9,11 +9,12 @@ import json
 import re
 import time
 import typing as t
+from pathlib import Path
 
 import pytest
 
 from . import machines
-from .conftest import Outcome
+from .conftest import BASE, Outcome
 from .machines import NAMES, ROOT, STEPS, Cluster, First, hosts, left, sh
 from .test_faults import wait_for
 
@@ -48,6 +49,24 @@ def test_a_port_in_use_and_another_run_are_named(cluster: Cluster, first: First)
     finally:
         sh(NAMES[0], "kill $(cat /tmp/taken)")
     assert "Port 29500 of this node cannot be used" in done.message and "train_port" in done.message
+
+
+def test_another_lock_on_one_host_is_named(cluster: Cluster, first: First) -> None:
+    """A run keeps its environment when the lock moves on; a host that was replaced meanwhile has not got that one."""
+    staged = cluster.play("train.yml", name="lock", asked={"train_state": "staged"}, **STEPS)
+    assert staged.rc == 0, staged.text
+    environment = Path(staged.plan["nodes"][NAMES[1]]["launch"]["python"]).parents[1]
+    lock = (cluster.world.clone / "requirements" / "node-main.txt").read_text()
+    newer = BASE / "newer.txt"
+    newer.write_text(re.sub(r"^yarl==.*\n(?: .*\n)*", "", lock, flags=re.MULTILINE))
+    assert newer.read_text() != lock
+    sh(NAMES[1], f"mv {environment} {environment}.away")
+    try:
+        done = refused(cluster, "lock", train_lock=str(newer))
+    finally:
+        sh(NAMES[1], f"mv {environment}.away {environment}")
+    assert f"{environment.name}, which the run was resolved with, is not on this node" in done.message, done.message
+    assert next(line["host"] for line in done.results if line["status"] == "failed") == NAMES[1]
 
 
 def test_another_model_on_one_host_is_named(cluster: Cluster, first: First) -> None:

@@ -47,6 +47,7 @@ def spec(root: Path, **changes: t.Any) -> Spec:
         "request": {"name": "x"},
         "resolved": {"world_size": 1},
         "unread": {},
+        "environment": {"lock": "node-main", "digest": "0" * 16, "current": True},
         "files": {"train.yaml": "stage: sft\n", "launch.json": "{}\n"},
         "engine": {"__init__.py": "", "rank.py": "# rank\n"},
         "datasets": [
@@ -109,6 +110,17 @@ FIRST = [
     ("create", "train.yaml"),
     ("create", "engine"),
 ]
+
+
+def test_an_environment_that_is_gone_and_not_made_any_more_is_told(tmp_path: Path) -> None:
+    wanted = spec(tmp_path)
+    old, python = {**wanted["environment"], "current": False}, "/nowhere/envs/0/bin/python"
+    stage({**wanted, "environment": old})  # it is there
+    gone = {**wanted, "environment": old, "launch": {**wanted["launch"], "python": python}}
+    with pytest.raises(FinetuneError, match=r"Environment node-main 0{16}.* is not on this node") as refusal:
+        stage(gone)
+    assert refusal.value.where == "/nowhere/envs/0" and "train_lock" in refusal.value.change
+    stage({**gone, "environment": wanted["environment"]})  # it will be made
 
 
 def test_a_run_is_staged_once(root: Path) -> None:
