@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from .conftest import BASE, KEEP, REPOSITORY, Outcome, World
+from .conftest import BASE, KEEP, REPOSITORY, SHORT, Outcome, World
 
 HOSTS = REPOSITORY / "tests" / "hosts" / "hosts.sh"
 STATE = Path(os.environ.get("HOSTS_STATE") or BASE / "hosts")
@@ -112,13 +112,35 @@ class Cluster:
         **short: t.Any,
     ) -> Outcome:
         given = {**variables(name, ROOT, offline=self.offline), **(asked or {})}
+        inventory = self._inventory(order, of)
+        return self.world.play(playbook, *arguments, variables=given, inventory=inventory, **short)
+
+    def follow(self, name: str, **short: t.Any) -> subprocess.Popen[str]:
+        """The same as a process of its own, which follows the run by now."""
+        given = {
+            **self.world.variables,
+            **variables(name, ROOT, offline=self.offline),
+            "train_args": {**SHORT, **short},
+        }
+        play = subprocess.Popen(
+            ["ansible-playbook", "train.yml", "-i", self._inventory(NAMES, None), "-e", json.dumps(given)],
+            cwd=self.world.clone,
+            env=self.world.environment(BASE / "follow.jsonl"),
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert play.stdout and any(line.startswith("Following") for line in play.stdout), "it follows"
+        return play
+
+    def _inventory(self, order: t.Sequence[str], of: dict[str, dict[str, t.Any]] | None) -> Path:
         known = yaml.safe_load(INVENTORY.read_text(encoding="utf-8"))
         known["trainers"]["hosts"] = {
             host: {**known["trainers"]["hosts"][host], **(of or {}).get(host, {})} for host in order
         }
         inventory = BASE / "cluster.yml"
         inventory.write_text(yaml.safe_dump(known, sort_keys=False), encoding="utf-8")
-        return self.world.play(playbook, *arguments, variables=given, inventory=inventory, **short)
+        return inventory
 
 
 SAVE = 10

@@ -21,13 +21,17 @@ from pathlib import Path
 
 import pytest
 
+from . import machines, test_cluster_faults
 from .conftest import BASE, REPOSITORY, Demo, World, processes, weights
+from .machines import STEPS
 from .test_engines import MODEL, PARTS, killed, losses, whole
 from .test_faults import deaths_of, killer, read, start, wait_for, write_plan
 
 SEED = int(os.environ.get("SOAK_SEED", "1"))
 KILLS = int(os.environ.get("SOAK_KILLS", "20"))
+FAULTS = int(os.environ.get("FAULTS", "30"))
 REPORT: list[str] = []
+REPORT_FILE = REPOSITORY / "docs" / "soak.md"
 LONGER: dict[str, t.Any] = {"max_steps": 2600, "save_steps": 25}
 """Long enough for several kills."""
 _FILES = [
@@ -117,6 +121,25 @@ def test_a_rank_of_every_engine_dies(world: World, ddp: Path, engine: str) -> No
     )
 
 
+def test_faults_of_three_hosts(request: pytest.FixtureRequest) -> None:
+    """30 of them in one run, on hosts over ssh, where there can be such hosts."""
+    lacks = machines.hosts("check").stderr.strip()
+    if lacks:
+        REPORT.append(f"| faults of three hosts | 0 | NOT RUN: {lacks} | |")
+        pytest.skip(lacks)
+    cluster, began = request.getfixturevalue("cluster"), time.monotonic()
+    steps = {**STEPS, "max_steps": 25 * FAULTS}
+    quiet = cluster.play("train.yml", name="soak-hosts", **steps)
+    assert quiet.rc == 0, quiet.text
+    test_cluster_faults.befall(cluster, str(quiet.plan["id"]), FAULTS, steps)
+    kinds = ", ".join(fault.__name__.replace("_", " ") for fault in test_cluster_faults.FAULTS)
+    REPORT.append(
+        f"| in one run of three hosts over ssh (seed {test_cluster_faults.SEED}): {kinds} | {FAULTS} | "
+        "the last loss equals the quiet run's, nothing is left on any host | "
+        f"{time.monotonic() - began:.0f} s |"
+    )
+
+
 def main() -> int:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True
@@ -125,15 +148,20 @@ def main() -> int:
     rc = pytest.main(asked)
     from tests.e2e import soak  # as pytest imported it
 
-    if soak.REPORT:
-        machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
-        ended = "" if rc == 0 else " Some of it FAILED: what is not in the table."
-        part = f" (`{' '.join(sys.argv[1:])}`)" if sys.argv[1:] else ""
-        text = f"# Soak\n\n`make soak`{part} on commit {commit.stdout.strip()}: {machine}.{ended}\n\n"
-        text += "| what | times | outcome | took |\n|---|---|---|---|\n" + "\n".join(soak.REPORT) + "\n"
-        (REPOSITORY / "docs").mkdir(exist_ok=True)
-        (REPOSITORY / "docs" / "soak.md").write_text(text, encoding="utf-8")
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
+    ended = "" if rc == 0 else " Some of the last run FAILED: what is not of its commit."
+    head = f"# Soak\n\n`make soak`, or parts of it, each on the commit named: {machine}.{ended}\n\n"
+    new = {row.split("|")[1]: f"{row} {commit.stdout.strip()} |" for row in soak.REPORT}
+    kept = before() if sys.argv[1:] else {}
+    table = ["| what | times | outcome | took | commit |", "|---|---|---|---|---|", *(kept | new).values()]
+    REPORT_FILE.write_text(head + "\n".join(table) + "\n", encoding="utf-8")
     return int(rc)
+
+
+def before() -> dict[str, str]:
+    """The rows of the report as it is, by what they are about: a part that is run again replaces its own."""
+    rows = REPORT_FILE.read_text(encoding="utf-8").splitlines() if REPORT_FILE.exists() else []
+    return {row.split("|")[1]: row for row in rows if row.startswith("| ") and not row.startswith("| what |")}
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import re
+import signal
 import sys
 import time
 import typing as t
@@ -22,7 +23,7 @@ from . import machines
 from .machines import NAMES, ROOT, SAVE, STEPS, Cluster, First, adapters, hosts, left, read, sh
 from .test_faults import wait_for
 
-SEED, COUNT = (int(os.environ.get(name, usual)) for name, usual in (("FAULT_SEED", "1"), ("FAULTS", "3")))
+SEED = int(os.environ.get("FAULT_SEED", "1"))
 
 
 def last_loss(run_id: str) -> float:
@@ -37,6 +38,7 @@ class Live:
     cluster: Cluster
     name: str
     id: str
+    steps: dict[str, t.Any]
 
     def read(self, host: str, name: str) -> dict[str, t.Any]:
         return read(host, self.id, name)
@@ -53,7 +55,7 @@ class Live:
 
     def join(self) -> None:
         """The same command, for the hosts where the run does not run."""
-        done = self.cluster.play("train.yml", name=self.name, asked={"train_wait": False}, **STEPS)
+        done = self.cluster.play("train.yml", name=self.name, asked={"train_wait": False}, **self.steps)
         assert done.rc == 0, done.text
 
     def attempt(self, host: str) -> int:
@@ -63,12 +65,12 @@ class Live:
         found = sh(host, "pgrep -u llmops -f 'python -u -m engine.rank'", check=False).split()
         return found[0] if found else ""
 
-    def finishes(self, first: First) -> None:
-        done = self.cluster.play("train.yml", name=self.name, **STEPS)
+    def finishes(self, quiet: str) -> None:
+        done = self.cluster.play("train.yml", name=self.name, **self.steps)
         assert done.rc == 0, done.text
         assert done.run["state"] == "finished"
         assert len(adapters(self.id)) == 1, "the same on all hosts"
-        assert last_loss(self.id) == last_loss(first.id), "as the trainer logs it: four digits"
+        assert last_loss(self.id) == last_loss(quiet), "as the trainer logs it: four digits"
         assert left() == []
 
 
@@ -129,20 +131,39 @@ def replace_the_host(live: Live, victim: str) -> None:
     assert live.attempt(victim) == 1
 
 
-FAULTS = (kill_a_rank, kill_a_supervisor, silence, cut_the_power, replace_the_host)
+def kill_the_controller(live: Live, victim: str) -> None:
+    """The play that follows the run, which goes on as it was."""
+    attempt, play = live.attempt(victim), live.cluster.follow(live.name, **live.steps)
+    os.killpg(play.pid, signal.SIGKILL)
+    play.wait()
+    step = live.step()
+    wait_for(lambda: live.step() > step)
+    assert live.attempt(victim) == attempt
+
+
+FAULTS = (kill_a_rank, kill_a_supervisor, silence, cut_the_power, replace_the_host, kill_the_controller)
+
+
+def befall(cluster: Cluster, quiet: str, count: int, steps: dict[str, t.Any]) -> None:
+    """Faults, in an order and to hosts that the seed picks: each kind once before one comes again.
+
+    quiet: the run of as many steps that nothing disturbed; an attempt makes about 10 of them.
+    """
+    dice = random.Random(SEED)
+    started = cluster.play("train.yml", name="faults", asked={"train_wait": False}, **steps)
+    assert started.rc == 0, started.text
+    live = Live(cluster, "faults", str(started.plan["id"]), steps)
+    kinds = [fault for again in range(0, count, len(FAULTS)) for fault in dice.sample(FAULTS, len(FAULTS))]
+    for number, fault in enumerate(kinds[:count], 1):
+        attempt = live.trains()
+        victim = dice.choice(NAMES)
+        told = f"{number}: attempt {attempt}, step {live.step()}: {fault.__name__} on {victim}"
+        print(told, file=sys.stderr, flush=True)
+        fault(live, victim)
+        if fault is not kill_the_controller:
+            wait_for(lambda: live.attempt(NAMES[0]) > attempt, 120)  # noqa: B023 - called at once
+    live.finishes(quiet)
 
 
 def test_what_befalls_hosts_does_not_change_what_comes_out(cluster: Cluster, first: First) -> None:
-    """Faults, in an order and to hosts that the seed picks: each kind once before one comes again."""
-    dice = random.Random(SEED)
-    started = cluster.play("train.yml", name="faults", asked={"train_wait": False}, **STEPS)
-    assert started.rc == 0, started.text
-    live = Live(cluster, "faults", str(started.plan["id"]))
-    kinds = [fault for again in range(0, COUNT, len(FAULTS)) for fault in dice.sample(FAULTS, len(FAULTS))]
-    for fault in kinds[:COUNT]:
-        attempt = live.trains()
-        victim = dice.choice(NAMES)
-        print(f"attempt {attempt}, step {live.step()}: {fault.__name__} on {victim}", file=sys.stderr)
-        fault(live, victim)
-        wait_for(lambda: live.attempt(NAMES[0]) > attempt, 120)  # noqa: B023 - called at once
-    live.finishes(first)
+    befall(cluster, first.id, len(FAULTS), STEPS)
