@@ -33,6 +33,7 @@ class ActionModule(ActionBase):
             "next": step,
             "proof": staged[own].get("proof", {}),
             "findings": [],
+            "unseen": [],
             "allreduce": False,
         }
         if step != "start" or self._task.check_mode or not plan["nodes"][own]["listens"]:
@@ -52,5 +53,8 @@ class ActionModule(ActionBase):
         if self._task.args.get("verify") == "full" and len(peers) + 1 == len(plan["nodes"]):
             node, port = plan["nodes"][own], next(iter(staged.values()))["spare_port"]
             arguments["allreduce"] = {key: node[key] for key in ("user", "folder", "launch")} | {"port": port}
+        if plan["shared"]:
+            marks = {host: staged[host]["mark"] for host in plan["nodes"] if host != own}
+            arguments["shared"] = {key: plan["nodes"][own][key] for key in ("user", "folder")} | {"marks": marks}
         found = self._execute_module(module_args=arguments, task_vars=known)
         return t.cast("dict[str, t.Any]", found if found.get("failed") else {**answer, **found})

@@ -30,15 +30,22 @@ REMEDY = {
     "environment": "apply again without train_resolve, or run the environment playbook on that host",
     "python": "give all hosts the same Python (uv_env_python)",
     "model": "copy the same model to all hosts",
-    "disk": "free space under train_root, or lower save_total_limit",
+    "account": "give the account (train_user) the same number on all hosts: storage of a network knows it by that",
+    "output": "mount the same storage there on all hosts, or leave train_output_root empty",
+    "disk": "free space under train_root or train_output_root, or lower save_total_limit",
     "clock": "have the hosts keep time (chrony, systemd-timesyncd)",
     "reach": "let the hosts of the cluster talk to each other on all TCP ports; train_address picks another network",
 }
 
 
-def rows(proofs: t.Mapping[str, Proof], findings: t.Mapping[str, t.Sequence[dict[str, t.Any]]]) -> list[Row]:
-    """What stands in the way, host by host. proofs and findings: by host, in rank order."""
-    found = [*_differences(proofs), *_full_disks(proofs)]
+def rows(
+    proofs: t.Mapping[str, Proof],
+    findings: t.Mapping[str, t.Sequence[dict[str, t.Any]]],
+    unseen: t.Mapping[str, t.Sequence[str]] | None = None,
+) -> list[Row]:
+    """What stands in the way, host by host. proofs and findings: by host, in rank order; unseen: whose marks a host
+    does not find in the folder that all share."""
+    found = [*_differences(proofs), *_apart(list(proofs), unseen or {}), *_full_disks(proofs)]
     found += [
         Row(host, "reach", f"→ {one['host']}: {one['why']}")
         for host, all_ in findings.items()
@@ -50,9 +57,7 @@ def rows(proofs: t.Mapping[str, Proof], findings: t.Mapping[str, t.Sequence[dict
 
 def between(found: t.Mapping[str, t.Mapping[str, t.Any]]) -> list[Row]:
     """The same from what each host registered of the preflight."""
-    return rows(
-        {host: one["proof"] for host, one in found.items()}, {host: one["findings"] for host, one in found.items()}
-    )
+    return rows(*({host: one.get(what, ()) for host, one in found.items()} for what in ("proof", "findings", "unseen")))
 
 
 def _differences(proofs: t.Mapping[str, Proof]) -> t.Iterator[Row]:
@@ -68,6 +73,17 @@ def _differences(proofs: t.Mapping[str, Proof]) -> t.Iterator[Row]:
 
 def _short(value: str) -> str:
     return value[:24]
+
+
+def _apart(hosts: t.Sequence[str], unseen: t.Mapping[str, t.Sequence[str]]) -> t.Iterator[Row]:
+    """Who has another folder than the host that has it in common with most; among equals that of the lowest rank."""
+    apart = {
+        host: [other for other in hosts if other in unseen.get(host, ()) or host in unseen.get(other, ())]
+        for host in hosts
+    }
+    middle = min(hosts, key=lambda host: len(apart[host]))
+    for host in apart[middle]:
+        yield Row(host, "output", f"is not the folder that {middle} has")
 
 
 def _full_disks(proofs: t.Mapping[str, Proof]) -> t.Iterator[Row]:

@@ -33,6 +33,17 @@ def root(root: str) -> str:
     return root.rstrip("/")
 
 
+def output_root(root: str) -> str:
+    """Empty, or a folder that is the same for every account: no ~."""
+    if root and (not root.startswith("/") or not root.strip("/")):
+        raise FinetuneError(
+            f"{root!r} is no folder for results.",
+            where="train_output_root",
+            change="write a full path that is the same on all hosts, such as /mnt/team/runs, or leave it empty",
+        )
+    return root.rstrip("/")
+
+
 def gpus(value: t.Any) -> str:
     """A list is one of indices or UUIDs: with a comma at the end, which tells the index 1 from the count 1."""
     if isinstance(value, (list, tuple)):

@@ -16,7 +16,7 @@ import subprocess
 import typing as t
 from pathlib import Path
 
-from . import _checker, _dataset, _model, _records, _user
+from . import _checker, _dataset, _model, _output, _records, _user
 from ._engine import files, lease, state
 from ._env import RANKS_PATH
 from ._errors import FinetuneError
@@ -31,6 +31,7 @@ NOTHING: dict[str, t.Any] = {
     "model_missing": False,
     "folders": {},
     "model": {},
+    "output_root": {"why": "", "runs": []},
 }
 """What lies under the root of an account that is still to be made."""
 _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B
@@ -47,12 +48,14 @@ def facts(
     model: str = "",
     media: Media = _records.UNKNOWN,
     folders: t.Sequence[str] = (),
+    output_root: str = "",
 ) -> dict[str, t.Any]:
     """The facts the plan needs.
 
     name: only runs of this name are read. here: datasets that lie on the node, to digest and check for the stage.
     lease_dir: where the leases are, empty for the host's one place. model: of the run, looked into where it is a path.
     folders: where adapters and reward models are. media: what is known of them besides that they are here.
+    output_root: where all nodes are to have their results.
     """
     present = gpus()
     login = _user.login()
@@ -82,6 +85,7 @@ def facts(
             "model_missing": model.startswith("/") and not found,
             "model": _model.facts(Path(model)) if found else {},
             "sources": [source(dataset) for dataset in here],
+            "output_root": _output.facts(output_root, name),
         }
 
     return {
@@ -122,7 +126,8 @@ def refuse_unusable(root: Path) -> None:
 
 
 def runs(root: Path, name: str) -> dict[str, dict[str, t.Any]]:
-    """The runs under the root whose name is `name` (all, when empty): state, request, resolved values."""
+    """The runs under the root whose name is `name` (all, when empty): state, request, resolved values, and which
+    folder it shares with other nodes."""
     known = {}
     for folder in sorted((root / "runs").glob("*")):
         run = state.Run(folder)
@@ -136,6 +141,7 @@ def runs(root: Path, name: str) -> dict[str, dict[str, t.Any]]:
                 "request": record.get("request"),
                 "resolved": record.get("resolved"),
                 "created": record.get("created"),
+                "shared": files.read_json(run.launch).get("shared", ""),
             }
     return known
 

@@ -88,10 +88,12 @@ def node(
             "leases": [gpu["uuid"] for gpu in gpus] or [lease.CPU],
             "lease_dir": facts["lease_dir"],
             "max_restarts": wish.max_restarts,
+            **({"shared": plan.shared} if plan.shared else {}),
             "resumes": wish.stage not in FROM_THE_START,
             "grace_seconds": 120,
             "start_deadline_seconds": 3600,
         },
+        "mounts": [root, plan.shared] if plan.shared else [root],
         "systemd": facts["systemd"],
     }
 
@@ -136,7 +138,7 @@ def _arguments(
         "output_dir": "the run's folder",
         **dict.fromkeys(("deepspeed", *engine), f"train_engine {plan.resolved['engine']}"),
     }
-    if len(ranks) > 1:
+    if len(ranks) > 1 and not plan.shared:
         paths["save_on_each_node"], owners["save_on_each_node"] = True, "the nodes have no storage in common"
     lines = [{"key": key, "value": _config.to_yaml(value), "origin": owners[key]} for key, value in paths.items()]
     for key, value in plan.resolved["arguments"].items():

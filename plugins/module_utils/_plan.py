@@ -17,6 +17,7 @@ from . import (
     _media_send,
     _media_set,
     _nodes,
+    _output,
     _parallel,
     _profile,
     _ranks,
@@ -49,6 +50,10 @@ class Plan:
     environment: dict[str, t.Any] = field(default_factory=dict)
     difference: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    shared: str = ""
+    """The folder in which all nodes have checkpoints and results in common; empty where each has its own."""
+    whole: bool = True
+    """These are all hosts of the run: what they share goes with it."""
     unread: dict[str, str] = field(default_factory=dict)
     """Datasets whose records no Python on a node can read before the environment is there, and why."""
     media: dict[str, t.Any] = field(default_factory=dict)
@@ -125,15 +130,23 @@ def make(
         )
     if first["runs"].get(run_id, {}).get("state") != "finished":
         _parallel.refuse(resolved["engine"], facts)
-        _parallel.refuse_other_shards(first["runs"].get(run_id, {}), world_size)
+        for node in facts.values():
+            _parallel.refuse_other_shards(node["runs"].get(run_id, {}), world_size)
         _situation.refuse_what_cannot_run(wish, resolved, origins, sources, facts, schema)
     plan = Plan(run_id, wish.name, wanted, record if recorded else resolved, origins, recorded, {})
+    plan.shared = _output.place(run_id, wish.output_root, facts)
+    plan.whole = _output.whole(run_id, world_size, facts)
+    if wish.state in ("finished", "staged"):
+        _output.refuse_unusable(plan.shared, wish.output_root, facts)
+        _output.refuse_foreign(run_id, plan.shared, facts, retry=wish.retry)
     current = plan.resolved["environment"] == environment and bool(environment["digest"])
     plan.environment = {**plan.resolved["environment"], "current": current}
     plan.difference = _against_last(plan, first)
     plan.media = media
     plan.unread = {source.dataset.name: source.unread for source in sources if source.unread}
     plan.notices = _notices(wish, plan, record, resolved, sources)
+    in_part = wish.state == "absent" and not plan.whole
+    plan.notices += _output.notices(plan.shared, wish.output_root, removed_in_part=in_part)
     places = dict.fromkeys(facts, _addresses.LOOPBACK)
     if len(facts) > 1:
         places = _addresses.choose({host: node["interfaces"] for host, node in facts.items()}, addresses or {})
@@ -172,6 +185,7 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
         ranks = node["launch"]["nproc_per_node"]
         place = f" at {node['launch']['address']}" if len(plan.nodes) > 1 else ""
         lines.append(f"  node {node['node_rank']:<2} {host}{place}: {device}, {ranks} process(es), {node['folder']}")
+    lines += [f"  results {plan.shared}"] if plan.shared else []
     lines += [f"  {line}" for line in plan.difference]
     lines += [f"  note    {notice}" for notice in plan.notices]
     return lines + ([f"  held    {plan.held.splitlines()[0]}"] if plan.held else [])

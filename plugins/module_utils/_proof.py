@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import typing as t
 from pathlib import Path
@@ -34,9 +35,16 @@ def proof(spec: dict[str, t.Any], *, full: bool = False) -> dict[str, t.Any]:
         "environment": str(mark.get("digest", "")),
         "python": ".".join(str(mark.get("python_version", "")).split(".")[:2]),
         **told,
-        "disk_free": shutil.disk_usage(spec["folder"]).free,
-        "disk_needed": needed(spec["resolved"]["arguments"], weights(model)),
+        **_where_results_go(spec, needed(spec["resolved"]["arguments"], weights(model))),
     }
+
+
+def _where_results_go(spec: dict[str, t.Any], size: int) -> dict[str, t.Any]:
+    """Room for the checkpoints, on every node or once; who shares storage of a network is known there by number."""
+    disk = {"disk_free": shutil.disk_usage(spec["launch"].get("shared") or spec["folder"]).free, "disk_needed": size}
+    if not spec["launch"].get("shared"):
+        return disk
+    return {"account": os.geteuid(), **(disk if spec["launch"]["node_rank"] == 0 else {})}
 
 
 def fingerprint(folder: Path, *, full: bool) -> str:

@@ -49,7 +49,7 @@ def refuse_shared_root(facts: t.Mapping[str, Facts]) -> None:
             raise FinetuneError(
                 f"{seen[place]} and {host} have the same train_root: {place}.",
                 where="train_root",
-                change="choose a folder on a disk of each host's own; nothing needs to be shared",
+                change="choose a folder on a disk of each host's own; what hosts may share is train_output_root",
             )
         if place:
             seen[place] = host

@@ -20,7 +20,7 @@ import typing as t
 import uuid
 from pathlib import Path
 
-from . import _place, _report
+from . import _output, _place, _report
 from ._changes import Changes
 from ._engine import files, lease, progress, state, supervisor
 from ._errors import FinetuneError
@@ -167,11 +167,16 @@ def stop(run: state.Run, changes: Changes, *, patience: float) -> dict[str, t.An
     return report(run)
 
 
-def remove(run: state.Run, changes: Changes, *, patience: float) -> dict[str, t.Any]:
-    """Stop the run and remove its folder; environments, models and datasets stay."""
+def remove(run: state.Run, changes: Changes, *, patience: float, whole: bool = True) -> dict[str, t.Any]:
+    """Stop the run and remove its folder; environments, models and datasets stay.
+
+    whole: all its nodes do so, and what they share goes as well.
+    """
     if not run.path.exists():
         return report(run)
     stop(run, changes, patience=patience)
+    if whole:
+        _output.remove(run, changes)
     if changes.add("remove", run.path):
         run.secrets.unlink(missing_ok=True)
         shutil.rmtree(run.path)

@@ -17,7 +17,7 @@ import time
 import typing as t
 from pathlib import Path
 
-from . import _explain, _media_set, _node, _place, _proof, _run, _state
+from . import _explain, _media_set, _node, _output, _place, _proof, _run, _state
 from ._changes import Changes
 from ._engine import files, state, supervisor
 from ._errors import FinetuneError
@@ -42,6 +42,7 @@ def stage(
     step = _state.next_step(now, retry=retry)
     if step == "refuse":
         raise _explain.why({"": _run.report(run)})
+    _output.stage(run, spec["launch"].get("shared", ""), changes)
     if now == "finished":
         step = _check_results(run, changes, retry=retry)
     if step == "start":
@@ -59,6 +60,8 @@ def stage(
     answer = {**_run.report(run), "state": is_now}
     if spec["compared"] and not changes.dry:
         answer["proof"] = _proof.proof(spec, full=full)
+        if spec["launch"].get("shared"):
+            answer["mark"] = _output.leave_mark(run, spec["launch"]["node_rank"])
         if spec["listens"]:
             answer["ports"] = _place.hold(run, spec)
             if full:

@@ -39,6 +39,7 @@ INPUTS = (
     "train_port",
     "train_user",
     "train_root",
+    "train_output_root",
     "train_max_restarts",
     "train_state",
     "train_wait",
@@ -91,6 +92,8 @@ class Wish:
     port: int
     user: str
     root: str
+    output_root: str
+    """Where all nodes have their results in common; empty where each keeps its own."""
     state: str
     retry: bool
     refresh: bool
@@ -160,6 +163,7 @@ def read(
         port=_inputs.port(variables, "train_port"),
         user=str(variables.get("train_user") or ""),
         root=_inputs.root(str(variables.get("train_root") or "")),
+        output_root=_inputs.output_root(str(variables.get("train_output_root") or "")),
         state=_inputs.one_of(variables, "train_state", _STATES),
         retry=_inputs.switch(variables, "train_retry"),
         refresh=_inputs.one_of(variables, "train_resolve", ("record", "refresh")) == "refresh",

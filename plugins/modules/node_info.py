@@ -54,6 +54,10 @@ options:
         description: LLaMA-Factory's C(media_dir), in which relative paths are looked for.
         type: str
         default: ""
+  output_root:
+    description: Folder that is to hold the results of all nodes. It is looked at, not made. Empty for none.
+    type: str
+    default: ""
   lease_dir:
     description: Where the locks on GPUs are. Empty for the one place of the host.
     type: str
@@ -119,7 +123,10 @@ node:
       description: Who holds the lease of a GPU (by UUID) or of the CPUs (V(cpu)); free ones are left out.
       type: dict
     runs:
-      description: Recorded runs by id with state, request and resolved values.
+      description: Recorded runs by id with state, request and resolved values, and the folder shared with other nodes.
+      type: dict
+    output_root:
+      description: Why results cannot go to O(output_root), empty where they can, and ids of runs that have any there.
       type: dict
     datasets:
       description: Stored datasets whose content is intact.
@@ -164,6 +171,7 @@ def main() -> None:
                 "options": {"taken": {"type": "bool", "default": False}, "folder": {"type": "str", "default": ""}},
             },
             "lease_dir": {"type": "str", "default": ""},
+            "output_root": {"type": "str", "default": ""},
             "datasets": {"type": "list", "elements": "raw", "default": []},
         },
         supports_check_mode=True,
@@ -171,7 +179,9 @@ def main() -> None:
     given = module.params
     try:
         here = [dataset for dataset in _dataset.parse(given["datasets"], "train_datasets") if dataset.source == "path"]
-        asked = {key: given[key] for key in ("user", "root", "name", "stage", "lease_dir", "model", "folders")}
+        asked = {
+            key: given[key] for key in ("user", "root", "name", "stage", "lease_dir", "model", "folders", "output_root")
+        }
         media = _media.Media(bool(given["media"].get("taken")), [given["media"].get("folder") or ""])
         node = _node.facts(here=here, media=media, **asked)
     except FinetuneError as error:

@@ -43,6 +43,10 @@ options:
     description: What of the plan the all-reduce needs on this node. Set by the action plugin.
     type: dict
     default: {}
+  shared:
+    description: The marks of the other nodes to look for in the folder that all share. Set by the action plugin.
+    type: dict
+    default: {}
 extends_documentation_fragment:
   - llmops.finetune.attributes
 """
@@ -76,6 +80,11 @@ findings:
   returned: always
   type: list
   elements: dict
+unseen:
+  description: Hosts that have another folder for their results than this one, where all are to have the same.
+  returned: always
+  type: list
+  elements: str
 allreduce:
   description: Whether this node began its part of an all-reduce over all nodes.
   returned: always
@@ -90,7 +99,7 @@ import typing as t  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
-from ..module_utils import _place, _probe, _user  # noqa: E402
+from ..module_utils import _output, _place, _probe, _user  # noqa: E402
 from ..module_utils._engine.state import Run  # noqa: E402
 from ..module_utils._errors import FinetuneError  # noqa: E402
 
@@ -104,6 +113,7 @@ def main() -> None:
             "verify": {"type": "str", "choices": ["quick", "full"], "default": "quick"},
             "peers": {"type": "list", "elements": "dict", "default": []},
             "allreduce": {"type": "dict", "default": {}},
+            "shared": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
@@ -115,7 +125,15 @@ def main() -> None:
             begin(spec)
         except FinetuneError as error:
             module.fail_json(msg=str(error))
-    module.exit_json(changed=False, findings=findings, allreduce=begins)
+    module.exit_json(changed=False, findings=findings, unseen=unseen(module.params["shared"]), allreduce=begins)
+
+
+def unseen(spec: dict[str, t.Any]) -> list[str]:
+    if not spec:
+        return []
+    run = Run(pathlib.Path(spec["folder"]))
+    found = _user.as_user(spec["user"], lambda: {"hosts": _output.unseen(run, spec["marks"])})
+    return list(found["hosts"])
 
 
 def begin(spec: dict[str, t.Any]) -> None:

@@ -22,7 +22,8 @@ options:
       - V(released) gives up the place that staging took among several nodes, its leases and its port. Nothing that runs
         is touched.
       - V(stopped) has nothing running; a checkpoint is saved first.
-      - V(absent) has the folder of the run gone. Environments, models, datasets and media stay.
+      - V(absent) has the folder of the run gone, and what it shares with other nodes, unless the O(plan) leaves some of
+        these out. Environments, models, datasets and media stay.
     type: str
     choices: [staged, started, released, stopped, absent]
     required: true
@@ -193,11 +194,14 @@ def released(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:
 def ended(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:
     """Stop, or stop and remove, each run that is meant."""
     root = pathlib.Path(_user.expand(spec["root"], spec["user"]))
-    act = _run.stop if given["state"] == "stopped" else _run.remove
+    how = {"patience": given["patience"]}
 
     def end() -> Answer:
         meant = _run.find(root, spec["id"], spec["name"])
-        runs = [act(run, changes, patience=given["patience"]) for run in meant]
+        if given["state"] == "stopped":
+            runs = [_run.stop(run, changes, **how) for run in meant]
+        else:
+            runs = [_run.remove(run, changes, whole=spec.get("whole", True), **how) for run in meant]
         others = [run.id for run in _run.find(root, "", "") if run not in meant and observe(run) == "running"]
         return changed(changes, {"runs": runs, "others": others})
 

@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 import typing as t
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from . import machines
 from .machines import NAMES, ROOT, SAVE, STEPS, Cluster, First, adapters, hosts, left, read, sh
@@ -39,6 +39,7 @@ class Live:
     name: str
     id: str
     steps: dict[str, t.Any]
+    asked: dict[str, t.Any] = field(default_factory=dict)
 
     def read(self, host: str, name: str) -> dict[str, t.Any]:
         return read(host, self.id, name)
@@ -55,7 +56,7 @@ class Live:
 
     def join(self) -> None:
         """The same command, for the hosts where the run does not run."""
-        done = self.cluster.play("train.yml", name=self.name, asked={"train_wait": False}, **self.steps)
+        done = self.cluster.play("train.yml", name=self.name, asked={**self.asked, "train_wait": False}, **self.steps)
         assert done.rc == 0, done.text
 
     def attempt(self, host: str) -> int:

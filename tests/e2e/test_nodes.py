@@ -18,7 +18,7 @@ import shutil
 import signal
 import sys
 import typing as t
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -60,6 +60,8 @@ class Live:
 
     nodes: Nodes
     id: str
+    name: str = "faults"
+    asked: dict[str, t.Any] = field(default_factory=dict)
 
     def folder(self, host: str) -> Path:
         return place(host) / "runs" / self.id
@@ -94,7 +96,7 @@ class Live:
 
     def join(self) -> None:
         """The same command, for the nodes where the run does not run."""
-        done = self.nodes.play(name="faults", train_wait=False)
+        done = self.nodes.play(name=self.name, train_wait=False, **self.asked)
         assert done.rc == 0, done.text
 
 
@@ -186,3 +188,26 @@ def test_what_befalls_nodes_does_not_change_what_comes_out(nodes: Nodes, quiet: 
     assert len(adapters) == 1, "the same on all nodes"
     assert last == results(str(quiet.plan["id"]))[1], "as the trainer logs it: four digits"
     wait_for(lambda: not processes(live.id), 15)
+
+
+def test_on_storage_that_all_share_the_first_node_may_be_a_fresh_one(nodes: Nodes, quiet: Outcome) -> None:
+    """Checkpoints and results are there once; `absent` leaves none of them."""
+    team = BASE / "nodes" / "team"
+    team.mkdir()
+    team.chmod(0o777)
+    asked = {"train_output_root": str(team)}
+    started = nodes.play(name="team", train_wait=False, **asked)
+    assert started.rc == 0, started.text
+    live = Live(nodes, str(started.plan["id"]), "team", asked)
+    live.trains()
+    replace_a_node(live, "n1")
+    done = nodes.play(name="team", **asked)
+    assert done.rc == 0 and done.run["state"] == "finished", done.text
+    assert read(live.folder("n1") / "state.json")["from_step"] >= SAVE
+    assert results(live.id)[1] == results(str(quiet.plan["id"]))[1], "as the trainer logs it: four digits"
+    assert {str((live.folder(host) / "output").readlink()) for host in NAMES} == {str(team / live.id)}
+    assert not [path for path in team.rglob("*") if ".node-" in path.name], "no mark of a node is left"
+    again = nodes.play(name="team", **asked)
+    assert (again.rc, again.changed) == (0, []), again.text
+    gone = nodes.play(name="team", train_state="absent", **asked)
+    assert gone.rc == 0 and list(team.iterdir()) == [], gone.text

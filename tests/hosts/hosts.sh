@@ -3,7 +3,8 @@
 # hosts.sh - hosts as a cloud provider gives them, on this machine, for tests
 #
 # Each is a rootful podman container that boots systemd, has its own address and a disk of its own at /data, and runs
-# sshd with key login for `admin`, who may use sudo. The image is made here from the distribution's packages.
+# sshd with key login for `admin`, who may use sudo. The image is made here from the distribution's packages. At /shared
+# all have one folder of this machine, which stands for storage of a network: it shows at once what another host wrote.
 #
 #   hosts.sh setup             install what is needed, with apt-get
 #   hosts.sh check             0: hosts can be started here; else says what lacks
@@ -147,12 +148,13 @@ start_one() {
   for ((peer = 1; peer <= count; peer++)); do
     flags+=(--add-host "$PREFIX$peer:$(address_of "$PREFIX$peer")")
   done
-  mkdir -p "$STATE/disks/$host"
+  mkdir -p "$STATE/disks/$host" "$STATE/shared"
   podman run --quiet --detach --name "$host" --hostname "$host" --label "$LABEL" \
     --network "$NETWORK" --ip "$(address_of "$host")" --mac-address "$(hardware_address_of "$host")" \
     --systemd=always --cgroupns=private --restart=always --pids-limit=-1 --shm-size 1g \
     --cap-add=SYS_ADMIN,NET_ADMIN,NET_RAW,SYS_BOOT,SYS_PTRACE,AUDIT_WRITE \
     --volume "$STATE/id_ed25519.pub:/etc/first-boot/authorized_keys:ro" --volume "$STATE/disks/$host:/data" \
+    --volume "$STATE/shared:/shared" \
     "${flags[@]}" "$IMAGE" > /dev/null 2> "$STATE/$host.log" || die "podman run $host: $(< "$STATE/$host.log")"
   rm -f "$STATE/$host.log"
 }
@@ -215,7 +217,7 @@ cmd_down() {
   ((${#hosts[@]} == 0)) || podman rm --force --time 0 "${hosts[@]}" > /dev/null
   if podman network exists "$NETWORK"; then podman network rm "$NETWORK" > /dev/null; fi
   ip route del unreachable "$SUBNET" metric 4294967295 2> /dev/null || true
-  rm -rf "$STATE"/{disks,image,id_ed25519,id_ed25519.pub,known_hosts,known_hosts.old,inventory.yml}
+  rm -rf "$STATE"/{disks,shared,image,id_ed25519,id_ed25519.pub,known_hosts,known_hosts.old,inventory.yml}
 }
 
 cmd_purge() {

@@ -62,6 +62,7 @@ def node(gpus: int = 0, capability: float = 9.0, **facts: t.Any) -> dict[str, t.
         "models": [],
         "lease_dir": "",
         "leases": {},
+        "output_root": {"why": "", "runs": []},
         **facts,
     }
 

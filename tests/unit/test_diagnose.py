@@ -49,6 +49,8 @@ ROWS = [
     ("error", True, "IndexError", "list index out of range"),
     ("error", True, "FileNotFoundError", "[Errno 2] No such file or directory: 'ds.json'"),
     ("lost-shards", True, "LostShards", "checkpoint-20/global_step20/zero_pp_rank_2_mp_rank_00_optim_states.pt"),
+    ("storage", False, "NotSeen", "Within 150 s this node does not see what other nodes wrote of checkpoint-20."),
+    ("storage", False, "OSError", "[Errno 116] Stale file handle: '/mnt/team/runs/x/checkpoint-20'"),
     ("peer-lost", False, "PeerLost", "Node 2 fell silent."),
     ("unknown", False, "RuntimeError", "something odd"),
 ]
@@ -143,7 +145,8 @@ def test_nothing_known_may_start_again() -> None:
 
 @pytest.mark.parametrize("row", _CATALOGUE, ids=lambda row: row.kind)
 def test_a_remedy_names_what_there_is(row: t.Any) -> None:
-    known = {*_config.OWNED.values(), "train_args", "train_set", "train_root", "train_port", "train_state=absent"}
+    known = {*_config.OWNED.values(), "train_args", "train_set", "train_port", "train_state=absent"}
+    known |= {"train_root", "train_output_root"}
     assert {word.strip(",.;") for word in row.change.split() if word.startswith("train_")} <= known
     if "recipe" in row.change:
         assert any(name in row.change for name in _recipe.RECIPES)

@@ -66,3 +66,32 @@ def test_the_refusal_is_a_table_with_each_remedy_once() -> None:
     assert "b  environment  ffffffffffffffff, the others eeeeeeeeeeeeeeee" in text
     assert "b  disk         0.0 GB free, checkpoints need 1.0 GB" in text
     assert "a  reach        → b: no" in text and text.count("train_address") == 1
+
+
+APART: list[tuple[str, dict[str, list[str]], list[str]]] = [
+    ("all see all", {"a": [], "b": [], "c": []}, []),
+    ("the last one", {"a": ["c"], "b": ["c"], "c": ["a", "b"]}, ["c"]),
+    ("the first one", {"a": ["b", "c"], "b": ["a"], "c": ["a"]}, ["a"]),
+    ("nobody shares", {"a": ["b", "c"], "b": ["a", "c"], "c": ["a", "b"]}, ["b", "c"]),
+    ("only the one that joins looks", {"b": ["a", "c"]}, ["b"]),
+]
+
+
+@pytest.mark.parametrize(("unseen", "expected"), [case[1:] for case in APART], ids=[case[0] for case in APART])
+def test_a_folder_that_is_not_the_same_is_told_with_its_host(unseen: dict[str, list[str]], expected: list[str]) -> None:
+    found = _fit.rows(proofs(), findings(), unseen)
+    assert [row.host for row in found] == expected and {row.field for row in found} <= {"output"}
+    if found:
+        assert "train_output_root" in str(_fit.refusal(found))
+    registered = {
+        host: {"proof": proofs()[host], "findings": findings()[host], "unseen": unseen.get(host, [])} for host in "abc"
+    }
+    assert _fit.between(registered) == found
+
+
+def test_shared_storage_is_full_once_and_knows_accounts_by_number() -> None:
+    staged = {host: {**LIKE, "account": "997" if host == "b" else "998"} for host in "abc"}
+    staged["a"] |= {"disk_free": 5, "disk_needed": 1_000_000_000}
+    found = _fit.rows(staged, findings())
+    assert [(row.host, row.field) for row in found] == [("b", "account"), ("a", "disk")]
+    assert "uid" not in found[0].what and "same number" in str(_fit.refusal(found))

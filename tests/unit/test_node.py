@@ -141,7 +141,7 @@ def test_runs_of_a_name_are_read_from_their_records(tmp_path: Path) -> None:
     record = {"request": {"name": "a"}, "resolved": {"world_size": 1}, "created": 5.0}
     files.write_json(tmp_path / "runs/a-00000001/run.json", record)
     files.write_json(tmp_path / "runs/a-b-00000002/run.json", record)
-    assert _node.runs(tmp_path, "a") == {"a-00000001": {"id": "a-00000001", "state": "staged", **record}}
+    assert _node.runs(tmp_path, "a") == {"a-00000001": {"id": "a-00000001", "state": "staged", "shared": "", **record}}
     assert set(_node.runs(tmp_path, "")) == {"a-00000001", "a-b-00000002"}
     assert _node.runs(tmp_path / "nowhere", "") == {}
 

@@ -129,6 +129,32 @@ def test_a_node_that_another_one_had_save_and_end_goes_on(stage: Stage) -> None:
     assert staged.resumed_from() == ["", "checkpoint-5"]
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_nodes_share_is_left_as_it_is_and_recorded_once(stage: Stage, tmp_path: Path, rank: int) -> None:
+    """Ranks put it in order, when they have met; rank 0's node records the results."""
+    (tmp_path / "team").mkdir()
+    staged = stage("save=5 torn=8 exit=1", "finish", nnodes=2, node_rank=rank, shared=str(tmp_path / "team"))
+    staged.run.output.symlink_to(tmp_path / "team")
+    staged.acts("save=5 torn=8 exit=1", "finish")
+    assert staged.work() == 0
+    assert staged.resumed_from() == ["", "checkpoint-5"]
+    assert (tmp_path / "team" / "checkpoint-8").is_dir()
+    assert (tmp_path / "team" / "artefacts.json").exists() is (rank == 0)
+    assert not (staged.run.path / "artefacts.json").exists()
+
+
+def test_a_run_whose_storage_is_not_mounted_does_not_begin_anew(stage: Stage, tmp_path: Path) -> None:
+    staged = stage("finish", shared=str(tmp_path / "team"))
+    for linked in (False, True):
+        if linked:
+            staged.run.output.symlink_to(tmp_path / "team")
+        assert staged.work() == 2
+        assert (staged.written()["state"], staged.written()["diagnosis"]["kind"]) == ("interrupted", "storage")
+    (tmp_path / "team").mkdir()
+    assert staged.work() == 0 and staged.resumed_from() == [""]
+    assert staged.written()["attempt"] == 1 and "diagnosis" not in staged.written()
+
+
 def test_torchrun_that_waits_for_a_lost_node_is_ended_soon_after_the_first_error(stage: Stage) -> None:
     staged = stage("leave=PeerLost hang", "save=5 finish", nnodes=2)
     staged.acts("leave=PeerLost hang", "save=5 finish", aftermath=0.2)

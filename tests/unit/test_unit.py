@@ -51,7 +51,7 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Systemd:
 
 def unit(folder: str = "/data/runs/demo-1") -> str:
     launch: dict[str, t.Any] = {"python": f"{HOME}/bin/python", "environment": {"HF_HOME": HOME}, "grace_seconds": 120}
-    spec = {"root": HOME, "user": "llmops", "folder": folder, "launch": launch}
+    spec = {"mounts": [HOME, "/mnt/team/x"], "user": "llmops", "folder": folder, "launch": launch}
     return render("unit.j2", plan={"id": "demo-1"}, spec=spec)
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import typing as t
 from pathlib import Path
 
@@ -37,15 +38,20 @@ def found(output: Path) -> list[Path]:
 def mark(checkpoint: Path, nodes: t.Sequence[dict[str, int]] = ()) -> None:
     """Make every file of the checkpoint durable, then say that it is whole.
 
-    nodes: what each node wrote, where there are several; bytes by file name.
+    nodes: what each node wrote, where there are several and each has a folder of its own; bytes by file name.
     """
+    sync(checkpoint)
+    told = {"nodes": list(nodes)} if nodes else {}
+    files.write_json(checkpoint / MARK, {"step": step_of(checkpoint), "files": sizes(checkpoint), **told})
+
+
+def sync(checkpoint: Path) -> None:
+    """Make every file of the checkpoint durable."""
     for path in _members(checkpoint):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     for folder in {path.parent for path in _members(checkpoint)} | {checkpoint}:
         files.sync_directory(folder)
-    told = {"nodes": list(nodes)} if nodes else {}
-    files.write_json(checkpoint / MARK, {"step": step_of(checkpoint), "files": sizes(checkpoint), **told})
 
 
 def sizes(checkpoint: Path) -> dict[str, int]:
@@ -62,11 +68,12 @@ def is_complete(checkpoint: Path) -> bool:
     told = read_mark(checkpoint).get("files")
     if not isinstance(told, dict) or "trainer_state.json" not in told:
         return False
-    for name, size in told.items():
-        path = checkpoint / name
-        if not path.is_file() or path.stat().st_size != size:
-            return False
-    return True
+    try:
+        return all(
+            stat.S_ISREG((now := os.stat(checkpoint / name)).st_mode) and now.st_size == told[name] for name in told
+        )
+    except OSError:  # not there, or another node that shares the storage is removing it
+        return False
 
 
 def newest_complete(output: Path) -> Path | None:

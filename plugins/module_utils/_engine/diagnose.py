@@ -63,7 +63,7 @@ _CATALOGUE = (
         "disk-full",
         r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+",
         "A file could not be written whole: the disk or a quota is full.",
-        "free space under train_root, or lower save_total_limit in train_args",
+        "free space under train_root or train_output_root, or lower save_total_limit in train_args",
         True,
     ),
     _Row(
@@ -72,6 +72,13 @@ _CATALOGUE = (
         "Parts of every checkpoint were on a node that is gone.",
         "bring that node back, or start the run anew: train_state=absent, then apply",
         True,
+    ),
+    _Row(
+        "storage",
+        r"NotSeen|Stale file handle|Transport endpoint is not connected",
+        "The storage of the results did not show what was written there.",
+        "see that the storage of train_output_root is mounted and well on every host; the run resumes by itself",
+        False,
     ),
     _Row(
         "dataset",
@@ -142,6 +149,12 @@ _CATALOGUE = (
 
 ENDED_ELSEWHERE = Diagnosis(
     "ended", "Another node had all ranks save and end.", "the run goes on when that node is back", False
+)
+NO_STORAGE = Diagnosis(
+    "storage",
+    "The folder of the results is not there: its storage is not mounted, or it was removed.",
+    "mount what train_output_root is on, then the same command again",
+    False,
 )
 _UNKNOWN = Diagnosis("unknown", "The trainer ended with an error.", "read the last lines of the log", False)
 

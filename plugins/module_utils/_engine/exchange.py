@@ -16,7 +16,7 @@ import typing as t
 from pathlib import Path
 
 from . import checkpoint
-from .peers import Node, Store
+from .peers import Node, Store, wait_for
 
 Sizes = dict[str, int]
 """Bytes by file name inside a checkpoint."""
@@ -129,7 +129,9 @@ def restore(output: Path, here: Node, store: Store) -> Agreement:
     if here.leads:
         mine = {str(step): had._asdict() for step, had in held(output).items()}
         store.set(f"have/{here.node}", json.dumps(mine))
-    told = [json.loads(store.get(f"have/{node}")) for node in range(here.nodes)]  # get waits for them
+    for node in range(here.nodes):
+        wait_for(store, f"have/{node}")
+    told = [json.loads(store.get(f"have/{node}")) for node in range(here.nodes)]
     have = [{int(step): Held(**had) for step, had in node.items()} for node in told]
     agreed = agree(have)
     if here.leads:
@@ -137,7 +139,7 @@ def restore(output: Path, here: Node, store: Store) -> Agreement:
             _bring(agreed, have, output, here, store)
         store.set(f"ready/{here.node}", "1")
     for node in range(here.nodes):
-        store.get(f"ready/{node}")
+        wait_for(store, f"ready/{node}")
     return agreed
 
 
@@ -202,11 +204,16 @@ class Nodes:
         self.leaders = [int(store.get(f"leads/{node}")) for node in range(here.nodes)]
         self.group = dist.new_group(self.leaders, backend="gloo")
 
-    def keep(self, path: Path) -> list[Sizes]:
-        """Copy what is one node's alone to its neighbour, after a save; returns what each node wrote."""
+    def complete(self, path: Path) -> None:
+        """Mark what this node has of a checkpoint, when its neighbour has a copy of what is this node's alone."""
+        saved = self.gather(checkpoint.sizes(path))
+        send_files(mirror(saved), path, self.here.node, self.leaders, self.group)
+        checkpoint.mark(path, saved)
+
+    def gather(self, seen: Sizes) -> list[Sizes]:
+        """What each node sees."""
         import torch.distributed as dist
 
-        saved: list[Sizes] = [{} for node in range(self.here.nodes)]
-        dist.all_gather_object(saved, checkpoint.sizes(path), self.group)
-        send_files(mirror(saved), path, self.here.node, self.leaders, self.group)
-        return saved
+        told: list[Sizes] = [{} for node in range(self.here.nodes)]
+        dist.all_gather_object(told, seen, self.group)
+        return told

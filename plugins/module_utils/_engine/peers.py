@@ -77,6 +77,12 @@ def silent(beats: t.Mapping[int, float], nodes: t.Collection[int], now: float) -
     return [node for node in sorted(nodes) if now - beats[node] > SILENCE_SECONDS]
 
 
+def wait_for(store: Store, key: str) -> None:
+    """Until the key is set. `get` would wait too, and keep the thread that beats from the store meanwhile."""
+    while not store.check([key]):
+        time.sleep(0.1)
+
+
 class Liveness:
     """Beats for this node and listens for the others, in threads: a rank in a long computation beats as well."""
 

@@ -22,7 +22,7 @@ import traceback
 import typing as t
 from pathlib import Path
 
-from . import checkpoint, exchange, files, peers
+from . import checkpoint, exchange, files, peers, shared
 from .state import Run
 
 RESUME = "LLMOPS_RESUME"
@@ -110,8 +110,9 @@ def _train(run: Run, here: peers.Node, store: peers.Store | None) -> None:
     with open(run.config, encoding="utf-8") as file:
         arguments: dict[str, t.Any] = yaml.safe_load(file)
     start = os.environ.get(RESUME) or None
-    if store and here.nodes > 1 and files.read_json(run.launch).get("resumes", True):
-        start = _agreed(run, here, store)
+    launch = files.read_json(run.launch)
+    if store and here.nodes > 1:
+        start = _agreed(run, here, store, launch)
     arguments["resume_from_checkpoint"] = start
     keep = arguments.pop("save_total_limit", None)  # ours: upstream removes the old checkpoint before the new is whole
 
@@ -126,12 +127,19 @@ def _train(run: Run, here: peers.Node, store: peers.Store | None) -> None:
     _after_saving(callback.saved)
     run_exp(arguments, callbacks=[callback])
     files.write_json(run.logs / f"memory-rank{here.rank}.json", _peak_memory(here.rank))
+    if store and here.nodes > 1 and launch.get("shared"):
+        shared.ended(here, store)
     if here.leads:
         files.write_json(run.trained, {"attempt": int(os.environ.get(ATTEMPT, "0")), "time": time.time()})
 
 
-def _agreed(run: Run, here: peers.Node, store: peers.Store) -> str | None:
+def _agreed(run: Run, here: peers.Node, store: peers.Store, launch: dict[str, t.Any]) -> str | None:
     """The checkpoint that all nodes go on from, which each of them has then."""
+    resumes = launch.get("resumes", True)
+    if launch.get("shared"):
+        return shared.restore(run.output, here, store, resumes=resumes)
+    if not resumes:
+        return None
     agreed = exchange.restore(run.output, here, store)
     if agreed.lost and not agreed.step:
         raise exchange.LostShards(", ".join(agreed.lost[:5]))
@@ -216,7 +224,9 @@ def _callback(run: Run, here: peers.Node, store: peers.Store | None, keep: int |
     import torch.distributed as dist
     from transformers import TrainerCallback
 
-    resumes = files.read_json(run.launch).get("resumes", True)
+    launch = files.read_json(run.launch)
+    resumes, together = launch.get("resumes", True), bool(launch.get("shared"))
+    acts = here.rank == 0 if together else here.leads
 
     class RunCallback(TrainerCallback):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -230,7 +240,7 @@ def _callback(run: Run, here: peers.Node, store: peers.Store | None, keep: int |
 
         def on_train_begin(self, args: t.Any, state: t.Any, control: t.Any, **_: t.Any) -> None:
             if store and here.nodes > 1 and not self.nodes:
-                self.nodes = exchange.Nodes(here, store)
+                self.nodes = (shared.SharedNodes if together else exchange.Nodes)(here, store)
             self.beat.update(phase="training", step=state.global_step, total_steps=state.max_steps)
             self.last_step = time.monotonic()
             self._write(force=True)
@@ -275,13 +285,13 @@ def _callback(run: Run, here: peers.Node, store: peers.Store | None, keep: int |
         def saved(self, args: t.Any, state: t.Any) -> None:
             if dist.is_initialized():
                 dist.barrier()  # every rank has written its part
+            path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            if acts and path.is_dir() and not (path / "trainer_state.json").exists():  # PPO's loop leaves it out
+                state.save_to_json(str(path / "trainer_state.json"))
             if here.leads:
-                path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-                if path.is_dir() and not (path / "trainer_state.json").exists():  # PPO's loop leaves it out
-                    state.save_to_json(str(path / "trainer_state.json"))
-                checkpoint.mark(path, self.nodes.keep(path) if self.nodes else ())
-                if keep:
-                    checkpoint.prune(Path(args.output_dir), keep)
+                self.nodes.complete(path) if self.nodes else checkpoint.mark(path)
+            if acts and keep:
+                checkpoint.prune(path.parent, keep)
             if dist.is_initialized():
                 dist.barrier()
             self.last_step = time.monotonic()

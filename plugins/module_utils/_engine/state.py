@@ -51,8 +51,8 @@ class Run:
 
     @property
     def artefacts(self) -> Path:
-        """Digests of what the finished run left (supervisor)."""
-        return self.path / "artefacts.json"
+        """Digests of what the finished run left (supervisor); beside the results where all nodes share these."""
+        return (self.output if self.output.is_symlink() else self.path) / "artefacts.json"
 
     @property
     def usage(self) -> Path:
@@ -115,6 +115,7 @@ class Run:
 
     @property
     def output(self) -> Path:
+        """Checkpoints and results: a folder, or a link to one on storage that all nodes share (staging)."""
         return self.path / "output"
 
     @property
@@ -166,6 +167,8 @@ def damaged(run: Run, *, full: bool = False) -> list[str]:
     """
     faults = []
     recorded = files.read_json(run.artefacts)
+    if not recorded and run.output.is_symlink() and files.read_json(run.launch).get("node_rank"):
+        return []  # it is for rank 0's node to say
     if not recorded:
         return ["artefacts.json is gone or unreadable"]
     for name, was in sorted(recorded.items()):

@@ -84,7 +84,10 @@ class Supervisor:
         attempt, fruitless = int(self.state.get("attempt", 0)), 0
         while True:
             attempt += 1
-            start = checkpoint.prepare(self.run.output, resumes=self.launch.get("resumes", True))
+            if self.launch.get("shared") and not (self.run.output.is_symlink() and self.run.output.is_dir()):
+                self._write("interrupted", attempt=attempt - 1, token=token, diagnosis=diagnose.NO_STORAGE._asdict())
+                return 2
+            start = self._ready()
             before = checkpoint.step_of(start) if start else 0
             self._write("running", attempt=attempt, token=token, from_step=before, pid=os.getpid())
             began, ended_by_kernel = time.monotonic(), processes.killed_for_memory()
@@ -92,7 +95,8 @@ class Supervisor:
             ended_by_kernel = processes.killed_for_memory() - ended_by_kernel
             processes.end_all()
             if code == 0 and files.read_json(self.run.trained).get("attempt") == attempt:
-                files.write_json(self.run.artefacts, state.inventory(self.run))
+                if not (self.launch.get("shared") and self.launch["node_rank"]):
+                    files.write_json(self.run.artefacts, state.inventory(self.run))
                 self._write("finished")
                 return 0
             if self.asked_to_end:
@@ -109,6 +113,13 @@ class Supervisor:
                 self._write("failed", diagnosis=diagnosis._asdict())
                 return 1
             self._write("running", diagnosis=diagnosis._asdict())
+
+    def _ready(self) -> Path | None:
+        """The checkpoint to go on from. What several nodes share rank 0 puts in order, when it has met the others."""
+        resumes = self.launch.get("resumes", True)
+        if self.launch.get("shared") and self.launch["nnodes"] > 1:
+            return checkpoint.newest_complete(self.run.output) if resumes else None
+        return checkpoint.prepare(self.run.output, resumes=resumes)
 
     def _attempt(self, attempt: int, start: Path | None) -> tuple[int, str]:
         """Run torchrun to its end. Returns its exit status and why it was ended for a stall, if it was."""
