@@ -17,6 +17,7 @@ from . import (
     _media_send,
     _media_set,
     _nodes,
+    _notices,
     _parallel,
     _profile,
     _ranks,
@@ -26,7 +27,6 @@ from . import (
     _schema,
     _situation,
     _state,
-    _tools,
 )
 from ._dataset import Source
 from ._engine import base_model
@@ -111,7 +111,8 @@ def make(
     first = next(iter(facts.values()))
     record = {} if wish.refresh else dict(first["runs"].get(run_id, {}).get("resolved") or {})
     recorded = record.get("world_size") == world_size
-    resolved, origins = _resolve.resolve(wish, sources, facts, world_size, corpus_digest, environment)
+    template = _resolve.template(wish, facts, schema)
+    resolved, origins = _resolve.resolve(wish, sources, facts, world_size, corpus_digest, environment, template)
     if recorded:  # in the order of a new plan: the files come out the same
         arguments = record["arguments"]
         order = dict.fromkeys([*resolved["arguments"], *arguments])
@@ -126,14 +127,14 @@ def make(
     if first["runs"].get(run_id, {}).get("state") != "finished":
         _parallel.refuse(resolved["engine"], facts)
         _parallel.refuse_other_shards(first["runs"].get(run_id, {}), world_size)
-        _situation.refuse_what_cannot_run(wish, resolved, origins, sources, facts, schema)
+        _situation.refuse_what_cannot_run(wish, resolved, origins, sources, facts, schema, template)
     plan = Plan(run_id, wish.name, wanted, record if recorded else resolved, origins, recorded, {})
     current = plan.resolved["environment"] == environment and bool(environment["digest"])
     plan.environment = {**plan.resolved["environment"], "current": current}
     plan.difference = _against_last(plan, first)
     plan.media = media
     plan.unread = {source.dataset.name: source.unread for source in sources if source.unread}
-    plan.notices = _notices(wish, plan, record, resolved, sources)
+    plan.notices = _notices.notices(wish, plan, record, resolved, sources, template)
     places = dict.fromkeys(facts, _addresses.LOOPBACK)
     if len(facts) > 1:
         places = _addresses.choose({host: node["interfaces"] for host, node in facts.items()}, addresses or {})
@@ -156,6 +157,7 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
     copies = resolved["global_batch_size"] // (micro * accumulation)
     each = "ranks" if copies == resolved["world_size"] else "copies of the model"
     batch = f"{micro} × {accumulation} × {copies} (micro-batch × accumulation × {each})"
+    chosen = arguments.get("template") and "template" not in plan.request["args"] and model["name"] != DEMO_MODEL
     lines = [
         f"Run {plan.id}: {now}",
         f"  recipe  {plan.request['recipe']}, environment {plan.environment['lock']} {plan.environment['digest']}",
@@ -165,6 +167,11 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
         + (f", with {plan.media['count']} file{'s' * (plan.media['count'] > 1)} of media" if plan.media else ""),
         f"  batch   {resolved['global_batch_size']} = {batch}",
         f"  engine  {resolved['engine']}",
+        *(
+            [f"  chat    template {arguments['template']}, {plan.origins.get('template', 'as recorded')}"]
+            if chosen
+            else []
+        ),
     ]
     for host, node in plan.nodes.items():
         count = len(node["launch"]["leases"]) if facts[host]["gpus"] else 0
@@ -216,61 +223,3 @@ def _held(plan: Plan, wish: Wish, facts: t.Mapping[str, Facts]) -> str:
             if holder is not None and not (holder.get("staging") and holder.get("run") == plan.id):
                 return str(_report.held(key, facts[host]["leases"][key], node["user"], host))
     return ""
-
-
-def _notices(
-    wish: Wish, plan: Plan, record: dict[str, t.Any], resolved: dict[str, t.Any], sources: t.Sequence[Source]
-) -> list[str]:
-    notices = list(wish.notices)
-    if record and not plan.recorded:
-        notices.append(
-            f"Resolved again: recorded for {record.get('world_size')} ranks, now there are {resolved['world_size']}."
-        )
-    if plan.recorded:
-        for key in ("environment", "model"):
-            if record[key] != resolved[key]:
-                notices.append(
-                    f"Drift: the run keeps {key} {record[key]}; train_resolve=refresh would take {resolved[key]}."
-                )
-    if wish.stage in _nodes.FROM_THE_START:
-        notices.append(f"Stage {wish.stage} cannot go on from a checkpoint: after an interruption it begins again.")
-    if _parallel.ENGINES[plan.resolved["engine"]].unproved:
-        notices.append(
-            f"Engine {plan.resolved['engine']} is unproved: its files and variables are rendered as its documents have "
-            "them, and this project has never run it."
-        )
-    if _parallel.ENGINES[plan.resolved["engine"]].offload:
-        notices.append(
-            f"Engine {plan.resolved['engine']}: a run that goes on from a checkpoint has come out otherwise than an "
-            "undisturbed one; without _offload it comes out the same."
-        )
-    if wish.stage == "dpo" and _copies_the_model(plan.resolved["arguments"]):
-        notices.append("Without `ref_model`, DPO of all weights keeps a second copy of the model in memory.")
-    if "eval_steps" in wish.args and plan.resolved["arguments"].get("eval_strategy", "no") == "no":
-        notices.append("eval_steps is passed over: eval_strategy is no.")
-    for source in sources:
-        known = bool(plan.resolved["arguments"].get("template"))
-        doubts = _tools.with_template(source.doubts) if known else source.doubts
-        notices += [f"Dataset {source.dataset.name}: {told}." for told in doubts]
-        drawn, most = source.dataset.options.get("num_samples"), plan.resolved["arguments"].get("max_samples")
-        if drawn and most and drawn > most:
-            notices.append(f"Dataset {source.dataset.name}: of its num_samples {drawn}, max_samples keeps {most}.")
-        if source.unread:
-            notices.append(
-                f"Dataset {source.dataset.name}: its records are read when the environment is there, and the plan is "
-                "made again with them before anything is staged."
-            )
-        if source.dataset.formatting == "openai":
-            notices.append(
-                f"Dataset {source.dataset.name}: to records of formatting openai without tools, LLaMA-Factory adds the "
-                "system prompt `detailed thinking off`; sharegpt with `tags` does not."
-            )
-    if wish.model != DEMO_MODEL and "template" not in plan.resolved["arguments"]:
-        notices.append("No `template` is given: LLaMA-Factory takes the chat template of the model's tokenizer.")
-    return notices
-
-
-def _copies_the_model(arguments: t.Mapping[str, t.Any]) -> bool:
-    """DPO compares with the model as it was: an adapter is taken off for that, changed weights need their copy."""
-    alone = arguments.get("pref_loss") in ("orpo", "simpo")
-    return arguments["finetuning_type"] != "lora" and not arguments.get("ref_model") and not alone

@@ -9,7 +9,7 @@ import difflib
 import typing as t
 from dataclasses import dataclass
 
-from . import _config, _dataset, _inputs, _media, _parallel, _recipe, _schema
+from . import _config, _dataset, _inputs, _media, _parallel, _recipe, _schema, _template
 from ._errors import FinetuneError
 
 IMPORTED = "config"
@@ -46,6 +46,7 @@ INPUTS = (
     "train_retry",
     "train_preflight",
     "train_resolve",
+    "train_insist",
 )
 """The role's inputs that a wish is read from, or that are checked with it."""
 
@@ -75,6 +76,10 @@ class Wish:
     model_revision: str
     model_place: str
     """The variable or the key that names it, as refusals tell it."""
+    template: _template.Choice | None
+    """The chat template that the model's name leads to."""
+    insists: bool
+    """A template is taken also where the registry has another one for the model."""
     datasets: list[_dataset.Dataset]
     eval_datasets: list[_dataset.Dataset]
     stage: str
@@ -132,6 +137,8 @@ def read(
     _inputs.one_of(variables, "train_preflight", ("quick", "full"))
     _inputs.seconds(variables, "train_watch_interval")
     model, revision, model_place = _model(variables, imported)
+    template = _template.choose(model, schema) if model != DEMO_MODEL else None
+    chats = arguments.get("template", template.template if template else "")
     return Wish(
         name=_inputs.name(str(variables.get("train_name") or recipe.replace("_", "-"))),
         recipe=recipe,
@@ -144,11 +151,13 @@ def read(
         model=model,
         model_revision=revision,
         model_place=model_place,
+        template=template,
+        insists="template" in _inputs.some_of(variables, "train_insist", ("template",)),
         datasets=datasets,
         eval_datasets=eval_datasets,
         stage=stage,
         media=_media.Media(
-            bool(schema.templates.get(str(arguments.get("template")), {}).get("media")),
+            bool(schema.templates.get(str(chats), {}).get("media")),
             (str(arguments["media_dir"]),) if arguments.get("media_dir") else (),
         ),
         media_folders=given.media_folders,
