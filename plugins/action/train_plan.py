@@ -37,6 +37,7 @@ class ActionModule(ActionBase):
                     "stage": wish.stage,
                     "media": {"taken": wish.media.taken, "folder": "".join(wish.media.folders)},
                     "model": wish.model,
+                    "hub": wish.hub,
                     "folders": wish.folders,
                 }
             facts = {host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import typing as t
 
 from . import _nodes, _parallel, _template, _tools
@@ -32,7 +33,8 @@ def notices(
         for key in ("environment", "model"):
             if record[key] != resolved[key]:
                 told.append(
-                    f"Drift: the run keeps {key} {record[key]}; train_resolve=refresh would take {resolved[key]}."
+                    f"Drift: the run keeps {key} {_short(record[key])}; train_resolve=refresh would take "
+                    f"{_short(resolved[key])}."
                 )
     if wish.stage in _nodes.FROM_THE_START:
         told.append(f"Stage {wish.stage} cannot go on from a checkpoint: after an interruption it begins again.")
@@ -68,6 +70,11 @@ def notices(
                 "system prompt `detailed thinking off`; sharegpt with `tags` does not."
             )
     return told + _about_template(wish, plan.resolved["arguments"], template)
+
+
+def _short(identity: t.Mapping[str, str]) -> str:
+    """Name and version of an environment or a model, as a person reads them."""
+    return " ".join(value[:12] if re.fullmatch("[0-9a-f]{16,}", value) else value for value in identity.values())
 
 
 def _about_template(wish: Wish, arguments: t.Mapping[str, t.Any], choice: _template.Choice | None) -> list[str]:

@@ -14,11 +14,13 @@ from dataclasses import asdict, dataclass, field, replace
 from . import (
     _addresses,
     _dataset,
+    _hub,
     _media_send,
     _media_set,
     _nodes,
     _notices,
     _parallel,
+    _pin,
     _profile,
     _ranks,
     _report,
@@ -112,11 +114,16 @@ def make(
     record = {} if wish.refresh else dict(first["runs"].get(run_id, {}).get("resolved") or {})
     recorded = record.get("world_size") == world_size
     template = _resolve.template(wish, facts, schema)
-    resolved, origins = _resolve.resolve(wish, sources, facts, world_size, corpus_digest, environment, template)
+    pin = _pin.choose(wish, facts, _pinned(record)) if wish.hub else _pin.Pin("")
+    resolved, origins = _resolve.resolve(
+        wish, sources, facts, world_size, corpus_digest, environment, template, pin.revision
+    )
     if recorded:  # in the order of a new plan: the files come out the same
         arguments = record["arguments"]
         order = dict.fromkeys([*resolved["arguments"], *arguments])
         record["arguments"] = {key: arguments[key] for key in order if key in arguments}
+        if wish.hub and not _pinned(record):
+            record["model"] = resolved["model"]
     missing = [host for host, node in facts.items() if node.get("model_missing")]
     if missing:
         raise FinetuneError(
@@ -135,6 +142,10 @@ def make(
     plan.media = media
     plan.unread = {source.dataset.name: source.unread for source in sources if source.unread}
     plan.notices = _notices.notices(wish, plan, record, resolved, sources, template)
+    if wish.hub and first["runs"].get(run_id, {}).get("state") != "finished":
+        _pin.refuse_full_disks(wish, plan.resolved["model"]["revision"], facts)
+    if pin.old:
+        plan.notices.append(f"The hub could not be asked ({pin.old}): the model is the one that the last run took.")
     places = dict.fromkeys(facts, _addresses.LOOPBACK)
     if len(facts) > 1:
         places = _addresses.choose({host: node["interfaces"] for host, node in facts.items()}, addresses or {})
@@ -145,6 +156,12 @@ def make(
     return plan
 
 
+def _pinned(record: t.Mapping[str, t.Any]) -> str:
+    """The commit of a recorded model; empty where it was recorded as a branch, which ranks fetched themselves."""
+    revision = str(record.get("model", {}).get("revision", ""))
+    return revision if _hub.COMMIT.fullmatch(revision) else ""
+
+
 def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Facts]) -> list[str]:
     """The plan as a person reads it."""
     arguments, resolved = plan.resolved["arguments"], plan.resolved
@@ -153,6 +170,10 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
     made = " (made on the node from the demo text)" if model["name"] == DEMO_MODEL else f" at {model['revision']}"
     if model["name"].startswith("/"):
         made = ""
+    fetches = [host for host, node in plan.nodes.items() if node["model"]["hub"] and node["model"]["missing"]]
+    told = next((facts[host]["hub"]["bytes"] for host in fetches if facts[host]["hub"].get("bytes")), 0)
+    if fetches and told:
+        made += f", {_pin.size(told)} to be fetched"
     micro, accumulation = arguments["per_device_train_batch_size"], arguments["gradient_accumulation_steps"]
     copies = resolved["global_batch_size"] // (micro * accumulation)
     each = "ranks" if copies == resolved["world_size"] else "copies of the model"

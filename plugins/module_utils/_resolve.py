@@ -22,8 +22,10 @@ def resolve(
     corpus_digest: str,
     environment: dict[str, str],
     template: _template.Choice | None = None,
+    commit: str = "",
 ) -> tuple[dict[str, t.Any], dict[str, str]]:
-    """LLaMA-Factory's arguments without paths, and where each came from. template: the one that is the model's."""
+    """LLaMA-Factory's arguments without paths, and where each came from. template: the one that is the model's; commit:
+    of a model from a hub."""
     layers: list[tuple[str, dict[str, t.Any]]] = [(f"recipe {wish.recipe}", wish.base)]
     if wish.model == DEMO_MODEL:
         own = base_model.IN_ENVIRONMENT.get(wish.environment, {})
@@ -47,7 +49,7 @@ def resolve(
     for key, value in (("per_device_train_batch_size", micro), ("gradient_accumulation_steps", accumulation)):
         if arguments[key] != value:
             arguments[key], origins[key] = value, "train_global_batch_size"
-    model = {"name": wish.model, "revision": wish.model_revision}
+    model = {"name": wish.model, "revision": commit or wish.model_revision}
     if wish.model == DEMO_MODEL:
         model = {"name": DEMO_MODEL, "revision": base_model.identity(corpus_digest)}
     return {

@@ -17,7 +17,7 @@ from ._schema import Schema
 
 _DERIVED = re.compile(
     r"[-.](?:gguf|ggml|awq|gptq|exl[23]|mlx|onnx|bnb|hf|ms|unsloth|dynamic|(?:un)?quantized|autoround|inc|imatrix|i1|qat|"
-    r"nf4|hqq|aqlm|marlin|fp4|fp8|fp16|bf16|nvfp4|mxfp4|dwq|block|abliterated|int[248]|[2-8]-?bits?|w\d+a\d+|g\d+|"
+    r"nf4|hqq|aqlm|marlin|fp4|fp8|fp16|bf16|nvfp4|mxfp4|dwq|block|abliterated|int[248]|[2-8]-?bits?|w\d+a\d+|g\d+|\d+x\d+|"
     r"q[2-8](?:[-.][0-9a-z]+)*)$"
 )
 """How a copy of a model says, at the end of its name, in which form its weights are."""

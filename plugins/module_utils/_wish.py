@@ -101,6 +101,12 @@ class Wish:
     refresh: bool
     max_restarts: int
 
+    @property
+    def hub(self) -> dict[str, str]:
+        """The model and its revision as asked for, where it is one of a hub."""
+        there = self.model == DEMO_MODEL or self.model.startswith("/")
+        return {} if there else {"model": self.model, "revision": self.model_revision}
+
 
 def read(
     variables: t.Mapping[str, t.Any],

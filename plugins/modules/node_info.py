@@ -31,6 +31,23 @@ options:
     description: The role's C(train_model). Where it is a full path, the model there is looked at.
     type: str
     default: ""
+  hub:
+    description: A model of a hub, which is asked for the commit of its revision. Empty asks nobody.
+    type: dict
+    default: {}
+    suboptions:
+      model:
+        description: Id of the model.
+        type: str
+        default: ""
+      revision:
+        description: Branch, tag or commit.
+        type: str
+        default: main
+  secrets:
+    description: Environment variables by which the hub is asked, such as C(HF_TOKEN) and C(HF_ENDPOINT).
+    type: dict
+    default: {}
   folders:
     description: Full paths of adapters, reward models and descriptions of tokens that the run begins with.
     type: list
@@ -137,6 +154,11 @@ node:
         What the model at the path that O(model) names says of itself - its kind, layers, longest input, quantization,
         names of modules, files of weights that are absent. Empty for a model on a hub.
       type: dict
+    hub:
+      description: >-
+        Of O(hub), the commit and the bytes of the files that a run reads; where the hub does not answer, why (C(kind),
+        C(said)), and the commit that the last run took if that is stored.
+      type: dict
     sources:
       description: Digest, number of records and faults of each of O(datasets).
       type: list
@@ -157,6 +179,15 @@ def main() -> None:
             "name": {"type": "str", "default": ""},
             "model": {"type": "str", "default": ""},
             "folders": {"type": "list", "elements": "str", "default": []},
+            "hub": {
+                "type": "dict",
+                "default": {},
+                "options": {
+                    "model": {"type": "str", "default": ""},
+                    "revision": {"type": "str", "default": "main"},
+                },
+            },
+            "secrets": {"type": "dict", "default": {}, "no_log": True},
             "stage": {"type": "str", "choices": ["pt", "sft", "rm", "ppo", "dpo", "kto"], "default": "sft"},
             "media": {
                 "type": "dict",
@@ -171,7 +202,10 @@ def main() -> None:
     given = module.params
     try:
         here = [dataset for dataset in _dataset.parse(given["datasets"], "train_datasets") if dataset.source == "path"]
-        asked = {key: given[key] for key in ("user", "root", "name", "stage", "lease_dir", "model", "folders")}
+        asked = {
+            key: given[key]
+            for key in ("user", "root", "name", "stage", "lease_dir", "model", "folders", "hub", "secrets")
+        }
         media = _media.Media(bool(given["media"].get("taken")), [given["media"].get("folder") or ""])
         node = _node.facts(here=here, media=media, **asked)
     except FinetuneError as error:

@@ -1,0 +1,115 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a node knows of a hub's model: the commit that a branch or tag is now, its size, and what lies here of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import typing as t
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from ._engine import files, hub_model
+from ._errors import FinetuneError
+
+ENDPOINT = "https://huggingface.co"
+SECONDS = 15.0
+COMMIT = re.compile(r"[0-9a-f]{40}")
+REFS = ".refs.json"
+"""In the folder of models: by model and revision as asked for, the commit that it was when a run last took it."""
+
+_CHANGE = {
+    "missing": "correct train_model; for a private model put HF_TOKEN into train_secrets",
+    "revision": "correct train_model_revision",
+    "gated": "accept its terms on its page, and put a token of the account that did into train_secrets, as HF_TOKEN",
+    "unreachable": "let the node reach the hub, or a mirror that HF_ENDPOINT in train_secrets names, or copy the model "
+    "to the node and name its full path",
+    "cut": "run again; the fetch goes on where it was",
+    "full": "free space below train_root, or choose another train_root",
+    "damaged": "run again; if it stays so, the hub or what lies between is at fault",
+}
+_WHAT = {
+    "missing": "The hub has no model {model}, or none that may be seen without a token",
+    "revision": "Model {model} has no revision {revision}",
+    "gated": "Model {model} is gated: the hub does not give it to everyone",
+    "unreachable": "The hub could not be asked for model {model}",
+    "cut": "The fetch of model {model} was cut",
+    "full": "The disk is full, while model {model} was fetched",
+    "damaged": "Model {model} does not come as the hub says it is",
+}
+
+
+def refusal(told: t.Mapping[str, t.Any], model: str, revision: str, where: str) -> FinetuneError:
+    """What a person reads of a `kind` and what was `said`."""
+    what = _WHAT[told["kind"]].format(model=model, revision=revision)
+    return FinetuneError(f"{what} ({told['said']}).", where=where, change=_CHANGE[told["kind"]])
+
+
+def folder_name(model: str, revision: str) -> str:
+    """Of the model's folder below `models`."""
+    return f"{model.replace('/', '--')}@{revision}"
+
+
+def facts(
+    model: str, revision: str, folder: Path, whole: t.Container[str], secrets: t.Mapping[str, str]
+) -> dict[str, t.Any]:
+    """Commit and bytes that a run of the model would take now. Where the hub does not answer, the commit that the last
+    run took, if it is here, and always why (`kind`, `said`). begun: bytes of it that a cut fetch left.
+
+    folder: that of models; whole: those in it that are as they were stored.
+    """
+    if COMMIT.fullmatch(revision) and folder_name(model, revision) in whole:
+        return {"revision": revision, "bytes": 0}
+    try:
+        answer = _ask(model, revision, secrets)
+    except urllib.error.HTTPError as error:
+        answer = {"kind": _kind(error), "said": f"{error.code} {error.headers.get('X-Error-Message') or error.reason}"}
+    except (OSError, ValueError) as error:
+        answer = {"kind": "unreachable", "said": str(getattr(error, "reason", error))}
+    if "kind" in answer:
+        known = files.read_json(folder / REFS).get(f"{model}@{revision}")
+        return {**answer, "revision": known} if known and folder_name(model, known) in whole else answer
+    partial = folder / f".{folder_name(model, answer['revision'])}"
+    return {**answer, "begun": sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())}
+
+
+def remember(folder: Path, model: str, asked: str, commit: str) -> None:
+    """For the day when the hub does not answer."""
+    refs = files.read_json(folder / REFS)
+    if refs.get(f"{model}@{asked}") != commit:
+        files.write_json(folder / REFS, {**refs, f"{model}@{asked}": commit})
+
+
+def _ask(model: str, revision: str, secrets: t.Mapping[str, str]) -> dict[str, t.Any]:
+    given = {**os.environ, **secrets}
+    endpoint = str(given.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
+    token = str(given.get("HF_TOKEN") or "")
+    place = f"{endpoint}/api/models/{model}/revision/{urllib.parse.quote(revision, safe='')}?blobs=true"
+    with _open(place, token) as response:
+        told = json.load(response)
+    sizes = {file["rfilename"]: int(file.get("size") or 0) for file in told["siblings"]}
+    names = hub_model.wanted(sizes)
+    if told.get("gated") and names:  # the list is for everyone, its files are not
+        _open(f"{endpoint}/{model}/resolve/{told['sha']}/{min(names, key=sizes.__getitem__)}", token, "HEAD").close()
+    return {"revision": str(told["sha"]), "bytes": sum(sizes[name] for name in names)}
+
+
+def _open(place: str, token: str, method: str = "GET") -> t.Any:
+    request = urllib.request.Request(place, method=method, headers={"User-Agent": "llmops.finetune"})
+    if token:
+        request.add_unredirected_header("Authorization", f"Bearer {token}")  # for the hub alone, not where it sends us
+    return urllib.request.urlopen(request, timeout=SECONDS)
+
+
+def _kind(error: urllib.error.HTTPError) -> str:
+    code = error.headers.get("X-Error-Code")
+    if code == "RevisionNotFound":
+        return "revision"
+    if code == "GatedRepo" or error.code == 403:
+        return "gated"
+    return "missing" if code == "RepoNotFound" or error.code in (401, 404) else "unreachable"
