@@ -116,7 +116,14 @@ class Hub:
                         one["lfs"]["pointerSize"] = 130
                     siblings.append(one)
                 gated = "manual" if model in hub.gated else False
-                about = {"_id": "1", "id": model, "modelId": model, "sha": commit, "gated": gated, "private": False}
+                about: dict[str, t.Any] = {
+                    "_id": "1",
+                    "id": model,
+                    "modelId": model,
+                    "sha": commit,
+                    "gated": gated,
+                    "private": False,
+                }
                 about |= {"siblings": siblings, "tags": [], "downloads": 0, "likes": 0}
                 self._plain(200, json.dumps(about).encode(), {"Content-Type": "application/json"})
 

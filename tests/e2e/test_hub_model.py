@@ -50,8 +50,7 @@ def play(world: World, hub: Hub, *arguments: str, model: str = MODEL, token: str
     secrets = {"HF_ENDPOINT": hub.address, **({"HF_TOKEN": token} if token else {})}
     short: dict[str, t.Any] = {"template": "qwen3_nothink", "max_steps": 2, "save_steps": 2, "cutoff_len": 128}
     variables = {"train_name": "far", "train_model": model, "train_secrets": secrets, "train_eval_datasets": []}
-    playbook, *arguments = arguments or ("train.yml",)
-    return world.play(playbook, *arguments, variables={**variables, **asked}, **short)
+    return world.play(*(arguments or ("train.yml",)), variables={**variables, **asked}, **short)
 
 
 def stored(world: World, commit: str) -> Path:
