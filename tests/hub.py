@@ -82,12 +82,14 @@ class Hub:
                 pass
 
             def _answer(self) -> None:
-                path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+                path = urllib.parse.urlsplit(self.path).path
                 hub.asked.append((self.command, path, self.headers.get("Range", "")))
                 if found := re.fullmatch(r"/api/models/(.+)/revision/([^/]+)", path):
-                    self._told(*found.groups())
+                    self._told(*map(urllib.parse.unquote, found.groups()))
                 elif found := re.fullmatch(r"/(.+)/resolve/([^/]+)/(.+)", path):
-                    self._file(*found.groups())
+                    self._file(*map(urllib.parse.unquote, found.groups()))
+                elif found := re.fullmatch(r"/api/v1/models/(.+)/repo(/files)?", path):
+                    self._modelscope(found[1], bool(found[2]))
                 elif found := re.fullmatch(r"/lfs/([0-9a-f]{64})", path):
                     contents = [c for m in hub.commits.values() for files in m.values() for c in files.values()]
                     self._send(next(c for c in contents if hashlib.sha256(c).hexdigest() == found[1]), found[1], {})
@@ -145,6 +147,26 @@ class Hub:
                 digest = hashlib.sha256(content).hexdigest()
                 headers |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{digest}"'}
                 self._plain(302, b"", {**headers, "Location": f"{hub.address}/lfs/{digest}"})
+
+            def _modelscope(self, model: str, lists: bool) -> None:
+                """The same models as ModelScope tells and gives them; its first branch is `master`."""
+                asked = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query)
+                commit = hub.branches.get(model, {}).get(asked.get("Revision", ["master"])[0].replace("master", "main"))
+                if commit is None:
+                    self._plain(404, json.dumps({"Code": 404, "Message": "not found", "Success": False}).encode(), {})
+                    return
+                files = hub.commits[model][commit]
+                if lists:
+                    told = [
+                        {"Path": name, "Name": name, "Type": "blob", "Size": len(content)}
+                        | {"Sha256": hashlib.sha256(content).hexdigest(), "Revision": commit}
+                        for name, content in files.items()
+                    ]
+                    answer = {"Code": 200, "Success": True, "Message": "", "Data": {"Files": told}}
+                    self._plain(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+                    return
+                content = files[asked["FilePath"][0]]
+                self._send(content, hashlib.sha256(content).hexdigest(), {})
 
             def _send(self, content: bytes, etag: str, headers: dict[str, str], spoilt: bool = False) -> None:
                 asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))

@@ -42,6 +42,7 @@ class ActionModule(ActionBase):
                 }
             facts = {host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]}
             sources = _sources.sources(wish, self._folders(known), facts)
+            model = _sources.model(wish, self._folders(known))
             profile = _profile.find(wish.environment, wish.lock, self._folders(known))
             schema = schemas[wish.environment]
             plan = _plan.make(
@@ -52,6 +53,7 @@ class ActionModule(ActionBase):
                 schema=schema._replace(packages=profile.packages or schema.packages),
                 addresses={host: str(known["hostvars"][host].get("train_address") or "") for host in facts},
                 environment=profile.identity,
+                model=model,
             )
         except FinetuneError as error:
             return {"failed": True, "msg": str(error)}

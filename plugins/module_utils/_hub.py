@@ -14,7 +14,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from ._engine import files, hub_model
+from ._engine import files, hub_files, hub_modelscope
 from ._errors import FinetuneError
 
 ENDPOINT = "https://huggingface.co"
@@ -24,13 +24,15 @@ REFS = ".refs.json"
 """In the folder of models: by model and revision as asked for, the commit that it was when a run last took it."""
 
 _CHANGE = {
-    "missing": "correct train_model; for a private model put HF_TOKEN into train_secrets",
+    "missing": "correct train_model; for a private model put a token into train_secrets, as HF_TOKEN or "
+    "MODELSCOPE_API_TOKEN",
     "revision": "correct train_model_revision",
     "gated": "accept its terms on its page, and put a token of the account that did into train_secrets, as HF_TOKEN",
     "unreachable": "let the node reach the hub, or a mirror that HF_ENDPOINT in train_secrets names, or copy the model "
     "to the node and name its full path",
     "cut": "run again; the fetch goes on where it was",
     "full": "free space below train_root, or choose another train_root",
+    "moved": "-e train_resolve=refresh to train from what it has now",
     "damaged": "run again; if it stays so, the hub or what lies between is at fault",
 }
 _WHAT = {
@@ -40,6 +42,7 @@ _WHAT = {
     "unreachable": "The hub could not be asked for model {model}",
     "cut": "The fetch of model {model} was cut",
     "full": "The disk is full, while model {model} was fetched",
+    "moved": "The hub no longer has what {revision} of model {model} was",
     "damaged": "Model {model} does not come as the hub says it is",
 }
 
@@ -52,7 +55,7 @@ def refusal(told: t.Mapping[str, t.Any], model: str, revision: str, where: str) 
 
 def folder_name(model: str, revision: str) -> str:
     """Of the model's folder below `models`."""
-    return f"{model.replace('/', '--')}@{revision}"
+    return f"{model.replace(':', '--').replace('/', '--')}@{revision}"
 
 
 def facts(
@@ -87,13 +90,19 @@ def remember(folder: Path, model: str, asked: str, commit: str) -> None:
 
 def _ask(model: str, revision: str, secrets: t.Mapping[str, str]) -> dict[str, t.Any]:
     given = {**os.environ, **secrets}
+    if model.startswith(hub_modelscope.PREFIX):
+        endpoint = str(given.get("MODELSCOPE_ENDPOINT") or hub_modelscope.ENDPOINT).rstrip("/")
+        token = str(given.get("MODELSCOPE_API_TOKEN") or "")
+        with _open(endpoint + hub_modelscope.place(model, revision), token) as response:
+            found = hub_modelscope.read(json.load(response))
+        return {"revision": hub_modelscope.pin(found), "bytes": sum(found[name][0] for name in hub_files.wanted(found))}
     endpoint = str(given.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
     token = str(given.get("HF_TOKEN") or "")
     place = f"{endpoint}/api/models/{model}/revision/{urllib.parse.quote(revision, safe='')}?blobs=true"
     with _open(place, token) as response:
         told = json.load(response)
     sizes = {file["rfilename"]: int(file.get("size") or 0) for file in told["siblings"]}
-    names = hub_model.wanted(sizes)
+    names = hub_files.wanted(sizes)
     if told.get("gated") and names:  # the list is for everyone, its files are not
         _open(f"{endpoint}/{model}/resolve/{told['sha']}/{min(names, key=sizes.__getitem__)}", token, "HEAD").close()
     return {"revision": str(told["sha"]), "bytes": sum(sizes[name] for name in names)}

@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The model of a run in its place on the node: made from the demo text, or fetched from a hub. Runs share it.
+"""The model of a run in its place on the node: made from the demo text, sent, or fetched from a hub. Runs share it.
 
 Either takes its place when it is whole. The making and the fetching are done by the Python of the run's environment.
 """
@@ -15,7 +15,7 @@ import subprocess
 import typing as t
 from pathlib import Path
 
-from . import _hub, _node
+from . import _hub, _media_set, _node
 from ._changes import Changes
 from ._engine import files
 from ._errors import FinetuneError
@@ -33,6 +33,9 @@ def stage(spec: Spec, changes: Changes, secrets: t.Mapping[str, t.Any], *, start
     if model["build"] and not _node.model_intact(folder, model["identity"]):
         if changes.add("update" if folder.exists() else "build", folder):
             _alone(folder, MAKING_SECONDS, lambda _lock: _make(spec, folder))
+    elif model["local"] and starting:
+        if not _node.intact(folder) and changes.add("update" if folder.exists() else "create", folder):
+            _alone(folder, MAKING_SECONDS, lambda _lock: _store(model, folder))
     elif model["hub"] and starting:
         if not _node.intact(folder) and changes.add("update" if folder.exists() else "fetch", folder):
             _alone(folder, FETCHING_SECONDS, lambda lock: _fetch(spec, folder, secrets, lock))
@@ -74,6 +77,21 @@ def _make(spec: Spec, folder: Path) -> None:
         )
 
 
+def _store(model: Spec, folder: Path) -> None:
+    """What was sent takes its place when it is whole."""
+    if _node.intact(folder):
+        return
+    workshop = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        content = _media_set.unpack(model["stream"], workshop, model["identity"], "files of the model")
+        os.sync()  # the manifest is not to outlive what it names
+        _node.seal(workshop, content, content)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(workshop, folder)
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+
+
 def _fetch(spec: Spec, folder: Path, secrets: t.Mapping[str, t.Any], lock: int) -> None:
     """What a cut fetch left is gone on with, and of a damaged folder what is right is kept."""
     if _node.intact(folder):
@@ -82,10 +100,13 @@ def _fetch(spec: Spec, folder: Path, secrets: t.Mapping[str, t.Any], lock: int) 
     if folder.exists() and not partial.exists():
         os.replace(folder, partial)
     shutil.rmtree(folder, ignore_errors=True)
-    asked = ["--model", model["hub"], "--revision", model["identity"], "--folder", str(partial)]
+    asked = ["--model", model["hub"], "--asked", model["asked"], "--revision", model["identity"]]
     given = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **secrets}
     with _Workshop(folder, spec) as workshop:
-        done = _engine(spec, workshop, "hub_model", asked, {**given, "HF_HUB_OFFLINE": "0"}, lock)
+        given |= {name: str(workshop / "client") for name in ("MODELSCOPE_HOME", "MODELSCOPE_CACHE")}
+        done = _engine(
+            spec, workshop, "hub_model", [*asked, "--folder", str(partial)], {**given, "HF_HUB_OFFLINE": "0"}, lock
+        )
     told = _answer(done.stdout)
     if "kind" in told:
         raise _hub.refusal(told, model["hub"], model["asked"], "train_model")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from . import _addresses, _config, _dataset, _hub, _media_set, _parallel, _ranks
+from . import _addresses, _config, _dataset, _hub, _media_set, _parallel, _ranks, _sent_model
 from ._dataset import Source
 from ._engine import base_model, lease
 from ._env import RANKS_PATH, environment_path
@@ -102,16 +102,17 @@ def _media_folder(plan: Plan, root: str) -> str:
 
 def _model(plan: Plan, root: str) -> dict[str, t.Any]:
     """Where the model lies on the node; `build` says that it is made there from the demo text, `hub` under which name
-    it is fetched, and `asked` for which revision."""
-    model = plan.resolved["model"]
-    if model["name"] == DEMO_MODEL:
-        path = f"{root}/models/{DEMO_MODEL}@{model['revision']}"
-        return {"build": True, "path": path, "identity": model["revision"], "hub": "", "asked": ""}
-    if model["name"].startswith("/"):
-        return {"build": False, "path": model["name"], "identity": "", "hub": "", "asked": ""}
-    path = f"{root}/models/{_hub.folder_name(model['name'], model['revision'])}"
+    it is fetched and `asked` for which revision, `local` where it is on the controller."""
+    name, revision = plan.resolved["model"]["name"], plan.resolved["model"]["revision"]
+    told = {"build": name == DEMO_MODEL, "identity": revision, "hub": "", "asked": "", **(plan.model or {"local": ""})}
+    if name == DEMO_MODEL:
+        return {**told, "path": f"{root}/models/{DEMO_MODEL}@{revision}"}
+    if plan.model:
+        return {**told, "path": f"{root}/models/{_sent_model.folder_name(revision)}"}
+    if name.startswith("/"):
+        return {**told, "path": name, "identity": ""}
     asked = plan.request["model"]["revision"]
-    return {"build": False, "path": path, "identity": model["revision"], "hub": model["name"], "asked": asked}
+    return {**told, "path": f"{root}/models/{_hub.folder_name(name, revision)}", "hub": name, "asked": asked}
 
 
 def _arguments(

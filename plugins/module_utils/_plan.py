@@ -27,6 +27,7 @@ from . import (
     _request,
     _resolve,
     _schema,
+    _sent_model,
     _situation,
     _state,
 )
@@ -53,6 +54,8 @@ class Plan:
     notices: list[str] = field(default_factory=list)
     unread: dict[str, str] = field(default_factory=dict)
     """Datasets whose records no Python on a node can read before the environment is there, and why."""
+    model: dict[str, t.Any] = field(default_factory=dict)
+    """Where its model comes from, which is sent from the controller: folder, and digests of its files."""
     media: dict[str, t.Any] = field(default_factory=dict)
     """The images, videos and audios that its datasets bring along: digest, number, and where they come from."""
     held: str = ""
@@ -63,11 +66,16 @@ class Plan:
         return asdict(self)
 
 
-def request(wish: Wish, sources: t.Sequence[Source], corpus_digest: str) -> _request.Request:
-    """The wish as its identity: what the author wrote, datasets by content, the embedded model by its recipe."""
+def request(
+    wish: Wish, sources: t.Sequence[Source], corpus_digest: str, sent: _sent_model.Sent | None = None
+) -> _request.Request:
+    """The wish as its identity: what the author wrote, datasets and a model that is sent by content, the embedded model
+    by its recipe."""
     model: dict[str, t.Any] = {"name": wish.model, "revision": wish.model_revision}
     if wish.model == DEMO_MODEL:
         model = {"name": DEMO_MODEL, "recipe": base_model.identity(corpus_digest)}
+    if sent:
+        model = {"name": "file", "digest": sent.digest}
     return {
         "name": wish.name,
         "recipe": wish.recipe,
@@ -94,17 +102,20 @@ def make(
     environment: dict[str, str],
     schema: _schema.Schema,
     addresses: t.Mapping[str, str] | None = None,
+    model: _sent_model.Sent | None = None,
 ) -> Plan:
     """The plan for hosts in rank order. environment: name and digest of the lock that is current; schema: what it
-    takes; addresses: train_address by host."""
+    takes; addresses: train_address by host; model: that is sent."""
     if not facts:
         raise FinetuneError(
             "There is no host to train on.", where="inventory, group trainers", change="add a host or widen --limit"
         )
+    if model:
+        facts = {host: {**node, "model": model.facts} for host, node in facts.items()}
     media = _media_send.plan(sources)
     if media:  # the run has a media_dir of its own; where its content came from does not count
         wish = replace(wish, args={key: value for key, value in wish.args.items() if key != "media_dir"})
-    wanted = request(wish, sources, corpus_digest)
+    wanted = request(wish, sources, corpus_digest, model)
     run_id = _request.run_id(wanted)
     _ranks.refuse_mixed(wish, facts)
     _ranks.refuse_shared_root(facts)
@@ -114,7 +125,7 @@ def make(
     record = {} if wish.refresh else dict(first["runs"].get(run_id, {}).get("resolved") or {})
     recorded = record.get("world_size") == world_size
     template = _resolve.template(wish, facts, schema)
-    pin = _pin.choose(wish, facts, _pinned(record)) if wish.hub else _pin.Pin("")
+    pin = _pin.choose(wish, facts, _pinned(record)) if wish.hub else _pin.Pin(model.digest if model else "")
     resolved, origins = _resolve.resolve(
         wish, sources, facts, world_size, corpus_digest, environment, template, pin.revision
     )
@@ -140,6 +151,7 @@ def make(
     plan.environment = {**plan.resolved["environment"], "current": current}
     plan.difference = _against_last(plan, first)
     plan.media = media
+    plan.model = {"local": model.local, "files": model.files} if model else {}
     plan.unread = {source.dataset.name: source.unread for source in sources if source.unread}
     plan.notices = _notices.notices(wish, plan, record, resolved, sources, template)
     if wish.hub and first["runs"].get(run_id, {}).get("state") != "finished":
@@ -170,6 +182,8 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
     made = " (made on the node from the demo text)" if model["name"] == DEMO_MODEL else f" at {model['revision']}"
     if model["name"].startswith("/"):
         made = ""
+    if plan.model:
+        made = f" {plan.model['local']} of this controller, {model['revision'][:12]}"
     fetches = [host for host, node in plan.nodes.items() if node["model"]["hub"] and node["model"]["missing"]]
     told = next((facts[host]["hub"]["bytes"] for host in fetches if facts[host]["hub"].get("bytes")), 0)
     if fetches and told:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from . import _config, _parallel, _ranks, _schema, _template
+from . import _config, _parallel, _ranks, _schema, _sent_model, _template
 from ._dataset import Source
 from ._engine import base_model
 from ._ranks import Facts
@@ -25,7 +25,7 @@ def resolve(
     commit: str = "",
 ) -> tuple[dict[str, t.Any], dict[str, str]]:
     """LLaMA-Factory's arguments without paths, and where each came from. template: the one that is the model's; commit:
-    of a model from a hub."""
+    of a model from a hub, or the digest of one that is sent."""
     layers: list[tuple[str, dict[str, t.Any]]] = [(f"recipe {wish.recipe}", wish.base)]
     if wish.model == DEMO_MODEL:
         own = base_model.IN_ENVIRONMENT.get(wish.environment, {})
@@ -52,6 +52,8 @@ def resolve(
     model = {"name": wish.model, "revision": commit or wish.model_revision}
     if wish.model == DEMO_MODEL:
         model = {"name": DEMO_MODEL, "revision": base_model.identity(corpus_digest)}
+    if wish.model.startswith(_sent_model.PREFIX):
+        model["name"] = "file"
     return {
         "arguments": arguments,
         "world_size": world_size,

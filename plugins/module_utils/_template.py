@@ -13,6 +13,7 @@ import re
 import typing as t
 from collections import defaultdict
 
+from ._engine import hub_modelscope
 from ._schema import Schema
 
 _DERIVED = re.compile(
@@ -40,6 +41,7 @@ class Choice(t.NamedTuple):
 def choose(model: str, schema: Schema) -> Choice | None:
     """The template for a hub id, or for a path whose last part is the name; None where nothing is known."""
     known = _known(schema)
+    model = model.removeprefix(hub_modelscope.PREFIX)
     if model in known:
         return Choice(known[model], True, "LLaMA-Factory's registry")
     wanted = _plain(model, known)

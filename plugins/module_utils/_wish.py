@@ -9,7 +9,8 @@ import difflib
 import typing as t
 from dataclasses import dataclass
 
-from . import _config, _dataset, _inputs, _media, _parallel, _recipe, _schema, _template
+from . import _config, _dataset, _inputs, _media, _parallel, _recipe, _schema, _sent_model, _template
+from ._engine import hub_modelscope
 from ._errors import FinetuneError
 
 IMPORTED = "config"
@@ -104,7 +105,7 @@ class Wish:
     @property
     def hub(self) -> dict[str, str]:
         """The model and its revision as asked for, where it is one of a hub."""
-        there = self.model == DEMO_MODEL or self.model.startswith("/")
+        there = self.model == DEMO_MODEL or self.model.startswith(("/", _sent_model.PREFIX))
         return {} if there else {"model": self.model, "revision": self.model_revision}
 
 
@@ -233,13 +234,15 @@ def _model(variables: t.Mapping[str, t.Any], imported: _config.Imported | None) 
         )
     if not isinstance(model, str):
         raise FinetuneError(f"{model!r} is no model.", where=where, change="write one name, as text")
-    if model.startswith("/") and model == model.strip():
+    path = model.removeprefix(_sent_model.PREFIX)
+    if path and path == path.strip() and (path != model or path.startswith("/")):
         return model, revision, where
-    if not _dataset.HUB_ID.fullmatch(model):
+    if not _dataset.HUB_ID.fullmatch(model.removeprefix(hub_modelscope.PREFIX)):
         raise FinetuneError(
             f"{model!r} is neither a hub id nor a full path on the node.",
             where=where,
-            change="write owner/name, or begin the path with /",
+            change="write owner/name or modelscope:owner/name; begin the path with / on the nodes, with file: on this "
+            "controller",
         )
     return model, revision, where
 

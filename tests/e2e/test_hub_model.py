@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from ..hub import Hub
-from .conftest import REPOSITORY, Demo, Outcome, World, tree
+from .conftest import BASE, REPOSITORY, Demo, Outcome, World, tree
 
 MODEL = "someone/tiny"
 CUTS = 20
@@ -47,7 +47,7 @@ def first(world: World, demo: Demo, hub: Hub) -> str:
 
 
 def play(world: World, hub: Hub, *arguments: str, model: str = MODEL, token: str = "", **asked: t.Any) -> Outcome:
-    secrets = {"HF_ENDPOINT": hub.address, **({"HF_TOKEN": token} if token else {})}
+    secrets = {"HF_ENDPOINT": hub.address, "MODELSCOPE_ENDPOINT": hub.address, **({"HF_TOKEN": token} if token else {})}
     short: dict[str, t.Any] = {"template": "qwen3_nothink", "max_steps": 2, "save_steps": 2, "cutoff_len": 128}
     variables = {"train_name": "far", "train_model": model, "train_secrets": secrets, "train_eval_datasets": []}
     return world.play(*(arguments or ("train.yml",)), variables={**variables, **asked}, **short)
@@ -70,7 +70,7 @@ def test_a_fetch_that_is_cut_twenty_times_ends_whole(demo: Demo, tmp_path: Path)
     hub = Hub()
     commit = hub.push("org/large", files)
     python = json.loads((demo.folder / "launch.json").read_text())["python"]
-    command = [python, "-m", "engine.hub_model", "--model", "org/large", "--revision", commit]
+    command = [python, "-m", "engine.hub_model", "--model", "org/large", "--asked", "main", "--revision", commit]
     command += ["--folder", str(tmp_path / "model")]
     environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "cache")}
     hub.randomly(5, 300_000, 900_000)
@@ -83,12 +83,15 @@ def test_a_fetch_that_is_cut_twenty_times_ends_whole(demo: Demo, tmp_path: Path)
         assert fetch.poll() is None, "it was ready before it was cut often enough"
         fetch.kill()
         fetch.wait()
-    hub.pause, before = 0, hub.sent
+    kept = sum(path.stat().st_size for path in (tmp_path / "model").rglob("*") if path.is_file())
+    assert kept > hub.sent / 3, "what came before a cut is kept"
+    hub.pause = 0
+    hub.asked.clear()
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     hub.close()
     assert done.returncode == 0, done.stdout + done.stderr
     assert contents(tmp_path / "model") == files
-    assert hub.sent - before < 0.8 * sum(map(len, files.values())), "it went on where it was"
+    assert any(came for _method, _path, came in hub.asked), "it went on where it was"
 
 
 def test_check_mode_tells_the_fetch_and_touches_nothing(world: World, hub: Hub, first: str) -> None:
@@ -151,6 +154,35 @@ def test_a_stored_model_that_was_damaged_is_fetched_again_where_it_is(world: Wor
     assert weights.read_bytes() == right
     fetched = {path.rpartition("/")[2] for method, path, _range in hub.asked if "/resolve/" in path}
     assert fetched == {"model.safetensors"}
+
+
+def test_modelscope_gives_it_too(world: World, hub: Hub, first: str) -> None:
+    done = play(world, hub, model=f"modelscope:{MODEL}", train_state="staged")
+    assert done.rc == 0, done.text
+    (folder,) = (world.root / "models").glob("modelscope--someone--tiny@*")
+    assert ("fetch", str(folder)) in done.changes
+    came = {name: content for name, content in contents(folder).items() if name != "manifest.json"}
+    assert came == {name: hub.commits[MODEL][first][name] for name in came} and "model.safetensors" in came
+    assert play(world, hub, model=f"modelscope:{MODEL}", train_state="staged").changes == []
+
+
+def test_a_model_of_this_controller_is_sent(world: World, hub: Hub, first: str) -> None:
+    mine = BASE / "mine"
+    shutil.rmtree(mine, ignore_errors=True)
+    mine.mkdir()
+    for name, content in hub.commits[MODEL][first].items():
+        (mine / name).write_bytes(content)
+    for left in (world.root / "models").glob("file@*"):
+        shutil.rmtree(left)
+    done = play(world, hub, model=f"file:{mine}", train_state="staged")
+    assert done.rc == 0, done.text
+    folder = Path(done.plan["nodes"]["localhost"]["model"]["path"])
+    assert ("create", str(folder)) in done.changes
+    came = {name: content for name, content in contents(folder).items() if name != "manifest.json"}
+    assert came == {name: hub.commits[MODEL][first][name] for name in came} and "model.safetensors" in came
+    moved = mine.rename(BASE / "mine.moved")
+    assert play(world, hub, model=f"file:{moved}", train_state="staged").changes == []
+    shutil.rmtree(moved)
 
 
 def test_what_a_hub_does_not_give_is_refused_before_anything_is_touched(world: World, hub: Hub, first: str) -> None:

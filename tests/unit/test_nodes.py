@@ -118,6 +118,7 @@ def test_the_demo_model_is_made_on_the_node_unless_it_is_there() -> None:
         "build": True,
         "hub": "",
         "asked": "",
+        "local": "",
         "path": path,
         "identity": identity,
         "missing": True,

@@ -60,7 +60,7 @@ def spec(root: Path, **changes: t.Any) -> Spec:
             }
         ],
         "media": {},
-        "model": {"build": False, "hub": "", "path": "org/model", "identity": ""},
+        "model": {"build": False, "hub": "", "local": "", "path": "org/model", "identity": ""},
         "root": str(root),
         "compared": False,
         "listens": False,
@@ -262,7 +262,14 @@ def with_model(root: Path, corpus: str = "text") -> Spec:
     script = root.parent / "python"
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{build}" "$@"\n', encoding="utf-8")
     script.chmod(0o755)
-    model = {"build": True, "hub": "", "path": str(root / "models/demo@id1"), "identity": "id1", "corpus": corpus}
+    model = {
+        "build": True,
+        "hub": "",
+        "local": "",
+        "path": str(root / "models/demo@id1"),
+        "identity": "id1",
+        "corpus": corpus,
+    }
     wanted = spec(root, model=model)
     wanted["launch"]["python"] = str(script)
     return wanted
