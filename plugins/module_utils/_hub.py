@@ -58,8 +58,24 @@ def folder_name(model: str, revision: str) -> str:
     return f"{model.replace(':', '--').replace('/', '--')}@{revision}"
 
 
+class Access(t.NamedTuple):
+    """By which a hub is asked; empty for what the environment says."""
+
+    endpoint: str = ""
+    token: str = ""
+
+
+ENVIRONMENT = Access()
+
+
+def access(model: str, variables: t.Mapping[str, t.Any]) -> Access:
+    """Those of a model's hub, under the names that its client knows. variables: of an environment."""
+    names = ("MODELSCOPE_ENDPOINT", "MODELSCOPE_API_TOKEN") if _of_modelscope(model) else ("HF_ENDPOINT", "HF_TOKEN")
+    return Access(*(str(variables.get(name) or "") for name in names))
+
+
 def facts(
-    model: str, revision: str, folder: Path, whole: t.Container[str], secrets: t.Mapping[str, str]
+    model: str, revision: str, folder: Path, whole: t.Container[str], given: Access = ENVIRONMENT
 ) -> dict[str, t.Any]:
     """Commit and bytes that a run of the model would take now. Where the hub does not answer, the commit that the last
     run took, if it is here, and always why (`kind`, `said`). begun: bytes of it that a cut fetch left.
@@ -69,7 +85,8 @@ def facts(
     if COMMIT.fullmatch(revision) and folder_name(model, revision) in whole:
         return {"revision": revision, "bytes": 0}
     try:
-        answer = _ask(model, revision, secrets)
+        here = access(model, os.environ)
+        answer = _ask(model, revision, Access(given.endpoint or here.endpoint, given.token or here.token))
     except urllib.error.HTTPError as error:
         answer = {"kind": _kind(error), "said": f"{error.code} {error.headers.get('X-Error-Message') or error.reason}"}
     except (OSError, ValueError) as error:
@@ -88,16 +105,17 @@ def remember(folder: Path, model: str, asked: str, commit: str) -> None:
         files.write_json(folder / REFS, {**refs, f"{model}@{asked}": commit})
 
 
-def _ask(model: str, revision: str, secrets: t.Mapping[str, str]) -> dict[str, t.Any]:
-    given = {**os.environ, **secrets}
-    if model.startswith(hub_modelscope.PREFIX):
-        endpoint = str(given.get("MODELSCOPE_ENDPOINT") or hub_modelscope.ENDPOINT).rstrip("/")
-        token = str(given.get("MODELSCOPE_API_TOKEN") or "")
+def _of_modelscope(model: str) -> bool:
+    return model.startswith(hub_modelscope.PREFIX)
+
+
+def _ask(model: str, revision: str, given: Access) -> dict[str, t.Any]:
+    token = given.token
+    endpoint = (given.endpoint or (hub_modelscope.ENDPOINT if _of_modelscope(model) else ENDPOINT)).rstrip("/")
+    if _of_modelscope(model):
         with _open(endpoint + hub_modelscope.place(model, revision), token) as response:
             found = hub_modelscope.read(json.load(response))
         return {"revision": hub_modelscope.pin(found), "bytes": sum(found[name][0] for name in hub_files.wanted(found))}
-    endpoint = str(given.get("HF_ENDPOINT") or ENDPOINT).rstrip("/")
-    token = str(given.get("HF_TOKEN") or "")
     place = f"{endpoint}/api/models/{model}/revision/{urllib.parse.quote(revision, safe='')}?blobs=true"
     with _open(place, token) as response:
         told = json.load(response)

@@ -49,13 +49,12 @@ def facts(
     media: Media = _records.UNKNOWN,
     folders: t.Sequence[str] = (),
     hub: t.Mapping[str, str] = MappingProxyType({}),
-    secrets: t.Mapping[str, t.Any] = MappingProxyType({}),
 ) -> dict[str, t.Any]:
     """The facts the plan needs.
 
     name: only runs of this name are read. here: datasets that lie on the node, to digest and check for the stage.
     lease_dir: where the leases are, empty for the host's one place. model: of the run, looked into where it is a path.
-    hub: model and revision of a hub, which is asked for the commit; secrets: variables by which that is done.
+    hub: model and revision of a hub, which is asked for the commit by its endpoint and token.
     folders: where adapters and reward models are. media: what is known of them besides that they are here.
     """
     present = gpus()
@@ -106,11 +105,14 @@ def facts(
         "lease_dir": lease_dir,
         "leases": lease.holders([lease.CPU, *(gpu["uuid"] for gpu in present)], lease.directory(lease_dir)),
         "systemd": os.path.isdir("/run/systemd/system") and os.geteuid() == 0,
-        "hub": _hub.facts(hub["model"], hub["revision"], Path(place) / "models", here_now["models"], secrets)
-        if hub.get("model")
-        else {},
+        "hub": _ask(hub, Path(place) / "models", here_now["models"]) if hub.get("model") else {},
         **here_now,
     }
+
+
+def _ask(hub: t.Mapping[str, str], folder: Path, whole: t.Container[str]) -> dict[str, t.Any]:
+    given = _hub.Access(hub.get("endpoint") or "", hub.get("token") or "")
+    return _hub.facts(hub["model"], hub["revision"], folder, whole, given)
 
 
 def refuse_unusable(root: Path) -> None:

@@ -44,8 +44,18 @@ options:
         description: Branch, tag or commit.
         type: str
         default: main
+      endpoint:
+        description: Where the hub is. Empty for what O(secrets), else the environment, else the hub itself says.
+        type: str
+        default: ""
+      token:
+        description: By which the hub is asked, found as O(hub.endpoint).
+        type: str
+        default: ""
   secrets:
-    description: Environment variables by which the hub is asked, such as C(HF_TOKEN) and C(HF_ENDPOINT).
+    description: >-
+      Environment variables, of which C(HF_TOKEN) and C(HF_ENDPOINT), or for ModelScope C(MODELSCOPE_API_TOKEN) and
+      C(MODELSCOPE_ENDPOINT), are for O(hub). The others stay on the controller.
     type: dict
     default: {}
   folders:
@@ -185,6 +195,8 @@ def main() -> None:
                 "options": {
                     "model": {"type": "str", "default": ""},
                     "revision": {"type": "str", "default": "main"},
+                    "endpoint": {"type": "str", "default": ""},
+                    "token": {"type": "str", "default": "", "no_log": True},
                 },
             },
             "secrets": {"type": "dict", "default": {}, "no_log": True},
@@ -202,10 +214,7 @@ def main() -> None:
     given = module.params
     try:
         here = [dataset for dataset in _dataset.parse(given["datasets"], "train_datasets") if dataset.source == "path"]
-        asked = {
-            key: given[key]
-            for key in ("user", "root", "name", "stage", "lease_dir", "model", "folders", "hub", "secrets")
-        }
+        asked = {key: given[key] for key in ("user", "root", "name", "stage", "lease_dir", "model", "folders", "hub")}
         media = _media.Media(bool(given["media"].get("taken")), [given["media"].get("folder") or ""])
         node = _node.facts(here=here, media=media, **asked)
     except FinetuneError as error:

@@ -30,7 +30,7 @@ def hub() -> t.Iterator[Hub]:
 def told(
     hub: Hub, folder: Path, revision: str = "main", whole: t.Collection[str] = (), **more: str
 ) -> dict[str, t.Any]:
-    return _hub.facts("org/m", revision, folder, whole, {"HF_ENDPOINT": hub.address, **more})
+    return _hub.facts("org/m", revision, folder, whole, _hub.Access(hub.address))
 
 
 # --- what a node is told ---
@@ -78,8 +78,7 @@ def test_why_a_hub_does_not_give_it(hub: Hub, tmp_path: Path, model: str, revisi
     for name in ("org/m", "org/gated"):
         hub.push(name, {"config.json": b"{}"})
     hub.gated["org/gated"] = "right"
-    secrets = {"HF_ENDPOINT": hub.address, "HF_TOKEN": token}
-    answer = _hub.facts(model, revision, tmp_path, (), secrets)
+    answer = _hub.facts(model, revision, tmp_path, (), _hub.Access(hub.address, token))
     assert answer.get("kind", "") == kind
     if kind:
         refusal = _hub.refusal(answer, model, revision, "train_model")
@@ -142,6 +141,23 @@ def test_a_file_counts_when_it_is_what_the_hub_says(tmp_path: Path) -> None:
         (4, sha256, False),
     ):
         assert hub_files.digests(tmp_path, {"a": (size, digest)}) == ({"a": sha256} if right else {})
+
+
+def test_where_and_by_whom_a_hub_is_asked(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = {
+        "HF_ENDPOINT": "http://a",
+        "HF_TOKEN": "1",
+        "MODELSCOPE_ENDPOINT": "http://b",
+        "MODELSCOPE_API_TOKEN": "2",
+    }
+    assert _hub.access("org/m", secrets) == ("http://a", "1")
+    assert _hub.access("modelscope:org/m", secrets) == ("http://b", "2")
+    hub.push("org/gated", {"config.json": b"{}"})
+    hub.gated["org/gated"] = "right"
+    monkeypatch.setenv("HF_ENDPOINT", hub.address + "/")
+    monkeypatch.setenv("HF_TOKEN", "right")
+    assert "kind" not in _hub.facts("org/gated", "main", tmp_path, ())
+    assert _hub.facts("org/gated", "main", tmp_path, (), _hub.Access("", "wrong"))["kind"] == "gated"
 
 
 # --- one commit for all nodes ---
@@ -229,7 +245,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched() -> None:
 
 def test_modelscope_is_pinned_by_content(hub: Hub, tmp_path: Path) -> None:
     def now(revision: str = "main") -> dict[str, t.Any]:
-        return _hub.facts("modelscope:org/m", revision, tmp_path, (), {"MODELSCOPE_ENDPOINT": hub.address})
+        return _hub.facts("modelscope:org/m", revision, tmp_path, (), _hub.Access(hub.address))
 
     assert now()["kind"] == "missing"
     hub.push("org/m", {"config.json": b"{}", "model.safetensors": b"1234", "a.gguf": b"12345"})
