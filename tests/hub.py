@@ -38,6 +38,8 @@ class Hub:
         """Files that come with another byte than the hub tells."""
         self.asked: list[tuple[str, str, str]] = []
         """Method, path and Range of each request."""
+        self.instead: bytes | None = None
+        """What each request is answered with, as something else would that is no hub."""
         self.sent = 0
         """Bytes of files."""
         self.address = ""
@@ -84,7 +86,9 @@ class Hub:
             def _answer(self) -> None:
                 path = urllib.parse.urlsplit(self.path).path
                 hub.asked.append((self.command, path, self.headers.get("Range", "")))
-                if found := re.fullmatch(r"/api/models/(.+)/revision/([^/]+)", path):
+                if hub.instead is not None:
+                    self._plain(200, hub.instead, {})
+                elif found := re.fullmatch(r"/api/models/(.+)/revision/([^/]+)", path):
                     self._told(*map(urllib.parse.unquote, found.groups()))
                 elif found := re.fullmatch(r"/(.+)/resolve/([^/]+)/(.+)", path):
                     self._file(*map(urllib.parse.unquote, found.groups()))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -89,8 +90,8 @@ def facts(
         answer = _ask(model, revision, Access(given.endpoint or here.endpoint, given.token or here.token))
     except urllib.error.HTTPError as error:
         answer = {"kind": _kind(error), "said": f"{error.code} {error.headers.get('X-Error-Message') or error.reason}"}
-    except (OSError, ValueError) as error:
-        answer = {"kind": "unreachable", "said": str(getattr(error, "reason", error))}
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:  # the last of odd mirrors
+        answer = {"kind": "unreachable", "said": str(getattr(error, "reason", "") or f"{type(error).__name__} {error}")}
     if "kind" in answer:
         known = files.read_json(folder / REFS).get(f"{model}@{revision}")
         return {**answer, "revision": known} if known and folder_name(model, known) in whole else answer
@@ -122,7 +123,8 @@ def _ask(model: str, revision: str, given: Access) -> dict[str, t.Any]:
     sizes = {file["rfilename"]: int(file.get("size") or 0) for file in told["siblings"]}
     names = hub_files.wanted(sizes)
     if told.get("gated") and names:  # the list is for everyone, its files are not
-        _open(f"{endpoint}/{model}/resolve/{told['sha']}/{min(names, key=sizes.__getitem__)}", token, "HEAD").close()
+        one = "config.json" if "config.json" in names else names[0]
+        _open(f"{endpoint}/{model}/resolve/{told['sha']}/{one}", token, "HEAD").close()
     return {"revision": str(told["sha"]), "bytes": sum(sizes[name] for name in names)}
 
 

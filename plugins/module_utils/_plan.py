@@ -135,6 +135,8 @@ def make(
         record["arguments"] = {key: arguments[key] for key in order if key in arguments}
         if wish.hub and not _pinned(record):
             record["model"] = resolved["model"]
+    elif wish.hub and _pinned(record):  # other ranks go on with the model that the first ones had
+        resolved["model"] = record["model"]
     missing = [host for host, node in facts.items() if node.get("model_missing")]
     if missing:
         raise FinetuneError(

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import typing as t
+from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _fit
+from ansible_collections.llmops.finetune.plugins.module_utils import _fit, _proof
 
 Found = dict[str, list[dict[str, t.Any]]]
 LIKE: dict[str, t.Any] = {"environment": "e" * 16, "python": "3.11", "dataset a": "d" * 64, "model": "m" * 64}
@@ -66,3 +67,13 @@ def test_the_refusal_is_a_table_with_each_remedy_once() -> None:
     assert "b  environment  ffffffffffffffff, the others eeeeeeeeeeeeeeee" in text
     assert "b  disk         0.0 GB free, checkpoints need 1.0 GB" in text
     assert "a  reach        → b: no" in text and text.count("train_address") == 1
+
+
+def test_a_fetched_model_is_the_same_on_all_nodes_whenever_it_came(tmp_path: Path) -> None:
+    for host, came in (("a", 1), ("b", 2), ("c", 1)):
+        folder = tmp_path / host
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"weights" if host != "c" else b"Weights")
+        (folder / "manifest.json").write_text(f'{{"files": {{"model.safetensors": {{"ctime_ns": {came}}}}}}}')
+    first, second, third = (_proof.fingerprint(tmp_path / host, full=False) for host in "abc")
+    assert first == second != third

@@ -85,6 +85,12 @@ def test_why_a_hub_does_not_give_it(hub: Hub, tmp_path: Path, model: str, revisi
         assert model in refusal.what and refusal.change
 
 
+@pytest.mark.parametrize("answer", [b"", b"[]", b"{}", b"<html>", b'{"siblings": [{}]}'])
+def test_what_is_no_hub_has_not_answered(hub: Hub, tmp_path: Path, answer: bytes) -> None:
+    hub.instead = answer
+    assert told(hub, tmp_path)["kind"] == "unreachable" and told(hub, tmp_path)["said"]
+
+
 @pytest.mark.parametrize("kind", _hub._WHAT)
 def test_every_reason_has_words_and_a_remedy(kind: str) -> None:
     refusal = _hub.refusal({"kind": kind, "said": "so"}, "org/m", "v1", "train_model")
@@ -189,6 +195,15 @@ def test_a_moved_branch_is_drift_and_refresh_takes_it() -> None:
     )
     refreshed = make({"a": facts}, train_model=MODEL, train_resolve="refresh")
     assert refreshed.id == first.id and refreshed.resolved["model"]["revision"] == OTHER
+
+
+def test_a_run_that_goes_on_with_other_ranks_keeps_its_commit() -> None:
+    first = make({"a": node(gpus=2)}, train_model=MODEL)
+    facts = recorded(first, gpus=4, hub={"revision": OTHER, "bytes": 5})
+    again = make({"a": facts}, train_model=MODEL)
+    assert not again.recorded and again.resolved["model"]["revision"] == COMMIT
+    refreshed = make({"a": facts}, train_model=MODEL, train_resolve="refresh")
+    assert refreshed.resolved["model"]["revision"] == OTHER
 
 
 GONE = {"kind": "unreachable", "said": "refused"}
