@@ -70,7 +70,9 @@ class Hub:
         numbers = random.Random(seed)
         self.cut = lambda: numbers.randint(least, most)
 
-    def _handler(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:  # noqa: N805
+    def _handler(self) -> type[http.server.BaseHTTPRequestHandler]:
+        hub = self
+
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 

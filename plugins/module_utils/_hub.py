@@ -12,8 +12,9 @@ import re
 import typing as t
 import urllib.error
 import urllib.parse
-import urllib.request
 from pathlib import Path
+
+from ansible.module_utils.urls import open_url
 
 from ._engine import files, hub_files, hub_modelscope
 from ._errors import FinetuneError
@@ -129,10 +130,14 @@ def _ask(model: str, revision: str, given: Access) -> dict[str, t.Any]:
 
 
 def _open(place: str, token: str, method: str = "GET") -> t.Any:
-    request = urllib.request.Request(place, method=method, headers={"User-Agent": "llmops.finetune"})
-    if token:
-        request.add_unredirected_header("Authorization", f"Bearer {token}")  # for the hub alone, not where it sends us
-    return urllib.request.urlopen(request, timeout=SECONDS)
+    return open_url(
+        place,
+        method=method,
+        headers={"Authorization": f"Bearer {token}"} if token else {},
+        unredirected_headers=["Authorization"],  # for the hub alone, not where it sends us
+        timeout=SECONDS,
+        http_agent="llmops.finetune",
+    )
 
 
 def _kind(error: urllib.error.HTTPError) -> str:

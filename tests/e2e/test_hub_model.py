@@ -75,7 +75,7 @@ def test_a_fetch_that_is_cut_twenty_times_ends_whole(demo: Demo, tmp_path: Path)
     environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "cache")}
     hub.randomly(5, 300_000, 900_000)
     hub.pause = 0.01
-    for _ in range(CUTS):
+    for _cut in range(CUTS):
         until = hub.sent + numbers.randint(100_000, 700_000)
         fetch = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
         while hub.sent < until and fetch.poll() is None:

@@ -32,7 +32,7 @@ def fetch(model: str, asked: str, revision: str, folder: Path) -> dict[str, str]
     if not expected:
         raise Failure("missing", "it has no files")
     largest = max(size for size, _digest in expected.values())
-    for _ in range(2):  # a file that comes damaged is fetched once more, from nothing
+    for _attempt in range(2):  # a file that comes damaged is fetched once more, from nothing
         whole = digests(folder, expected)
         lacking = sorted(expected.keys() - whole.keys(), key=lambda name: -expected[name][0])
         if not lacking:
