@@ -12,6 +12,8 @@ from ._errors import FinetuneError
 from ._ranks import Facts
 from ._wish import Wish
 
+_NEEDS_IT = ("finished", "staged")
+"""States of a run that has its model on the node."""
 _SPARE = 1.02
 """Of the disk, for what lies beside the files while they come."""
 
@@ -35,7 +37,7 @@ def choose(wish: Wish, facts: t.Mapping[str, Facts], recorded: str) -> Pin:
             return Pin(answer["revision"], answer["bytes"])
     first = told[0]
     here = next((answer["revision"] for answer in told if answer.get("revision")), "")
-    if recorded or wish.state not in ("finished", "staged"):
+    if recorded or wish.state not in _NEEDS_IT:
         return Pin(recorded or here or wish.model_revision)
     if here:
         return Pin(here, old=first["said"])
@@ -48,7 +50,11 @@ def refuse_full_disks(wish: Wish, revision: str, facts: t.Mapping[str, Facts]) -
     for host, node in facts.items():
         told = node["hub"]
         needed = int(told.get("bytes", 0) * _SPARE) - told.get("begun", 0)
-        if _hub.folder_name(wish.model, revision) not in node["models"] and needed > node["disk_free"]:
+        if (
+            wish.state in _NEEDS_IT
+            and _hub.folder_name(wish.model, revision) not in node["models"]
+            and needed > node["disk_free"]
+        ):
             raise FinetuneError(
                 f"Model {wish.model} takes {size(needed)} on {host}, which has {size(node['disk_free'])} free.",
                 where="train_root",

@@ -13,7 +13,6 @@ import re
 import typing as t
 from collections import defaultdict
 
-from ._engine import hub_modelscope
 from ._schema import Schema
 
 _DERIVED = re.compile(
@@ -41,7 +40,7 @@ class Choice(t.NamedTuple):
 def choose(model: str, schema: Schema) -> Choice | None:
     """The template for a hub id, or for a path whose last part is the name; None where nothing is known."""
     known = _known(schema)
-    model = model.removeprefix(hub_modelscope.PREFIX)
+    model = model.rpartition(":")[2]  # modelscope:, file:
     if model in known:
         return Choice(known[model], True, "LLaMA-Factory's registry")
     wanted = _plain(model, known)

@@ -251,6 +251,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_fetched() -> None:
         make({"a": small}, train_model=MODEL)
     assert refusal.value.where == "train_root"
     assert make({"a": {**small, "models": [f"Qwen--Qwen3-0.6B@{COMMIT}"]}}, train_model=MODEL).nodes
+    assert make({"a": small}, train_model=MODEL, train_state="absent").nodes
     begun = {"revision": COMMIT, "bytes": 3 * 2**30, "begun": 2.5 * 2**30}
     assert make({"a": {**small, "hub": begun}}, train_model=MODEL).nodes, "what a cut fetch left is there already"
 

@@ -51,6 +51,7 @@ SPELT_DIFFERENTLY = {
     "unsloth/DeepSeek-R1-Distill-Llama-8B-unsloth-bnb-4bit": "deepseekr1",
     "OpenGVLab/InternVL3_5-241B-A28B-HF": "intern_vl",
     "/data/models/Qwen3-4B-Instruct-2507": "qwen3_nothink",
+    "file:Qwen3-4B-Instruct-2507": "qwen3_nothink",
     "/srv/cache/hub/models--Qwen--Qwen3-4B/snapshots/1cfa9a7208912126459214e8b04321603b3df60c": "qwen3",
     "/srv/llmops/models/Qwen--Qwen3-4B@1cfa9a7208912126459214e8b04321603b3df60c": "qwen3",
 }
