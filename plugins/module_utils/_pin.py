@@ -20,21 +20,19 @@ _SPARE = 1.02
 
 class Pin(t.NamedTuple):
     revision: str
-    bytes: int = 0
-    """Of the files that a run reads, where the hub told."""
     old: str = ""
     """Why the hub did not tell: the commit is the one that the last run took."""
 
 
 def choose(wish: Wish, facts: t.Mapping[str, Facts], recorded: str) -> Pin:
-    """The commit that the first host was told that the hub answered; without one what is recorded, or lies on a host.
+    """The commit that the hub told the first host that it answered; else the recorded one, or one that lies on a host.
 
     recorded: the commit that this run was resolved to; empty where it is new.
     """
     told = [node["hub"] for node in facts.values()]
     for answer in told:
         if "kind" not in answer:
-            return Pin(answer["revision"], answer["bytes"])
+            return Pin(answer["revision"])
     first = told[0]
     here = next((answer["revision"] for answer in told if answer.get("revision")), "")
     if recorded or wish.state not in _NEEDS_IT:
