@@ -12,6 +12,7 @@ them: group, types, default, choices, and the first sentence of what each is for
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import enum
 import importlib.metadata
@@ -116,6 +117,19 @@ def models() -> dict[str, str]:
     }
 
 
+def others(constants: str, known: t.Container[str]) -> dict[str, str]:
+    """By hub id, of the models that LLaMA-Factory lists without a template: that of the group they are in, which its
+    source alone tells; empty where the group has none. constants: that source. known: ids that have a template."""
+    found = {}
+    for node in ast.walk(ast.parse(constants)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "register_model_group":
+            given = {word.arg: word.value for word in node.keywords}
+            template = ast.literal_eval(given["template"]) if "template" in given else ""
+            for hubs in given["models"].values:
+                found.update({ast.literal_eval(path): template for path in hubs.values})
+    return {path: template for path, template in found.items() if path not in known}
+
+
 def write(path: Path, content: t.Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -132,7 +146,11 @@ def main() -> None:
     versions = {name: version(name) for name in ("llamafactory", "transformers")}
     folder = Path(sys.argv[1]) / f"llamafactory-{versions['llamafactory']}"
     write(folder / "keys.json", {"versions": versions, "keys": keys()})
-    write(folder / "templates.json", {"templates": templates(), "models": models()})
+    from llamafactory.extras import constants
+
+    known = models()
+    groups = others(inspect.getsource(constants), known)
+    write(folder / "templates.json", {"templates": templates(), "models": known, "others": groups})
 
 
 if __name__ == "__main__":

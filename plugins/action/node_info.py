@@ -10,6 +10,7 @@ import typing as t
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
 
+from ..module_utils import _hub
 from ..module_utils._errors import FinetuneError
 from ..plugin_utils import _connection
 
@@ -23,7 +24,7 @@ class ActionModule(ActionBase):
         host = known["inventory_hostname"]
         try:
             _connection.refuse_key(str(self._option("private_key_file") or ""), host)
-            answer = self._execute_module(module_args=dict(self._task.args), task_vars=known)
+            answer = self._execute_module(module_args=self._arguments(), task_vars=known)
         except FinetuneError as error:
             return {"failed": True, "msg": str(error)}
         except AnsibleError as error:
@@ -37,6 +38,16 @@ class ActionModule(ActionBase):
             if told is not None:
                 return {"failed": True, "msg": told}
         return t.cast("dict[str, t.Any]", answer)
+
+    def _arguments(self) -> dict[str, t.Any]:
+        """Of secrets the node is sent what asks the hub: whatever a module is not to log is struck out of its answer,
+        also where a secret is a short word."""
+        arguments = dict(self._task.args)
+        secrets = arguments.pop("secrets", None) or {}
+        hub = arguments.get("hub") or {}
+        if hub.get("model"):
+            arguments["hub"] = {**_hub.access(hub["model"], secrets)._asdict(), **hub}
+        return arguments
 
     def _explain(self, said: str, host: str, *, ssh: bool) -> str | None:
         address, user = self._option("host"), self._option("remote_user")

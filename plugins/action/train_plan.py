@@ -37,10 +37,12 @@ class ActionModule(ActionBase):
                     "stage": wish.stage,
                     "media": {"taken": wish.media.taken, "folder": "".join(wish.media.folders)},
                     "model": wish.model,
+                    "hub": wish.hub,
                     "folders": wish.folders,
                 }
             facts = {host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]}
             sources = _sources.sources(wish, self._folders(known), facts)
+            model = _sources.model(wish, self._folders(known))
             profile = _profile.find(wish.environment, wish.lock, self._folders(known))
             schema = schemas[wish.environment]
             plan = _plan.make(
@@ -51,6 +53,7 @@ class ActionModule(ActionBase):
                 schema=schema._replace(packages=profile.packages or schema.packages),
                 addresses={host: str(known["hostvars"][host].get("train_address") or "") for host in facts},
                 environment=profile.identity,
+                model=model,
             )
         except FinetuneError as error:
             return {"failed": True, "msg": str(error)}

@@ -80,6 +80,7 @@ class ActionModule(ActionBase):
         if state == "staged":
             spec["datasets"] = [self._send(dataset) for dataset in spec["datasets"]]
             spec["media"] = self._send_media(spec["media"])
+            spec["model"] = self._send_model(spec["model"])
         return spec
 
     def _send(self, dataset: dict[str, t.Any]) -> dict[str, t.Any]:
@@ -95,6 +96,15 @@ class ActionModule(ActionBase):
         archive = Path(constants.DEFAULT_LOCAL_TMP) / f"{media['digest']}.tar"
         _media_send.pack(media["parts"], archive)
         return {**media, "source": self._bring(str(archive), media["digest"])}
+
+    def _send_model(self, model: dict[str, t.Any]) -> dict[str, t.Any]:
+        """The same for a model of this controller."""
+        if not model["local"] or not model["missing"] or self._task.check_mode:
+            return model
+        archive = Path(constants.DEFAULT_LOCAL_TMP) / f"{model['identity']}.tar"
+        files = ((name, f"{model['local']}/{name}") for name in sorted(model["files"]))
+        _media_send.write(files, archive, "The model")
+        return {**model, "source": self._bring(str(archive), model["identity"])}
 
     def _bring(self, local: str, name: str) -> str:
         """Where the module can read a file of this controller."""

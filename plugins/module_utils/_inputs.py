@@ -65,6 +65,16 @@ def one_of(
     return value
 
 
+def some_of(variables: t.Mapping[str, t.Any], name: str, choices: t.Sequence[str]) -> list[str]:
+    """A list, or text with commas, as the command line has it."""
+    value = variables.get(name) or []
+    words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+    wrong = [word for word in words if word not in choices] if isinstance(words, (list, tuple)) else [words]
+    if wrong:
+        raise FinetuneError(f"{name} has {wrong[0]!r}.", where=name, change="use " + ", ".join(choices))
+    return list(words)
+
+
 def number(variables: t.Mapping[str, t.Any], name: str) -> int:
     value = _config.scalar(variables.get(name))
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:

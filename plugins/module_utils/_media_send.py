@@ -63,7 +63,12 @@ def _refuse_two_places(sources: t.Sequence[Source]) -> None:
 
 
 def pack(parts: t.Sequence[t.Sequence[t.Any]], archive: Path) -> None:
-    """Write the set as an archive, unless another host had it written. parts: as `plan` gave them."""
+    """Write the set as an archive. parts: as `plan` gave them."""
+    write((file for part in parts for file in _files(*part)), archive, "Media")
+
+
+def write(named: t.Iterable[tuple[str, str]], archive: Path, what: str) -> None:
+    """Write files as an archive, unless another host had it written. named: path in the archive, and on this host."""
     guard = files.lock(archive.with_suffix(".lock"), patience=float("inf"))
     temporary = archive.with_suffix(".part")
     packed: set[str] = set()
@@ -71,16 +76,15 @@ def pack(parts: t.Sequence[t.Sequence[t.Any]], archive: Path) -> None:
         if archive.exists():
             return
         with tarfile.open(temporary, "w") as tar:
-            for part in parts:
-                for name, path in _files(*part):
-                    if name not in packed:
-                        packed.add(name)
-                        _add(tar, name, path)
+            for name, path in named:
+                if name not in packed:
+                    packed.add(name)
+                    _add(tar, name, path)
         os.replace(temporary, archive)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise FinetuneError(
-            f"Media cannot be packed to be sent: {error.strerror or error}.",
+            f"{what} cannot be packed to be sent: {error.strerror or error}.",
             where=str(error.filename or archive),
             change="see that the file can be read, and that there is room for all of them in ANSIBLE_LOCAL_TEMP",
         ) from None

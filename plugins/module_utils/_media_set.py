@@ -30,25 +30,25 @@ def digest(content: t.Mapping[str, str]) -> str:
     return listing.hexdigest() if content else ""
 
 
-def unpack(stream: t.IO[bytes], folder: Path, wanted: str) -> dict[str, str]:
+def unpack(stream: t.IO[bytes], folder: Path, wanted: str, what: str = "media") -> dict[str, str]:
     """Store the files of an archive below `folder`; their digests by path, which together must be `wanted`."""
     content: dict[str, str] = {}
     try:
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
                 if not member.isreg() or os.path.isabs(member.name) or not _media.name(member.name):
-                    raise _other(member.name)
+                    raise _other(member.name, what)
                 content[member.name] = _store(t.cast("t.IO[bytes]", archive.extractfile(member)), folder / member.name)
     except tarfile.TarError:
-        raise _other(str(folder)) from None
+        raise _other(str(folder), what) from None
     except OSError as error:
         raise FinetuneError(
-            f"Media cannot be stored: {error.strerror or error}.",
+            f"{what.capitalize()} cannot be stored: {error.strerror or error}.",
             where=str(error.filename or folder),
             change="see that there is room under train_root",
         ) from None
     if digest(content) != wanted:
-        raise _other(str(folder))
+        raise _other(str(folder), what)
     return content
 
 
@@ -62,9 +62,9 @@ def _store(source: t.IO[bytes], path: Path) -> str:
     return seen.hexdigest()
 
 
-def _other(where: str) -> FinetuneError:
+def _other(where: str, what: str) -> FinetuneError:
     return FinetuneError(
-        "The media are not those that were planned with.",
+        f"The {what} are not those that were planned with.",
         where=where,
         change="run again; if they are being written to, wait for it",
     )

@@ -20,6 +20,8 @@ _WEIGHTS = ("model", "pytorch_model")
 class Model(t.NamedTuple):
     """Empty where nothing is known, as of a model that is still on a hub."""
 
+    name: str = ""
+    """The hub id, or the folder, that it was loaded from before it was saved, where it says so."""
     type: str = ""
     """Its `model_type`: llama, qwen3 …"""
     architectures: t.Sequence[str] = ()
@@ -68,6 +70,7 @@ def _described(config: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     method = config.get("quantization_config")
     architectures = config.get("architectures")
     return {
+        "name": str(config.get("_name_or_path") or ""),
         "type": str(config.get("model_type") or ""),
         "architectures": [str(name) for name in architectures] if isinstance(architectures, list) else [],
         "layers": _number(text, "num_hidden_layers", "num_layers", "n_layer"),

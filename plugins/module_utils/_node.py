@@ -15,8 +15,9 @@ import struct
 import subprocess
 import typing as t
 from pathlib import Path
+from types import MappingProxyType
 
-from . import _checker, _dataset, _model, _output, _records, _user
+from . import _checker, _dataset, _hub, _model, _output, _records, _user
 from ._engine import files, lease, state
 from ._env import RANKS_PATH
 from ._errors import FinetuneError
@@ -49,11 +50,13 @@ def facts(
     media: Media = _records.UNKNOWN,
     folders: t.Sequence[str] = (),
     output_root: str = "",
+    hub: t.Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, t.Any]:
     """The facts the plan needs.
 
     name: only runs of this name are read. here: datasets that lie on the node, to digest and check for the stage.
     lease_dir: where the leases are, empty for the host's one place. model: of the run, looked into where it is a path.
+    hub: model and revision of a hub, which is asked for the commit by its endpoint and token.
     folders: where adapters and reward models are. media: what is known of them besides that they are here.
     output_root: where all nodes are to have their results.
     """
@@ -88,6 +91,7 @@ def facts(
             "output_root": _output.facts(output_root, name),
         }
 
+    here_now = _user.as_user(account, read) if there else NOTHING
     return {
         "login": login,
         "user": account,
@@ -105,8 +109,14 @@ def facts(
         "lease_dir": lease_dir,
         "leases": lease.holders([lease.CPU, *(gpu["uuid"] for gpu in present)], lease.directory(lease_dir)),
         "systemd": os.path.isdir("/run/systemd/system") and os.geteuid() == 0,
-        **(_user.as_user(account, read) if there else NOTHING),
+        "hub": _ask(hub, Path(place) / "models", here_now["models"]) if hub.get("model") else {},
+        **here_now,
     }
+
+
+def _ask(hub: t.Mapping[str, str], folder: Path, whole: t.Container[str]) -> dict[str, t.Any]:
+    given = _hub.Access(hub.get("endpoint") or "", hub.get("token") or "")
+    return _hub.facts(hub["model"], hub["revision"], folder, whole, given)
 
 
 def refuse_unusable(root: Path) -> None:
@@ -190,12 +200,13 @@ def seal(folder: Path, names: t.Iterable[str], known: t.Mapping[str, str] | None
 
 
 def models(root: Path) -> list[str]:
-    """Names of the model folders made here that are whole."""
-    return [
-        folder.name
-        for folder in sorted((root / "models").glob("*@*"))
-        if model_intact(folder, folder.name.partition("@")[2])
-    ]
+    """Names of the model folders, made here or fetched, that are whole."""
+    return [folder.name for folder in sorted((root / "models").glob("[!.]*@*")) if _whole(folder)]
+
+
+def _whole(folder: Path) -> bool:
+    made = files.read_json(folder / "manifest.json").get("identity")
+    return model_intact(folder, folder.name.partition("@")[2]) if made else intact(folder)
 
 
 def model_intact(folder: Path, identity: str) -> bool:

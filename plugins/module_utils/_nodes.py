@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from . import _addresses, _config, _dataset, _media_set, _parallel, _ranks
+from . import _addresses, _config, _dataset, _hub, _media_set, _parallel, _ranks, _sent_model
 from ._dataset import Source
 from ._engine import base_model, lease
 from ._env import RANKS_PATH, environment_path
@@ -103,11 +103,18 @@ def _media_folder(plan: Plan, root: str) -> str:
 
 
 def _model(plan: Plan, root: str) -> dict[str, t.Any]:
-    """Where the model lies on the node; `build` says that it is made there from the demo text."""
-    model = plan.resolved["model"]
-    if model["name"] == DEMO_MODEL:
-        return {"build": True, "path": f"{root}/models/{DEMO_MODEL}@{model['revision']}", "identity": model["revision"]}
-    return {"build": False, "path": model["name"], "identity": ""}
+    """Where the model lies on the node; `build` says that it is made there from the demo text, `hub` under which name
+    it is fetched and `asked` for which revision, `local` where it is on the controller."""
+    name, revision = plan.resolved["model"]["name"], plan.resolved["model"]["revision"]
+    told = {"build": name == DEMO_MODEL, "identity": revision, "hub": "", "asked": "", **(plan.model or {"local": ""})}
+    if name == DEMO_MODEL:
+        return {**told, "path": f"{root}/models/{DEMO_MODEL}@{revision}"}
+    if plan.model:
+        return {**told, "path": f"{root}/models/{_sent_model.folder_name(revision)}"}
+    if name.startswith("/"):
+        return {**told, "path": name, "identity": ""}
+    asked = plan.request["model"]["revision"]
+    return {**told, "path": f"{root}/models/{_hub.folder_name(name, revision)}", "hub": name, "asked": asked}
 
 
 def _arguments(
@@ -115,8 +122,6 @@ def _arguments(
 ) -> list[dict[str, str]]:
     """Every line of train.yaml: key, value as YAML, where it came from."""
     paths: dict[str, t.Any] = {"model_name_or_path": _model(plan, root)["path"]}
-    if plan.resolved["model"]["name"] != DEMO_MODEL and not paths["model_name_or_path"].startswith("/"):
-        paths["model_revision"] = plan.resolved["model"]["revision"]
     paths["dataset"] = ",".join(source.dataset.name for source in sources if not source.evaluates)
     if any(source.evaluates for source in sources):
         paths["eval_dataset"] = ",".join(source.dataset.name for source in sources if source.evaluates)
@@ -130,7 +135,6 @@ def _arguments(
     paths |= engine
     owners = {
         "model_name_or_path": "train_model",
-        "model_revision": "train_model_revision",
         "dataset": "train_datasets",
         "eval_dataset": "train_eval_datasets",
         "dataset_dir": "the run's folder",
@@ -175,8 +179,17 @@ def _variables(
         variables["DS_ACCELERATOR"] = "cpu"
         demo = plan.resolved["model"]["name"] == DEMO_MODEL
         variables["OMP_NUM_THREADS"] = str(base_model.THREADS if demo else max(1, node["cpus"] // ranks))
-    if _model(plan, "")["path"].startswith("/") and all(
-        source.dataset.source in ("file", "path") for source in sources
-    ):
+    if all(source.dataset.source in ("file", "path") for source in sources) and not _asks_hub(plan):
         variables["HF_HUB_OFFLINE"] = "1"
     return variables
+
+
+_MODELS = ("adapter_name_or_path", "reward_model", "reward_model_adapters", "ref_model", "ref_model_adapters")
+"""Keys that name folders or models of a hub, with commas between them."""
+
+
+def _asks_hub(plan: Plan) -> bool:
+    """Whether ranks have something to ask a hub for besides the model, which is on the node."""
+    arguments = plan.resolved["arguments"]
+    named = [word.strip() for key in _MODELS for word in str(arguments.get(key) or "").split(",")]
+    return bool(arguments.get("push_to_hub")) or any(word and not word.startswith("/") for word in named)

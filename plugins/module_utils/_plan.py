@@ -14,20 +14,23 @@ from dataclasses import asdict, dataclass, field, replace
 from . import (
     _addresses,
     _dataset,
+    _hub,
     _media_send,
     _media_set,
     _nodes,
+    _notices,
     _output,
     _parallel,
+    _pin,
     _profile,
     _ranks,
     _report,
     _request,
     _resolve,
     _schema,
+    _sent_model,
     _situation,
     _state,
-    _tools,
 )
 from ._dataset import Source
 from ._engine import base_model
@@ -56,6 +59,8 @@ class Plan:
     """These are all hosts of the run: what they share goes with it."""
     unread: dict[str, str] = field(default_factory=dict)
     """Datasets whose records no Python on a node can read before the environment is there, and why."""
+    model: dict[str, t.Any] = field(default_factory=dict)
+    """Where its model comes from, which is sent from the controller: folder, and digests of its files."""
     media: dict[str, t.Any] = field(default_factory=dict)
     """The images, videos and audios that its datasets bring along: digest, number, and where they come from."""
     held: str = ""
@@ -66,11 +71,16 @@ class Plan:
         return asdict(self)
 
 
-def request(wish: Wish, sources: t.Sequence[Source], corpus_digest: str) -> _request.Request:
-    """The wish as its identity: what the author wrote, datasets by content, the embedded model by its recipe."""
+def request(
+    wish: Wish, sources: t.Sequence[Source], corpus_digest: str, sent: _sent_model.Sent | None = None
+) -> _request.Request:
+    """The wish as its identity: what the author wrote, datasets and a model that is sent by content, the embedded model
+    by its recipe."""
     model: dict[str, t.Any] = {"name": wish.model, "revision": wish.model_revision}
     if wish.model == DEMO_MODEL:
         model = {"name": DEMO_MODEL, "recipe": base_model.identity(corpus_digest)}
+    if sent:
+        model = {"name": "file", "digest": sent.digest}
     return {
         "name": wish.name,
         "recipe": wish.recipe,
@@ -97,17 +107,20 @@ def make(
     environment: dict[str, str],
     schema: _schema.Schema,
     addresses: t.Mapping[str, str] | None = None,
+    model: _sent_model.Sent | None = None,
 ) -> Plan:
     """The plan for hosts in rank order. environment: name and digest of the lock that is current; schema: what it
-    takes; addresses: train_address by host."""
+    takes; addresses: train_address by host; model: that is sent."""
     if not facts:
         raise FinetuneError(
             "There is no host to train on.", where="inventory, group trainers", change="add a host or widen --limit"
         )
+    if model:
+        facts = {host: {**node, "model": model.facts} for host, node in facts.items()}
     media = _media_send.plan(sources)
     if media:  # the run has a media_dir of its own; where its content came from does not count
         wish = replace(wish, args={key: value for key, value in wish.args.items() if key != "media_dir"})
-    wanted = request(wish, sources, corpus_digest)
+    wanted = request(wish, sources, corpus_digest, model)
     run_id = _request.run_id(wanted)
     _ranks.refuse_mixed(wish, facts)
     _ranks.refuse_shared_root(facts)
@@ -116,11 +129,19 @@ def make(
     first = next(iter(facts.values()))
     record = {} if wish.refresh else dict(first["runs"].get(run_id, {}).get("resolved") or {})
     recorded = record.get("world_size") == world_size
-    resolved, origins = _resolve.resolve(wish, sources, facts, world_size, corpus_digest, environment)
+    template = _resolve.template(wish, facts, schema)
+    pin = _pin.choose(wish, facts, _pinned(record)) if wish.hub else _pin.Pin(model.digest if model else "")
+    resolved, origins = _resolve.resolve(
+        wish, sources, facts, world_size, corpus_digest, environment, template, pin.revision
+    )
     if recorded:  # in the order of a new plan: the files come out the same
         arguments = record["arguments"]
         order = dict.fromkeys([*resolved["arguments"], *arguments])
         record["arguments"] = {key: arguments[key] for key in order if key in arguments}
+        if wish.hub and not _pinned(record):
+            record["model"] = resolved["model"]
+    elif wish.hub and _pinned(record):  # other ranks go on with the model that the first ones had
+        resolved["model"] = record["model"]
     missing = [host for host, node in facts.items() if node.get("model_missing")]
     if missing:
         raise FinetuneError(
@@ -132,7 +153,7 @@ def make(
         _parallel.refuse(resolved["engine"], facts)
         for node in facts.values():
             _parallel.refuse_other_shards(node["runs"].get(run_id, {}), world_size)
-        _situation.refuse_what_cannot_run(wish, resolved, origins, sources, facts, schema)
+        _situation.refuse_what_cannot_run(wish, resolved, origins, sources, facts, schema, template)
     plan = Plan(run_id, wish.name, wanted, record if recorded else resolved, origins, recorded, {})
     plan.shared = _output.place(run_id, wish.output_root, facts)
     plan.whole = _output.whole(run_id, world_size, facts)
@@ -143,10 +164,15 @@ def make(
     plan.environment = {**plan.resolved["environment"], "current": current}
     plan.difference = _against_last(plan, first)
     plan.media = media
+    plan.model = {"local": model.local, "files": model.files} if model else {}
     plan.unread = {source.dataset.name: source.unread for source in sources if source.unread}
-    plan.notices = _notices(wish, plan, record, resolved, sources)
+    plan.notices = _notices.notices(wish, plan, record, resolved, sources, template)
     in_part = wish.state == "absent" and not plan.whole
     plan.notices += _output.notices(plan.shared, wish.output_root, removed_in_part=in_part)
+    if wish.hub and first["runs"].get(run_id, {}).get("state") != "finished":
+        _pin.refuse_full_disks(wish, plan.resolved["model"]["revision"], facts)
+    if pin.old:
+        plan.notices.append(f"The hub could not be asked ({pin.old}): the model is the one that the last run took.")
     places = dict.fromkeys(facts, _addresses.LOOPBACK)
     if len(facts) > 1:
         places = _addresses.choose({host: node["interfaces"] for host, node in facts.items()}, addresses or {})
@@ -157,6 +183,12 @@ def make(
     return plan
 
 
+def _pinned(record: t.Mapping[str, t.Any]) -> str:
+    """The commit of a recorded model; empty where it was recorded as a branch, which ranks fetched themselves."""
+    revision = str(record.get("model", {}).get("revision", ""))
+    return revision if _hub.COMMIT.fullmatch(revision) else ""
+
+
 def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Facts]) -> list[str]:
     """The plan as a person reads it."""
     arguments, resolved = plan.resolved["arguments"], plan.resolved
@@ -165,10 +197,17 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
     made = " (made on the node from the demo text)" if model["name"] == DEMO_MODEL else f" at {model['revision']}"
     if model["name"].startswith("/"):
         made = ""
+    if plan.model:
+        made = f" {plan.model['local']} of this controller, {model['revision'][:12]}"
+    fetches = [host for host, node in plan.nodes.items() if node["model"]["hub"] and node["model"]["missing"]]
+    told = next((facts[host]["hub"]["bytes"] for host in fetches if facts[host]["hub"].get("bytes")), 0)
+    if fetches and told:
+        made += f", {_pin.size(told)} to be fetched"
     micro, accumulation = arguments["per_device_train_batch_size"], arguments["gradient_accumulation_steps"]
     copies = resolved["global_batch_size"] // (micro * accumulation)
     each = "ranks" if copies == resolved["world_size"] else "copies of the model"
     batch = f"{micro} × {accumulation} × {copies} (micro-batch × accumulation × {each})"
+    chosen = arguments.get("template") and "template" not in plan.request["args"] and model["name"] != DEMO_MODEL
     lines = [
         f"Run {plan.id}: {now}",
         f"  recipe  {plan.request['recipe']}, environment {plan.environment['lock']} {plan.environment['digest']}",
@@ -178,6 +217,11 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
         + (f", with {plan.media['count']} file{'s' * (plan.media['count'] > 1)} of media" if plan.media else ""),
         f"  batch   {resolved['global_batch_size']} = {batch}",
         f"  engine  {resolved['engine']}",
+        *(
+            [f"  chat    template {arguments['template']}, {plan.origins.get('template', 'as recorded')}"]
+            if chosen
+            else []
+        ),
     ]
     for host, node in plan.nodes.items():
         count = len(node["launch"]["leases"]) if facts[host]["gpus"] else 0
@@ -230,61 +274,3 @@ def _held(plan: Plan, wish: Wish, facts: t.Mapping[str, Facts]) -> str:
             if holder is not None and not (holder.get("staging") and holder.get("run") == plan.id):
                 return str(_report.held(key, facts[host]["leases"][key], node["user"], host))
     return ""
-
-
-def _notices(
-    wish: Wish, plan: Plan, record: dict[str, t.Any], resolved: dict[str, t.Any], sources: t.Sequence[Source]
-) -> list[str]:
-    notices = list(wish.notices)
-    if record and not plan.recorded:
-        notices.append(
-            f"Resolved again: recorded for {record.get('world_size')} ranks, now there are {resolved['world_size']}."
-        )
-    if plan.recorded:
-        for key in ("environment", "model"):
-            if record[key] != resolved[key]:
-                notices.append(
-                    f"Drift: the run keeps {key} {record[key]}; train_resolve=refresh would take {resolved[key]}."
-                )
-    if wish.stage in _nodes.FROM_THE_START:
-        notices.append(f"Stage {wish.stage} cannot go on from a checkpoint: after an interruption it begins again.")
-    if _parallel.ENGINES[plan.resolved["engine"]].unproved:
-        notices.append(
-            f"Engine {plan.resolved['engine']} is unproved: its files and variables are rendered as its documents have "
-            "them, and this project has never run it."
-        )
-    if _parallel.ENGINES[plan.resolved["engine"]].offload:
-        notices.append(
-            f"Engine {plan.resolved['engine']}: a run that goes on from a checkpoint has come out otherwise than an "
-            "undisturbed one; without _offload it comes out the same."
-        )
-    if wish.stage == "dpo" and _copies_the_model(plan.resolved["arguments"]):
-        notices.append("Without `ref_model`, DPO of all weights keeps a second copy of the model in memory.")
-    if "eval_steps" in wish.args and plan.resolved["arguments"].get("eval_strategy", "no") == "no":
-        notices.append("eval_steps is passed over: eval_strategy is no.")
-    for source in sources:
-        known = bool(plan.resolved["arguments"].get("template"))
-        doubts = _tools.with_template(source.doubts) if known else source.doubts
-        notices += [f"Dataset {source.dataset.name}: {told}." for told in doubts]
-        drawn, most = source.dataset.options.get("num_samples"), plan.resolved["arguments"].get("max_samples")
-        if drawn and most and drawn > most:
-            notices.append(f"Dataset {source.dataset.name}: of its num_samples {drawn}, max_samples keeps {most}.")
-        if source.unread:
-            notices.append(
-                f"Dataset {source.dataset.name}: its records are read when the environment is there, and the plan is "
-                "made again with them before anything is staged."
-            )
-        if source.dataset.formatting == "openai":
-            notices.append(
-                f"Dataset {source.dataset.name}: to records of formatting openai without tools, LLaMA-Factory adds the "
-                "system prompt `detailed thinking off`; sharegpt with `tags` does not."
-            )
-    if wish.model != DEMO_MODEL and "template" not in plan.resolved["arguments"]:
-        notices.append("No `template` is given: LLaMA-Factory takes the chat template of the model's tokenizer.")
-    return notices
-
-
-def _copies_the_model(arguments: t.Mapping[str, t.Any]) -> bool:
-    """DPO compares with the model as it was: an adapter is taken off for that, changed weights need their copy."""
-    alone = arguments.get("pref_loss") in ("orpo", "simpo")
-    return arguments["finetuning_type"] != "lora" and not arguments.get("ref_model") and not alone

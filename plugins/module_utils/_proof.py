@@ -48,9 +48,10 @@ def _where_results_go(spec: dict[str, t.Any], size: int) -> dict[str, t.Any]:
 
 
 def fingerprint(folder: Path, *, full: bool) -> str:
-    """Digest over the names, sizes and contents of a folder's files."""
+    """Digest over the names, sizes and contents of a folder's files; its manifest has times of this node."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
+    kept = (path for path in folder.rglob("*") if not path.name.startswith(".") and path.name != "manifest.json")
+    for path in sorted(path for path in kept if path.is_file()):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder)} {size}\n".encode())
         if full:

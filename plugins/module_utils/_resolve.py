@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from . import _config, _parallel, _ranks
+from . import _config, _parallel, _ranks, _schema, _sent_model, _template
 from ._dataset import Source
 from ._engine import base_model
 from ._ranks import Facts
@@ -21,8 +21,11 @@ def resolve(
     world_size: int,
     corpus_digest: str,
     environment: dict[str, str],
+    template: _template.Choice | None = None,
+    commit: str = "",
 ) -> tuple[dict[str, t.Any], dict[str, str]]:
-    """LLaMA-Factory's arguments without paths, and where each came from."""
+    """LLaMA-Factory's arguments without paths, and where each came from. template: the one that is the model's; commit:
+    of a model from a hub, or the digest of one that is sent."""
     layers: list[tuple[str, dict[str, t.Any]]] = [(f"recipe {wish.recipe}", wish.base)]
     if wish.model == DEMO_MODEL:
         own = base_model.IN_ENVIRONMENT.get(wish.environment, {})
@@ -36,6 +39,8 @@ def resolve(
     origins.update(wish.origins)
     for key, value in _precision(wish, facts).items():
         arguments[key], origins[key] = value, "GPUs of the nodes"
+    if template and template.template and "template" not in arguments:
+        arguments["template"], origins["template"] = template.template, template.why
     if any(source.evaluates for source in sources) and "do_eval" not in arguments:
         arguments["do_eval"], origins["do_eval"] = True, "train_eval_datasets"
     engine = _parallel.pick(wish.engine, arguments, world_size)
@@ -44,9 +49,11 @@ def resolve(
     for key, value in (("per_device_train_batch_size", micro), ("gradient_accumulation_steps", accumulation)):
         if arguments[key] != value:
             arguments[key], origins[key] = value, "train_global_batch_size"
-    model = {"name": wish.model, "revision": wish.model_revision}
+    model = {"name": wish.model, "revision": commit or wish.model_revision}
     if wish.model == DEMO_MODEL:
         model = {"name": DEMO_MODEL, "revision": base_model.identity(corpus_digest)}
+    if wish.model.startswith(_sent_model.PREFIX):
+        model["name"] = "file"
     return {
         "arguments": arguments,
         "world_size": world_size,
@@ -55,6 +62,12 @@ def resolve(
         "model": model,
         "environment": environment,
     }, origins
+
+
+def template(wish: Wish, facts: t.Mapping[str, Facts], schema: _schema.Schema) -> _template.Choice | None:
+    """The chat template of the model, by its name; of a folder also by what its config.json says it was."""
+    names = [(node.get("model") or {}).get("name") for node in facts.values()]
+    return wish.template or next((_template.choose(name, schema) for name in names if name), None)
 
 
 def _precision(wish: Wish, facts: t.Mapping[str, Facts]) -> dict[str, t.Any]:

@@ -55,6 +55,8 @@ class Schema(t.NamedTuple):
     which it writes tools."""
     models: t.Mapping[str, str]
     """Template by hub id."""
+    others: t.Mapping[str, str]
+    """By hub id, of models that are listed without a template: that of their group, or empty."""
     packages: t.Mapping[str, str]
     """Version by name of what the lock installs."""
 
@@ -71,7 +73,7 @@ def load(keys: t.Any, templates: t.Any, packages: t.Mapping[str, str]) -> Schema
         name: Key(key["group"], tuple(key["types"]), key["default"], tuple(key["choices"]), key["help"])
         for name, key in keys["keys"].items()
     }
-    return Schema(keys["versions"]["llamafactory"], known, templates["templates"], templates["models"], packages)
+    return Schema(keys["versions"]["llamafactory"], known, **templates, packages=packages)
 
 
 def typed(arguments: t.Mapping[str, t.Any], schema: Schema, where: str) -> dict[str, t.Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from . import _parallel, _ranks, _rules, _schema, _tools
+from . import _parallel, _ranks, _rules, _schema, _template, _tools
 from ._dataset import Source
 from ._errors import FinetuneError
 from ._model import Model
@@ -22,6 +22,7 @@ def refuse_what_cannot_run(
     sources: t.Sequence[Source],
     facts: t.Mapping[str, Facts],
     schema: _schema.Schema,
+    template: _template.Choice | None = None,
 ) -> None:
     """Hold the arguments against what LLaMA-Factory would refuse after minutes, or take and do otherwise."""
     gpus = [gpu for host, node in facts.items() for gpu in _ranks.gpus(wish.gpus, node["gpus"], host)]
@@ -39,6 +40,7 @@ def refuse_what_cannot_run(
             for use, records in _tools.found(source.doubts).items()
         },
         model=wish.model,
+        template=None if wish.insists else template,
         folders={folder: _in_every(folder, facts) for folder in wish.folders},
         weights=_weights(wish, facts),
         engine=_parallel.ENGINES[resolved["engine"]],

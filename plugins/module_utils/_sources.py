@@ -12,7 +12,7 @@ import typing as t
 from dataclasses import replace
 from pathlib import Path
 
-from . import _dataset, _digests, _lookup, _profile, _recipe, _records, _schema, _tables
+from . import _dataset, _digests, _lookup, _profile, _recipe, _records, _schema, _sent_model, _tables
 from ._dataset import Source
 from ._engine import files
 from ._errors import FinetuneError
@@ -68,6 +68,12 @@ def sources(wish: Wish, folders: t.Sequence[Path], facts: t.Mapping[str, Facts])
             else:
                 found.append(Source(dataset, "", evaluates=evaluates))
     return found
+
+
+def model(wish: Wish, folders: t.Sequence[Path]) -> _sent_model.Sent | None:
+    """The model of the wish, where it is a folder of this controller. folders: as for datasets."""
+    here = wish.model.startswith(_sent_model.PREFIX)
+    return _sent_model.find(wish.model, folders, wish.model_place) if here else None
 
 
 def _refuse_other_answers(dataset: _dataset.Dataset, where: str, stage: str) -> None:

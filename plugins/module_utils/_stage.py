@@ -12,18 +12,14 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 import time
 import typing as t
 from pathlib import Path
 
-from . import _explain, _media_set, _node, _output, _place, _proof, _run, _state
+from . import _explain, _media_set, _models, _node, _output, _place, _proof, _run, _state
 from ._changes import Changes
 from ._engine import files, state, supervisor
 from ._errors import FinetuneError
-
-MODEL_SECONDS = 600.0
-"""How long an apply waits for another one that makes the base model."""
 
 
 def stage(
@@ -51,8 +47,7 @@ def stage(
         _stage_dataset(dataset, changes)
     if spec["media"]:
         _stage_media(spec["media"], changes)
-    if spec["model"]["build"]:
-        _stage_model(spec, changes)
+    _models.stage(spec, changes, secrets or {}, starting=step == "start")
     _stage_files(run, spec, changes, starting=step == "start")
     _stage_secrets(run, secrets or {}, changes)
     restored = now == "finished" and step == "start"
@@ -140,50 +135,6 @@ def _stage_media(media: dict[str, t.Any], changes: Changes) -> None:
         shutil.rmtree(workshop, ignore_errors=True)
 
 
-def _stage_model(spec: dict[str, t.Any], changes: Changes) -> None:
-    """Make the embedded base model, unless it is there and whole."""
-    folder, identity = Path(spec["model"]["path"]), spec["model"]["identity"]
-    if _node.model_intact(folder, identity):
-        return
-    if not changes.add("update" if folder.exists() else "build", folder):
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = folder.with_name(f".{folder.name}.lock")
-    held = files.lock(lock, patience=MODEL_SECONDS)
-    try:
-        if not _node.model_intact(folder, identity):  # else another apply made it meanwhile
-            _make_model(spec, folder)
-    finally:
-        lock.unlink(missing_ok=True)
-        if held is not None:
-            os.close(held)
-
-
-def _make_model(spec: dict[str, t.Any], folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    workshop = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        write_files(workshop, {f"engine/{name}": text for name, text in spec["engine"].items()})
-        corpus = workshop / "corpus.jsonl"
-        corpus.write_text(spec["model"]["corpus"], encoding="utf-8")
-        _train_model(spec, workshop, corpus, folder)
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
-
-
-def _train_model(spec: dict[str, t.Any], workshop: Path, corpus: Path, folder: Path) -> None:
-    command = [spec["launch"]["python"], "-m", "engine.base_model", "--corpus", str(corpus), "--output", str(folder)]
-    environment = {**os.environ, **spec["launch"]["environment"]}
-    made = subprocess.run(command, cwd=workshop, env=environment, capture_output=True, text=True, check=False)
-    if made.returncode != 0 or not _node.model_intact(folder, spec["model"]["identity"]):
-        last = "\n          ".join((made.stdout + made.stderr).strip().splitlines()[-5:])
-        raise FinetuneError(
-            "The embedded base model could not be made.",
-            where=last or f"exit status {made.returncode}",
-            change="see the lines above; the environment playbook checks the packages",
-        )
-
-
 def _stage_files(run: state.Run, spec: dict[str, t.Any], changes: Changes, *, starting: bool) -> None:
     """Write the run's own files. A file that differs from what was staged is put back; when the run is about to
     start, every file is brought to what is wanted now."""
@@ -206,7 +157,7 @@ def _stage_files(run: state.Run, spec: dict[str, t.Any], changes: Changes, *, st
         return
     for folder in (run.path, run.logs, run.output):
         folder.mkdir(parents=True, exist_ok=True)
-    write_files(run.path, stale)
+    files.write_texts(run.path, stale)
     files.write_json(
         run.record,
         {
@@ -237,15 +188,6 @@ def _stage_secrets(run: state.Run, secrets: dict[str, str], changes: Changes) ->
     elif changes.add("update" if run.secrets.exists() else "create", run.secrets):
         run.secrets.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         files.write_json(run.secrets, secrets, mode=0o600)
-
-
-def write_files(folder: Path, contents: t.Mapping[str, str]) -> None:
-    for name, text in contents.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
 
 
 def _digest(text: str) -> str:

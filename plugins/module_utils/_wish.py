@@ -9,7 +9,8 @@ import difflib
 import typing as t
 from dataclasses import dataclass
 
-from . import _config, _dataset, _inputs, _media, _parallel, _recipe, _schema
+from . import _config, _dataset, _inputs, _media, _parallel, _recipe, _schema, _sent_model, _template
+from ._engine import hub_modelscope
 from ._errors import FinetuneError
 
 IMPORTED = "config"
@@ -47,6 +48,7 @@ INPUTS = (
     "train_retry",
     "train_preflight",
     "train_resolve",
+    "train_insist",
 )
 """The role's inputs that a wish is read from, or that are checked with it."""
 
@@ -76,6 +78,10 @@ class Wish:
     model_revision: str
     model_place: str
     """The variable or the key that names it, as refusals tell it."""
+    template: _template.Choice | None
+    """The chat template that the model's name leads to."""
+    insists: bool
+    """A template is taken also where the registry has another one for the model."""
     datasets: list[_dataset.Dataset]
     eval_datasets: list[_dataset.Dataset]
     stage: str
@@ -98,6 +104,12 @@ class Wish:
     retry: bool
     refresh: bool
     max_restarts: int
+
+    @property
+    def hub(self) -> dict[str, str]:
+        """The model and its revision as asked for, where it is one of a hub."""
+        there = self.model == DEMO_MODEL or self.model.startswith(("/", _sent_model.PREFIX))
+        return {} if there else {"model": self.model, "revision": self.model_revision}
 
 
 def read(
@@ -135,6 +147,8 @@ def read(
     _inputs.one_of(variables, "train_preflight", ("quick", "full"))
     _inputs.seconds(variables, "train_watch_interval")
     model, revision, model_place = _model(variables, imported)
+    template = _template.choose(model, schema) if model != DEMO_MODEL else None
+    chats = arguments.get("template", template.template if template else "")
     return Wish(
         name=_inputs.name(str(variables.get("train_name") or recipe.replace("_", "-"))),
         recipe=recipe,
@@ -147,11 +161,13 @@ def read(
         model=model,
         model_revision=revision,
         model_place=model_place,
+        template=template,
+        insists="template" in _inputs.some_of(variables, "train_insist", ("template",)),
         datasets=datasets,
         eval_datasets=eval_datasets,
         stage=stage,
         media=_media.Media(
-            bool(schema.templates.get(str(arguments.get("template")), {}).get("media")),
+            bool(schema.templates.get(str(chats), {}).get("media")),
             (str(arguments["media_dir"]),) if arguments.get("media_dir") else (),
         ),
         media_folders=given.media_folders,
@@ -222,13 +238,15 @@ def _model(variables: t.Mapping[str, t.Any], imported: _config.Imported | None) 
         )
     if not isinstance(model, str):
         raise FinetuneError(f"{model!r} is no model.", where=where, change="write one name, as text")
-    if model.startswith("/") and model == model.strip():
+    path = model.removeprefix(_sent_model.PREFIX)
+    if path and path == path.strip() and (path != model or path.startswith("/")):
         return model, revision, where
-    if not _dataset.HUB_ID.fullmatch(model):
+    if not _dataset.HUB_ID.fullmatch(model.removeprefix(hub_modelscope.PREFIX)):
         raise FinetuneError(
             f"{model!r} is neither a hub id nor a full path on the node.",
             where=where,
-            change="write owner/name, or begin the path with /",
+            change="write owner/name or modelscope:owner/name; begin the path with / on the nodes, with file: on this "
+            "controller",
         )
     return model, revision, where
 

@@ -31,6 +31,33 @@ options:
     description: The role's C(train_model). Where it is a full path, the model there is looked at.
     type: str
     default: ""
+  hub:
+    description: A model of a hub, which is asked for the commit of its revision. Empty asks nobody.
+    type: dict
+    default: {}
+    suboptions:
+      model:
+        description: Id of the model.
+        type: str
+        default: ""
+      revision:
+        description: Branch, tag or commit.
+        type: str
+        default: main
+      endpoint:
+        description: Where the hub is. Empty for what O(secrets), else the environment, else the hub itself says.
+        type: str
+        default: ""
+      token:
+        description: By which the hub is asked, found as O(hub.endpoint).
+        type: str
+        default: ""
+  secrets:
+    description: >-
+      Environment variables, of which C(HF_TOKEN) and C(HF_ENDPOINT), or for ModelScope C(MODELSCOPE_API_TOKEN) and
+      C(MODELSCOPE_ENDPOINT), are for O(hub). The others stay on the controller.
+    type: dict
+    default: {}
   folders:
     description: Full paths of adapters, reward models and descriptions of tokens that the run begins with.
     type: list
@@ -144,6 +171,11 @@ node:
         What the model at the path that O(model) names says of itself - its kind, layers, longest input, quantization,
         names of modules, files of weights that are absent. Empty for a model on a hub.
       type: dict
+    hub:
+      description: >-
+        Of O(hub), the commit and the bytes of the files that a run reads; where the hub does not answer, why (C(kind),
+        C(said)), and the commit that the last run took if that is stored.
+      type: dict
     sources:
       description: Digest, number of records and faults of each of O(datasets).
       type: list
@@ -155,6 +187,9 @@ from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 from ..module_utils import _dataset, _media, _node  # noqa: E402
 from ..module_utils._errors import FinetuneError  # noqa: E402
 
+ASKED = ("user", "root", "name", "stage", "lease_dir", "model", "folders", "output_root", "hub")
+"""Options that are handed on as they are."""
+
 
 def main() -> None:
     module = AnsibleModule(
@@ -164,6 +199,17 @@ def main() -> None:
             "name": {"type": "str", "default": ""},
             "model": {"type": "str", "default": ""},
             "folders": {"type": "list", "elements": "str", "default": []},
+            "hub": {
+                "type": "dict",
+                "default": {},
+                "options": {
+                    "model": {"type": "str", "default": ""},
+                    "revision": {"type": "str", "default": "main"},
+                    "endpoint": {"type": "str", "default": ""},
+                    "token": {"type": "str", "default": "", "no_log": True},
+                },
+            },
+            "secrets": {"type": "dict", "default": {}, "no_log": True},
             "stage": {"type": "str", "choices": ["pt", "sft", "rm", "ppo", "dpo", "kto"], "default": "sft"},
             "media": {
                 "type": "dict",
@@ -179,9 +225,7 @@ def main() -> None:
     given = module.params
     try:
         here = [dataset for dataset in _dataset.parse(given["datasets"], "train_datasets") if dataset.source == "path"]
-        asked = {
-            key: given[key] for key in ("user", "root", "name", "stage", "lease_dir", "model", "folders", "output_root")
-        }
+        asked = {key: given[key] for key in ASKED}
         media = _media.Media(bool(given["media"].get("taken")), [given["media"].get("folder") or ""])
         node = _node.facts(here=here, media=media, **asked)
     except FinetuneError as error:

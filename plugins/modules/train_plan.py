@@ -68,6 +68,10 @@ model:
   description: Hub id or full path of the model.
   returned: without O(facts)
   type: str
+hub:
+  description: Id and revision as asked for, of a model from a hub; else empty.
+  returned: without O(facts)
+  type: dict
 plan:
   description: The plan.
   returned: success

@@ -148,6 +148,7 @@ def staged(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:
             **spec,
             "datasets": [with_stream(dataset, opened) for dataset in spec["datasets"]],
             "media": spec["media"] and with_stream(spec["media"], opened),
+            "model": with_stream(spec["model"], opened),
         }
         return as_user(
             spec,

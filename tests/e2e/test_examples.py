@@ -56,7 +56,7 @@ REFUSED = {
     "extras/nlg_eval/llama3_lora_predict": "there to evaluate or to predict",
     "extras/qoft/llama3_oft_sft_awq": "package autoawq",
     "extras/qoft/llama3_oft_sft_gptq": "package gptqmodel",
-    "ktransformers/train_lora/qwen3moe_lora_sft_kt": "reasoning template",
+    "ktransformers/train_lora/qwen3moe_lora_sft_kt": "another template for this very model",
     "train_lora/qwen3_lora_sft_ray": "package ray",
     "train_lora/qwen3_preprocess": "A relative tokenized_path",  # a later run would not find what it leaves
     "train_qlora/llama3_lora_sft_aqlm": "package aqlm",

@@ -113,7 +113,7 @@ def test_a_package_that_does_not_fit(world: World, demo: Demo) -> None:
 @pytest.mark.parametrize(
     ("name", "asked", "arguments", "told"),
     [
-        ("far", {"train_model": "no-one/no-such-model"}, {}, "could not be had from its hub"),
+        ("far", {"train_datasets": [{"hub": "no-one/no-such-set"}]}, {}, "could not be had from its hub"),
         ("wrong", {}, {"lora_target": "no_such_module"}, "The trainer refused its input"),
     ],
 )

@@ -21,6 +21,7 @@ DEFAULTS: dict[str, t.Any] = {
 }
 SCHEMAS = _sources.schemas()
 CORPUS = "c" * 64
+COMMIT = "0" * 39 + "1"
 LOCK = {"lock": "node-main", "digest": "0123456789abcdef"}
 DATA = _dataset.Source(
     _dataset.parse({"file": "a.json"}, "v")[0], "d" * 64, ".json", ("instruction", "output"), "/controller/a.json"
@@ -61,6 +62,8 @@ def node(gpus: int = 0, capability: float = 9.0, **facts: t.Any) -> dict[str, t.
         "media": [],
         "models": [],
         "lease_dir": "",
+        "disk_free": 10**12,
+        "hub": {"revision": COMMIT, "bytes": 3 * 2**30},
         "leases": {},
         "output_root": {"why": "", "runs": []},
         **facts,

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import typing as t
+from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _fit
+from ansible_collections.llmops.finetune.plugins.module_utils import _fit, _proof
 
 Found = dict[str, list[dict[str, t.Any]]]
 LIKE: dict[str, t.Any] = {"environment": "e" * 16, "python": "3.11", "dataset a": "d" * 64, "model": "m" * 64}
@@ -95,3 +96,13 @@ def test_shared_storage_is_full_once_and_knows_accounts_by_number() -> None:
     found = _fit.rows(staged, findings())
     assert [(row.host, row.field) for row in found] == [("b", "account"), ("a", "disk")]
     assert "uid" not in found[0].what and "same number" in str(_fit.refusal(found))
+
+
+def test_a_fetched_model_is_the_same_on_all_nodes_whenever_it_came(tmp_path: Path) -> None:
+    for host, came in (("a", 1), ("b", 2), ("c", 1)):
+        folder = tmp_path / host
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"weights" if host != "c" else b"Weights")
+        (folder / "manifest.json").write_text(f'{{"files": {{"model.safetensors": {{"ctime_ns": {came}}}}}}}')
+    first, second, third = (_proof.fingerprint(tmp_path / host, full=False) for host in "abc")
+    assert first == second != third

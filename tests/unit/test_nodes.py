@@ -114,30 +114,39 @@ def test_the_demo_model_is_made_on_the_node_unless_it_is_there() -> None:
     identity = base_model.identity(CORPUS)
     path = f"/home/me/llmops/models/demo@{identity}"
     plan = make({"a": node()})
-    assert plan.nodes["a"]["model"] == {"build": True, "path": path, "identity": identity, "missing": True}
+    assert plan.nodes["a"]["model"] == {
+        "build": True,
+        "hub": "",
+        "asked": "",
+        "local": "",
+        "path": path,
+        "identity": identity,
+        "missing": True,
+    }
     assert lines(plan)["model_name_or_path"] == path
     assert "model_revision" not in lines(plan)
     assert not make({"a": node(models=[f"demo@{identity}"])}).nodes["a"]["model"]["missing"]
 
 
 @pytest.mark.parametrize(
-    ("model", "sources", "revision", "offline"),
+    ("model", "sources", "settings", "offline"),
     [
-        ("demo", (DATA,), None, True),
-        ("/srv/model", (DATA,), None, True),
-        ("Qwen/Qwen3-0.6B", (DATA,), "v1", False),
-        ("/srv/model", (DATA, HUB), None, False),
-        ("demo", (HUB,), None, False),
+        ("demo", (DATA,), "", True),
+        ("/srv/model", (DATA,), "", True),
+        ("Qwen/Qwen3-0.6B", (DATA,), "", True),
+        ("/srv/model", (DATA, HUB), "", False),
+        ("demo", (HUB,), "", False),
+        ("demo", (DATA,), "adapter_name_or_path=/srv/a", True),
+        ("demo", (DATA,), "adapter_name_or_path=org/a", False),
+        ("demo", (DATA,), "push_to_hub=true hub_model_id=org/a", False),
     ],
 )
-def test_only_what_comes_from_a_hub_asks_one(
-    model: str, sources: tuple[_dataset.Source, ...], revision: str | None, offline: bool
+def test_ranks_ask_no_hub_but_for_what_is_not_on_the_node(
+    model: str, sources: tuple[_dataset.Source, ...], settings: str, offline: bool
 ) -> None:
-    plan = make({"a": node()}, sources, train_model=model, train_model_revision="v1")
-    assert lines(plan).get("model_revision") == revision
+    facts = node(folders={"/srv/a": ["adapter_config.json"]})
+    plan = make({"a": facts}, sources, train_model=model, train_set=settings)
     assert ("HF_HUB_OFFLINE" in plan.nodes["a"]["launch"]["environment"]) == offline
-    told = any("template" in notice for notice in plan.notices)
-    assert told == (model != "demo")
 
 
 @pytest.mark.parametrize(

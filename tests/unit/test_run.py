@@ -60,7 +60,7 @@ def spec(root: Path, **changes: t.Any) -> Spec:
             }
         ],
         "media": {},
-        "model": {"build": False, "path": "org/model", "identity": ""},
+        "model": {"build": False, "hub": "", "local": "", "path": "org/model", "identity": ""},
         "root": str(root),
         "compared": False,
         "listens": False,
@@ -226,9 +226,10 @@ def test_a_model_that_another_apply_makes_is_waited_for(root: Path, monkeypatch:
     wanted = with_model(root)
     made: list[Path] = []
 
-    def lock(path: Path, patience: float) -> None:  # the other one is done once we have the lock
+    def lock(path: Path, patience: float) -> int:  # the other one is done once we have the lock
         made.append(path)
         monkeypatch.setattr(_node, "model_intact", lambda folder, identity: True)
+        return os.open(os.devnull, os.O_RDONLY)
 
     monkeypatch.setattr(files, "lock", lock)
     assert ("build", "demo@id1") in [(c["action"], Path(c["path"]).name) for c in staged_changes(wanted)]
@@ -261,7 +262,14 @@ def with_model(root: Path, corpus: str = "text") -> Spec:
     script = root.parent / "python"
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{build}" "$@"\n', encoding="utf-8")
     script.chmod(0o755)
-    model = {"build": True, "path": str(root / "models/demo@id1"), "identity": "id1", "corpus": corpus}
+    model = {
+        "build": True,
+        "hub": "",
+        "local": "",
+        "path": str(root / "models/demo@id1"),
+        "identity": "id1",
+        "corpus": corpus,
+    }
     wanted = spec(root, model=model)
     wanted["launch"]["python"] = str(script)
     return wanted

@@ -28,6 +28,16 @@ def write_json(path: Path, value: t.Any, mode: int = 0o644) -> None:
     sync_directory(path.parent)
 
 
+def write_texts(folder: Path, contents: t.Mapping[str, str]) -> None:
+    """Files by relative path, each replaced as a whole."""
+    for name, text in contents.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+
+
 def read_json(path: Path) -> dict[str, t.Any]:
     """The object in `path`; empty when the file is missing, unreadable or torn."""
     try:

@@ -181,8 +181,18 @@ RULES: t.Tuple[Rule, ...] = (
     ),
     Rule(
         ("template", "train_model"),
+        lambda c: c.template and c.right_template,
+        "LLaMA-Factory has another template for this very model",
+        lambda c: f"use {c.right_template}, or leave it out, or set train_insist: [template] where you mean it",
+        "extras/constants.py",
+    ),
+    Rule(
+        ("template", "train_model"),
         lambda c: (
-            c.template.get("reasoning") and "instruct" in c.now.model.lower() and c["enable_thinking"] is not None
+            c.template.get("reasoning")
+            and "instruct" in c.now.model.lower()
+            and c["enable_thinking"] is not None
+            and not c.right_template
         ),
         "a reasoning template puts empty thoughts into the answers of a model that does not think",
         "use the template's _nothink twin, or set enable_thinking: null",

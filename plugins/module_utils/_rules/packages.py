@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
+from .._engine import hub_modelscope
 from .rule import Rule, View
 
 _PARSER = "hparams/parser.py _check_extra_dependencies"
@@ -42,6 +43,13 @@ RULES: t.Tuple[Rule, ...] = (
     _package("bitsandbytes", "quantization_bit", lambda c: c.quantized and c["quantization_method"] == "bnb"),
     *(_package(name, "quantization_method", _quantizes_with(name), _QUANTIZATION) for name in ("hqq", "eetq")),
     _package("hyper-parallel", "use_hyper_parallel", lambda c: c["use_hyper_parallel"], "train/tuner.py"),
+    Rule(
+        ("train_model",),
+        lambda c: c.now.model.startswith(hub_modelscope.PREFIX) and "modelscope" not in c.schema.packages,
+        "it is fetched with the package modelscope, which the environment does not have",
+        "take the model from another hub, or copy it to the nodes and name its full path",
+        "modelscope",
+    ),
     _package("torchao", "fp8", lambda c: c["fp8"] and c["fp8_backend"] != "te", "train/fp8_utils.py"),
     _package("transformer-engine", "fp8", lambda c: c["fp8"] and c["fp8_backend"] == "te", "train/fp8_utils.py"),
 )

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from .._model import Model
 from .._parallel import Engine
 from .._schema import Schema
+from .._template import Choice, mismatch
 from .._tools import Use
 
 
@@ -30,6 +31,8 @@ class Situation(t.NamedTuple):
     tools: t.Mapping[Use, str] = MappingProxyType({})
     """What of tools in the datasets only some templates take, and which records have it."""
     model: str = ""
+    template: Choice | None = None
+    """What the registry has for the model; None where the author insists on his own."""
     folders: t.Mapping[str, t.Container[str]] = MappingProxyType({})
     """By the full path of an adapter or a reward model, those of its files that are there on every node."""
     weights: Model = Model()
@@ -93,6 +96,11 @@ class View:
     @property
     def template(self) -> t.Mapping[str, t.Any]:
         return self.schema.templates.get(str(self["template"]), {})
+
+    @property
+    def right_template(self) -> str:
+        """The one of the registry, where this very model has another one than the author gave."""
+        return mismatch(self["template"], self.now.model, self.now.template, self["enable_thinking"])
 
     @property
     def tools(self) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from ansible_collections.llmops.finetune.plugins.module_utils import _tools
+from ansible_collections.llmops.finetune.plugins.module_utils._template import Choice
 
 from .situations import HELD_OUT, PACKED, STREAM, WITH, Case
 
@@ -61,6 +62,13 @@ CASES: list[Case] = [
         {},
         {"template": "llama3", "train_on_prompt": True},
         {},
+    ),
+    (
+        "another template for this very model",
+        {"template": "qwen"},
+        {"model": "Qwen/Qwen3-4B", "template": Choice("qwen3", True, "")},
+        {"template": "qwen3"},
+        {"model": "Qwen/Qwen3-4B", "template": Choice("qwen3", True, "")},
     ),
     (
         "empty thoughts",

@@ -23,6 +23,13 @@ CASES: list[Case] = [
         {"fp8": True, "fp8_backend": "te"},
         {WITH: ["transformer-engine"]},
     ),
+    (
+        "package modelscope",
+        {},
+        {"model": "modelscope:org/m", "without": ["modelscope"]},
+        {},
+        {"model": "modelscope:org/m"},
+    ),
     ("package unsloth", {"use_unsloth": True}, {}, {"use_unsloth": True}, {WITH: ["unsloth"]}),
     (
         "package liger-kernel",
