@@ -17,6 +17,7 @@ from .plans import (
     DEFAULTS,
     DEMO_ARGUMENTS,
     LOCK,
+    RECIPES,
     SCHEMAS,
     Variables,
     eth0,
@@ -115,7 +116,7 @@ def test_each_input_of_the_author_is_in_the_id(inputs: Variables) -> None:
 
 
 def test_the_text_of_the_demo_model_is_in_the_id() -> None:
-    wish = _wish.read({**DEFAULTS, "train_datasets": ["demo"]}, SCHEMAS)
+    wish = _wish.read({**DEFAULTS, "train_datasets": ["demo"]}, SCHEMAS, RECIPES)
     requests = [_plan.request(wish, [DATA], digest) for digest in ("c", "d")]
     assert _request.run_id(requests[0]) != _request.run_id(requests[1])
 

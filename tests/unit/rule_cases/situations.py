@@ -58,7 +58,7 @@ def told(arguments: dict[str, t.Any], situation: dict[str, t.Any]) -> list[str]:
 def problems(arguments: dict[str, t.Any], situation: dict[str, t.Any]) -> list[t.Any]:
     situation = dict(situation)
     own = situation.get("engine", Engine()).environment
-    schema = SCHEMAS[_recipe.environment(arguments.get("stage"), own)]
+    schema = SCHEMAS[_recipe.environment({**BASE, **arguments}, own)]
     more, fewer = situation.pop(WITH, []), situation.pop("without", [])
     packages = {name: version for name, version in schema.packages.items() if name not in fewer}
     packages.update(more if isinstance(more, dict) else dict.fromkeys(more, "1"))
