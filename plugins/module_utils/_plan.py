@@ -232,8 +232,8 @@ def _notices(
                 notices.append(
                     f"Drift: the run keeps {key} {record[key]}; train_resolve=refresh would take {resolved[key]}."
                 )
-    if wish.stage in _nodes.FROM_THE_START:
-        notices.append(f"Stage {wish.stage} cannot go on from a checkpoint: after an interruption it begins again.")
+    if again := _nodes.begins_again(plan.resolved["arguments"]):
+        notices.append(f"{again} cannot go on from a checkpoint: after an interruption it begins again.")
     if _parallel.ENGINES[plan.resolved["engine"]].unproved:
         notices.append(
             f"Engine {plan.resolved['engine']} is unproved: its files and variables are rendered as its documents have "

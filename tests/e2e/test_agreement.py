@@ -22,6 +22,7 @@ from .conftest import REPOSITORY, Demo
 
 MAIN = situations.MAIN
 LATE = (
+    "MoD/",
     "data/",
     "model/",
     "train/",

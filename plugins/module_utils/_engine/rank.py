@@ -22,7 +22,7 @@ import traceback
 import typing as t
 from pathlib import Path
 
-from . import checkpoint, exchange, files, optimizers, peers
+from . import checkpoint, exchange, files, methods, peers
 from .state import Run
 
 RESUME = "LLMOPS_RESUME"
@@ -119,7 +119,7 @@ def _train(run: Run, here: peers.Node, store: peers.Store | None) -> None:
     from llamafactory.train.tuner import run_exp
 
     torch.serialization.register_package(0, lambda _: None, _restore_on_cpu)
-    optimizers.trust(arguments)
+    methods.amend(arguments)
     _end_at_last_step()
     _skip_within_the_epoch()
     _shard_on_cpu()

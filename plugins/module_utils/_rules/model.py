@@ -126,6 +126,14 @@ RULES: t.Tuple[Rule, ...] = (
         "model/model_utils/longlora.py",
     ),
     Rule(
+        ("mixture_of_depths",),
+        lambda c: c["mixture_of_depths"] is not None and not _before(c.schema.packages["transformers"], 4, 45),
+        "mixture-of-depth, of which 1.2.0 is the last, needs transformers before 4.45, which no environment has: it "
+        "fails in the first step",
+        "remove mixture_of_depths",
+        "MoD/MoD.py",
+    ),
+    Rule(
         ("use_v1_kernels",),
         lambda c: c["use_v1_kernels"],
         "the kernels of use_v1_kernels are for NPUs, which no node has: elsewhere LLaMA-Factory has none of them",

@@ -89,6 +89,13 @@ CASES: list[Case] = [
     ("DoRA refuses quantized weights", {"use_dora": True}, READS_GPTQ, {"use_dora": True}, QWEN3),
     ("several adapters", {"adapter_name_or_path": "/a,/b"}, READS_GPTQ, {"adapter_name_or_path": "/a"}, READS_GPTQ),
     ("shift_attn needs", {"shift_attn": True}, {}, {"shift_attn": True}, {WITH: {"transformers": "4.47.1"}}),
+    (
+        "mixture-of-depth, of which",
+        {"mixture_of_depths": "convert"},
+        {},
+        {"mixture_of_depths": "convert"},
+        {WITH: {"transformers": "4.44.2"}},
+    ),
     ("transformers 5.6.0", {"flash_attn": "fa2"}, {WITH: {"transformers": "5.6.0", "flash-attn": "2"}}, {}, {}),
     ("are for NPUs", {"use_v1_kernels": True}, {}, {}, {}),
     (

@@ -36,7 +36,7 @@ CASES: list[Case] = [
         {"mixture_of_depths": "convert"},
         {"without": ["mixture-of-depth"]},
         {"mixture_of_depths": "convert"},
-        {},
+        {WITH: {"transformers": "4.44.2"}},
     ),
     ("package galore-torch", GALORE, {"without": ["galore-torch"]}, GALORE, {}),
     ("package apollo-torch", APOLLO, {"without": ["apollo-torch"]}, APOLLO, {}),

@@ -24,6 +24,7 @@ DPO = {"stage": "dpo"}
 HEAD, ADAPTER = frozenset(["value_head.safetensors"]), frozenset(["adapter_config.json"])
 HELD_OUT = {"eval_datasets": 1}
 FREEZE = {"finetuning_type": "freeze"}
+OFT = {"finetuning_type": "oft", "ddp_find_unused_parameters": False}
 PRO = {**FREEZE, "use_llama_pro": True}
 PACKED = {"neat_packing": True, "flash_attn": "fa2", "per_device_train_batch_size": 1}
 BEST = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 500}

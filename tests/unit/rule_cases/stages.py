@@ -63,6 +63,7 @@ CASES: list[Case] = [
     ),
     ("PPO reports to", {**PPO, "report_to": "mlflow"}, {}, PPO, {}),
     ("PPO reports to", {**PPO, "report_to": "trackio"}, {WITH: ["trackio"]}, {**PPO, "report_to": "tensorboard"}, {}),
+    ("trl no longer has", {**DPO, "pref_loss": "kto_pair"}, {}, {**DPO, "pref_loss": "hinge"}, {}),
     (
         "pref_loss sigmoid alone",
         {**DPO, "pref_loss": "ipo", "dpo_label_smoothing": 0.1},
