@@ -99,10 +99,10 @@ SCENARIO = local
 molecule: setup-dev ## a scenario: make molecule SCENARIO=systemd ARGS="-e uv_env_index_url=…"
 	$(RUN) molecule test -s $(SCENARIO) -- $(ARGS)
 
-soak: setup-dev ## long fault campaigns, on hosts too where podman is; report in docs/soak.md
-	$(RUN) python -m tests.e2e.soak
-
 PART =
+soak: setup-dev ## long campaigns, in docs/soak.md; make soak PART=recipes
+	$(RUN) python -m tests.e2e.soak $(PART)
+
 bench: setup-dev ## ratios, side by side; report in docs/bench.md; make bench PART=records
 	$(RUN) python -m tests.bench $(PART)
 
