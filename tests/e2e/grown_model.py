@@ -1,8 +1,8 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A model with a new layer after each of its layers, which says nothing yet, as LLaMA-Pro begins: run with the Python of
-a node environment, grown_model.py BASE FOLDER."""
+"""A model with a new layer after each of its layers, which adds nothing yet, as LLaMA-Pro begins: run with the Python
+of a node environment, grown_model.py BASE FOLDER."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def data(stage: str) -> dict[str, t.Any]:
         columns = {**_COLUMNS, "chosen": "chosen", "rejected": "rejected"}
         return _dataset("pairs", rows, ranking=True, columns=columns)
     if stage == "kto":
-        rows = [
+        rows: list[dict[str, t.Any]] = [
             {"instruction": ask, "input": "", "output": answer, "liked": answer == good}
             for ask, good in _QUESTIONS
             for answer in (good, _WORSE)

@@ -1,8 +1,8 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`make soak PART=faults`: a death after every single file of the first and of a later checkpoint, and random kills; and
-a rank of every engine that dies. About half an hour."""
+"""`make soak PART=faults`: a death after every single file of the first and of a later checkpoint, and random kills;
+and a rank of every engine that dies. About half an hour."""
 
 from __future__ import annotations
 

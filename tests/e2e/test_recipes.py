@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A quarter of the recipes trains for real on the CPU, drawn by RECIPES_SEED; `make soak PART=recipes` trains them all."""
+"""A quarter of the recipes, drawn by RECIPES_SEED, trains for real on the CPU; `make soak PART=recipes` trains all."""
 
 from __future__ import annotations
 

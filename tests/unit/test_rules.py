@@ -64,5 +64,5 @@ def test_all_recipes_but_one_are_taken_as_they_are(name: str) -> None:
 
 
 def test_the_one_recipe_that_no_package_serves_is_refused() -> None:
-    (what,) = told(RECIPES["mixture_of_depths"].arguments, {"weights": _model.Model(type="llama")})
+    (what,) = told(dict(RECIPES["mixture_of_depths"].arguments), {"weights": _model.Model(type="llama")})
     assert "fails in the first step" in what and "refused" in RECIPES["mixture_of_depths"].unproved

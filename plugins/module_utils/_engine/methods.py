@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import typing as t
 
 _PROJECTORS = {
@@ -26,6 +27,8 @@ def amend(arguments: t.Mapping[str, t.Any]) -> None:
             _read_back(places)
     if arguments.get("stage") == "dpo" and arguments.get("pref_loss") in ("hinge", "ipo"):
         _prefer_as_asked()
+    if arguments.get("finetuning_type") in ("lora", "oft") and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        _read_back_sharded_adapter()
 
 
 def _read_back(places: t.Iterable[tuple[str, str]]) -> None:
@@ -48,3 +51,32 @@ def _prefer_as_asked() -> None:
         return loss(self, *logps, loss_type=self.loss_type)
 
     CustomDPOTrainer.dpo_loss = dpo_loss
+
+
+def _read_back_sharded_adapter() -> None:
+    """accelerate restores of an adapter under FSDP2 only the part of the first rank, and the others begin anew. The
+    checkpoint has the whole adapter besides: each rank takes its own part of it."""
+    import torch
+    from peft import PeftModel
+    from safetensors.torch import load_file
+    from torch.distributed.tensor import DTensor, distribute_tensor
+    from transformers import trainer
+
+    load = trainer.load_fsdp_model
+
+    def load_fsdp_model(plugin: t.Any, accelerator: t.Any, model: t.Any, folder: str, **options: t.Any) -> t.Any:
+        if not isinstance(model, PeftModel):
+            return load(plugin, accelerator, model, folder, **options)
+        whole = load_file(os.path.join(folder, "adapter_model.safetensors"))
+        for name, weight in model.named_parameters():
+            saved = whole.pop(name.replace(f".{model.active_adapter}.", "."), None)
+            if saved is not None:
+                sharded = isinstance(weight, DTensor)
+                part = distribute_tensor(saved, weight.device_mesh, weight.placements) if sharded else saved
+                with torch.no_grad():
+                    weight.copy_(part)
+        if whole:
+            raise RuntimeError(f"The checkpoint has weights that the adapter lacks: {', '.join(sorted(whole)[:3])}.")
+        return None
+
+    trainer.load_fsdp_model = load_fsdp_model
