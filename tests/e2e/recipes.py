@@ -112,12 +112,12 @@ def data(stage: str) -> dict[str, t.Any]:
         columns = {**_COLUMNS, "chosen": "chosen", "rejected": "rejected"}
         return _dataset("pairs", rows, ranking=True, columns=columns)
     if stage == "kto":
-        rows: list[dict[str, t.Any]] = [
+        marked: list[dict[str, t.Any]] = [
             {"instruction": ask, "input": "", "output": answer, "liked": answer == good}
             for ask, good in _QUESTIONS
             for answer in (good, _WORSE)
         ]
-        return _dataset("liked", rows, columns={**_COLUMNS, "response": "output", "kto_tag": "liked"})
+        return _dataset("liked", marked, columns={**_COLUMNS, "response": "output", "kto_tag": "liked"})
     if stage == "pt":
         return _dataset("text", [{"text": f"{ask} {good}"} for ask, good in _QUESTIONS], columns={"prompt": "text"})
     return {}

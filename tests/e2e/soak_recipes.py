@@ -10,10 +10,12 @@ import json
 import time
 
 import pytest
+from ansible_collections.llmops.finetune.plugins.module_utils import _parallel, _recipe
 
 from .conftest import BASE, Demo, World, weights
 from .recipes import RECIPES, RUNS, apply, finished
 from .soak import REPORT
+from .test_agreement import judged, upstream
 from .test_faults import killer, write_plan
 
 REPORT += [
@@ -44,6 +46,23 @@ def test_a_recipe_trains_and_goes_on_after_a_death(world: World, demo: Demo, nam
         f"| {name} | {losses[0]:.3f}, {losses[-1]:.3f} | {', '.join(run.left)} | {went}, to the same bytes | "
         f"{time.monotonic() - began:.0f} s |"
     )
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES.keys() - RUNS.keys() - {"megatron"}))
+def test_the_parser_of_its_environment_takes_what_cannot_run_here(world: World, demo: Demo, name: str) -> None:
+    """All but Megatron's, which no index has."""
+    began = time.monotonic()
+    recipe = RECIPES[name]
+    own = _parallel.ENGINES.get(recipe.engine, _parallel.Engine())
+    environment = _recipe.environment(recipe.arguments, own.environment)
+    lock = str(world.clone / f"requirements/node-{environment}.txt")
+    imports = {"uv_env_imports": ["torch", "transformers"]}  # unsloth and KTransformers look for a GPU at once
+    made = world.play("llmops.finetune.environment", variables={"uv_env_lock": lock, **imports})
+    assert made.rc == 0, made.text
+    (python,) = {line["result"]["python"] for line in made.results if "python" in line["result"]}
+    assert judged(python, [upstream({**recipe.arguments, **own.arguments}, {})]) == [None]
+    took = time.monotonic() - began
+    REPORT.append(f"| {name} | not run: {recipe.unproved} | parser of node-{environment} takes it | | {took:.0f} s |")
 
 
 def test_every_recipe_is_run_here_or_says_why_not() -> None:

@@ -69,7 +69,7 @@ def _read_back_sharded_adapter() -> None:
             return load(plugin, accelerator, model, folder, **options)
         whole = load_file(os.path.join(folder, "adapter_model.safetensors"))
         for name, weight in model.named_parameters():
-            saved = whole.pop(name.replace(f".{model.active_adapter}.", "."), None)
+            saved = whole.pop(name.replace(f".{model.active_adapter}.", ".").replace(".modules_to_save.", "."), None)
             if saved is not None:
                 sharded = isinstance(weight, DTensor)
                 part = distribute_tensor(saved, weight.device_mesh, weight.placements) if sharded else saved

@@ -15,15 +15,15 @@ CASES: list[Case] = [
         {**FULL, "use_hyper_parallel": True},
         {WITH: ["hyper-parallel"]},
     ),
-    ("package torchao", {"fp8": True}, {"without": ["torchao"]}, {"fp8": True}, {}),
+    ("package torchao", {"fp8": True}, {"without": ["torchao"]}, {"fp8": True}, {"gpus": True}),
     (
         "package transformer-engine",
         {"fp8": True, "fp8_backend": "te"},
         {},
         {"fp8": True, "fp8_backend": "te"},
-        {WITH: ["transformer-engine"]},
+        {"gpus": True, WITH: ["transformer-engine"]},
     ),
-    ("package unsloth", {"use_unsloth": True}, {"without": ["unsloth"]}, {"use_unsloth": True}, {}),
+    ("package unsloth", {"use_unsloth": True}, {"without": ["unsloth"]}, {"use_unsloth": True}, {"gpus": True}),
     (
         "package liger-kernel",
         {"enable_liger_kernel": True},

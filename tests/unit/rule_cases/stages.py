@@ -59,7 +59,7 @@ CASES: list[Case] = [
         {**PPO, "use_unsloth": True},
         {WITH: ["unsloth"]},
         {**PPO, "use_unsloth": True, "reward_model_type": "full"},
-        {WITH: ["unsloth"]},
+        {"gpus": True, WITH: ["unsloth"]},
     ),
     ("PPO reports to", {**PPO, "report_to": "mlflow"}, {}, PPO, {}),
     ("PPO reports to", {**PPO, "report_to": "trackio"}, {WITH: ["trackio"]}, {**PPO, "report_to": "tensorboard"}, {}),

@@ -11,10 +11,10 @@ CASES: list[Case] = [
     ("no layer to train", {**FREEZE, "freeze_trainable_layers": 0}, {}, {**FREEZE, "freeze_trainable_layers": 1}, {}),
     (
         "unsloth does not go with OFT",
-        {"finetuning_type": "oft", "use_unsloth": True},
-        {WITH: ["unsloth"]},
+        {**OFT, "use_unsloth": True},
+        {"gpus": True},
         {"use_unsloth": True},
-        {WITH: ["unsloth"]},
+        {"gpus": True},
     ),
     ("LLaMA-Pro goes", {**FULL, "use_llama_pro": True}, {}, {"finetuning_type": "freeze", "use_llama_pro": True}, {}),
     (
