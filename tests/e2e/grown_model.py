@@ -24,7 +24,7 @@ def main(base: str, folder: str) -> None:
     model.model.layers = layers
     model.config.num_hidden_layers = len(layers)
     if getattr(model.config, "layer_types", None):
-        model.config.layer_types = [kind for kind in model.config.layer_types for _ in range(2)]
+        model.config.layer_types = [kind for each in model.config.layer_types for kind in (each, each)]
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
 
