@@ -21,7 +21,7 @@ DEV := .venv/dev-$(call digest,requirements/dev.txt)
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup setup-dev train plan status stop test lint docs unit e2e systemd cluster cluster-up cluster-down molecule sanity soak bench lock clean
+.PHONY: help doctor setup setup-dev train plan status stop test lint docs unit e2e systemd cluster cluster-up cluster-down molecule sanity soak bench recipes lock clean
 train test e2e systemd cluster molecule soak bench: GB = 12
 
 help: ## this list
@@ -49,6 +49,9 @@ train: setup ## the run that group_vars describe, from nothing to a trained adap
 
 plan: setup ## what an apply would run, and where
 	$(PLAY) llmops.finetune.plan
+
+recipes: setup ## what train_recipe may be: name, purpose, hardware, proved or not
+	@.venv/bin/python scripts/recipes.py
 
 status: setup ## what the runs are
 	$(PLAY) llmops.finetune.status
@@ -96,10 +99,10 @@ SCENARIO = local
 molecule: setup-dev ## a scenario: make molecule SCENARIO=systemd ARGS="-e uv_env_index_url=…"
 	$(RUN) molecule test -s $(SCENARIO) -- $(ARGS)
 
-soak: setup-dev ## long fault campaigns, on hosts too where podman is; report in docs/soak.md
-	$(RUN) python -m tests.e2e.soak
-
 PART =
+soak: setup-dev ## long campaigns, in docs/soak.md; make soak PART=recipes (faults, hosts: root and podman)
+	$(RUN) python -m tests.e2e.soak $(PART)
+
 bench: setup-dev ## ratios, side by side; report in docs/bench.md; make bench PART=records
 	$(RUN) python -m tests.bench $(PART)
 

@@ -13,7 +13,7 @@ from ansible.plugins.action import ActionBase
 
 from ..module_utils import _config, _plan, _profile, _schema, _sources, _wish
 from ..module_utils._errors import FinetuneError
-from ..plugin_utils import _import
+from ..plugin_utils import _import, _recipes
 
 
 class ActionModule(ActionBase):
@@ -29,7 +29,7 @@ class ActionModule(ActionBase):
             _wish.refuse_misspelt(known)
             schemas = _sources.schemas()
             variables = {name: self._templar.template(known[name]) for name in _wish.INPUTS if name in known}
-            wish = _wish.read(variables, schemas, self._imported(variables, known, schemas))
+            wish = _wish.read(variables, schemas, _recipes.read(), self._imported(variables, known, schemas))
             if not register:
                 return {
                     "changed": False,

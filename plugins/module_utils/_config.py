@@ -166,6 +166,7 @@ def batch(arguments: Arguments, user: t.Mapping[str, str], world_size: int, want
     accumulation = _positive(arguments, "gradient_accumulation_steps", user)
     if wanted is None:
         return micro, accumulation
+    _refuse_other_batches(arguments, user)
     keep_micro, keep_accumulation = "per_device_train_batch_size" in user, "gradient_accumulation_steps" in user
     step = world_size * (micro if keep_micro else 1) * (accumulation if keep_accumulation else 1)
     if keep_micro and keep_accumulation:
@@ -173,7 +174,7 @@ def batch(arguments: Arguments, user: t.Mapping[str, str], world_size: int, want
             raise FinetuneError(
                 f"train_global_batch_size is {wanted}, but {micro} × {accumulation} × {world_size} ranks = {step}.",
                 where="train_global_batch_size, per_device_train_batch_size, gradient_accumulation_steps",
-                change="leave one of the three out",
+                change=f"use {step}, or leave one of the three out",
             )
         return micro, accumulation
     factor, rest = divmod(wanted, step)
@@ -186,8 +187,26 @@ def batch(arguments: Arguments, user: t.Mapping[str, str], world_size: int, want
         )
     if keep_accumulation:
         return factor, accumulation
-    micro = micro if keep_micro else math.gcd(micro, factor)
+    if not keep_micro:  # what the recipe has fits into memory, and so does less
+        micro = next(size for size in range(micro, 0, -1) if factor % size == 0)
     return micro, wanted // (world_size * micro)
+
+
+def _refuse_other_batches(arguments: Arguments, user: t.Mapping[str, str]) -> None:
+    """What makes ranks take other batches than they are told."""
+    config = arguments.get("accelerator_config")
+    takes_others = {
+        "auto_find_batch_size": (arguments.get("auto_find_batch_size"), "halves batches that memory does not hold"),
+        "accelerator_config": (isinstance(config, dict) and config.get("split_batches"), "splits batches over ranks"),
+    }
+    for key, (does, what) in takes_others.items():
+        if does:
+            raise FinetuneError(
+                f"{key} {what}: no step would have the train_global_batch_size.",
+                where=f"{user.get(key, 'train_args')}, key {key}",
+                change=f"remove {'split_batches from ' * (key == 'accelerator_config')}{key}, or leave "
+                "train_global_batch_size at auto",
+            )
 
 
 def _positive(arguments: Arguments, key: str, user: t.Mapping[str, str]) -> int:

@@ -17,8 +17,16 @@ from ._wish import DEMO_MODEL, Wish
 if t.TYPE_CHECKING:
     from ._plan import Plan
 
-FROM_THE_START = ("rm", "ppo")
-"""Stages that LLaMA-Factory cannot resume: it forgets the value head, or refuses."""
+
+def begins_again(arguments: t.Mapping[str, t.Any]) -> str:
+    """What of a run cannot go on from a checkpoint, so that it begins again when it was interrupted; else empty."""
+    if arguments["stage"] in ("rm", "ppo"):
+        return f"Stage {arguments['stage']}"  # LLaMA-Factory forgets the value head, or refuses
+    if arguments.get("use_badam"):
+        return "BAdam"  # its state does not tell which block is in training
+    if arguments.get("pissa_init") and arguments.get("pissa_convert"):
+        return "PiSSA with pissa_convert"  # it would convert by what the checkpoint holds, not by what it began with
+    return ""
 
 
 def node(
@@ -89,7 +97,7 @@ def node(
             "lease_dir": facts["lease_dir"],
             "max_restarts": wish.max_restarts,
             **({"shared": plan.shared} if plan.shared else {}),
-            "resumes": wish.stage not in FROM_THE_START,
+            "resumes": not begins_again(plan.resolved["arguments"]),
             "grace_seconds": 120,
             "start_deadline_seconds": 3600,
         },

@@ -36,8 +36,8 @@ def notices(
                     f"Drift: the run keeps {key} {_short(record[key])}; train_resolve=refresh would take "
                     f"{_short(resolved[key])}."
                 )
-    if wish.stage in _nodes.FROM_THE_START:
-        told.append(f"Stage {wish.stage} cannot go on from a checkpoint: after an interruption it begins again.")
+    if again := _nodes.begins_again(plan.resolved["arguments"]):
+        told.append(f"{again} cannot go on from a checkpoint: after an interruption it begins again.")
     if _parallel.ENGINES[plan.resolved["engine"]].unproved:
         told.append(
             f"Engine {plan.resolved['engine']} is unproved: its files and variables are rendered as its documents have "

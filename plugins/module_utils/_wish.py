@@ -115,26 +115,27 @@ class Wish:
 def read(
     variables: t.Mapping[str, t.Any],
     schemas: t.Mapping[str, _schema.Schema],
+    recipes: t.Mapping[str, _recipe.Recipe],
     imported: _config.Imported | None = None,
 ) -> Wish:
     """The wish in a role's variables (train_…); FinetuneError names the variable that is wrong.
 
-    schemas: by environment, what it takes. imported: the file of train_config, which stands in for the recipe; its
-    model and data count where the variables are the role's defaults.
+    schemas: by environment, what it takes. recipes: by name. imported: the file of train_config, which stands in for
+    the recipe; its model and data count where the variables are the role's defaults.
     """
     recipe = str(variables.get("train_recipe") or "") if imported is None else IMPORTED
-    start = _recipe.find(recipe).arguments if imported is None else {}
+    start = _recipe.find(recipe, recipes) if imported is None else _recipe.Recipe()
     given = imported or _config.Imported()
     written = _config.parse_args(variables.get("train_args"))
     single = _config.parse_set(str(variables.get("train_set") or ""))
     _config.check(written, "train_args")
     _config.check(single, "train_set")
-    base = {**start, **given.arguments}
+    base = {**start.arguments, **given.arguments}
     stage = str({**base, **written, **single}["stage"])
     engine = _inputs.one_of(variables, "train_engine", _parallel.CHOICES, _parallel.PROVIDED)
-    if given.engine and engine == _parallel.AUTO:
-        engine = given.engine
-    environment = _recipe.environment(stage, _parallel.environment(engine))
+    if engine == _parallel.AUTO:
+        engine = given.engine or start.engine or engine
+    environment = _recipe.environment({**base, **written, **single}, _parallel.environment(engine))
     schema = schemas[environment]
     _schema.typed(given.arguments, schema, "train_config")
     written = _schema.typed(written, schema, "train_args")
@@ -156,8 +157,13 @@ def read(
         origins=origins,
         environment=environment,
         lock=str(variables.get("train_lock") or ""),
-        base=start,
-        notices=[*given.notices, *_overruled(given, over, origins), *_contradicted(recipe, start, over, origins)],
+        base=dict(start.arguments),
+        notices=[
+            *given.notices,
+            *_overruled(given, over, origins),
+            *_contradicted(recipe, start.arguments, over, origins),
+            *_unproved(recipe, start),
+        ],
         model=model,
         model_revision=revision,
         model_place=model_place,
@@ -271,7 +277,7 @@ def _overruled(given: _config.Imported, over: _config.Arguments, origins: t.Mapp
 
 
 def _contradicted(
-    recipe: str, start: _config.Arguments, over: _config.Arguments, origins: t.Mapping[str, str]
+    recipe: str, start: t.Mapping[str, t.Any], over: _config.Arguments, origins: t.Mapping[str, str]
 ) -> list[str]:
     """What makes a recipe another one."""
     return [
@@ -279,6 +285,11 @@ def _contradicted(
         for key in ("stage", "finetuning_type")
         if key in start and over.get(key, start[key]) != start[key]
     ]
+
+
+def _unproved(name: str, recipe: _recipe.Recipe) -> list[str]:
+    told = f"Recipe {name} is unproved: {recipe.unproved}, and this project has never run it."
+    return [told] if recipe.unproved else []
 
 
 def _folders(arguments: t.Mapping[str, t.Any], origins: t.Mapping[str, str], stage: str) -> list[str]:

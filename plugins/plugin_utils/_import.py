@@ -76,7 +76,7 @@ def read(text: str, name: str, schemas: t.Mapping[str, _schema.Schema], folders:
         found.engine = _import_engine.engine(values, folders)
     except FinetuneError as error:
         problems.append(_schema.Problem(error.where, error.what, error.change))
-    schema = schemas[_recipe.environment(values.get("stage"), _parallel.environment(found.engine))]
+    schema = schemas[_recipe.environment(values, _parallel.environment(found.engine))]
     for key, value in values.items():
         if key in _config.RESERVED:
             found.notices.append(f"{lines[key]}: {key} is left out, {_config.RESERVED[key]}.")

@@ -1,168 +1,61 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`make soak`: a death after every single file of the first and of a later checkpoint, and random kills; docs/soak.md.
+"""`make soak [PART=faults|hosts|recipes]`: long campaigns, and their tables in docs/soak.md.
 
-And a rank of every engine that dies. Takes the world of the end-to-end tests: a fresh clone, a real environment, real
-training. About half an hour.
+Takes the world of the end-to-end tests: a fresh clone, a real environment, real training.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import random
-import signal
 import subprocess
 import sys
-import time
-import typing as t
 from pathlib import Path
 
 import pytest
 
-from . import machines, test_cluster_faults
-from .conftest import BASE, REPOSITORY, Demo, World, processes, weights
-from .machines import STEPS
-from .test_engines import MODEL, PARTS, killed, losses, whole
-from .test_faults import deaths_of, killer, read, start, wait_for, write_plan
+from .conftest import REPOSITORY
 
-SEED = int(os.environ.get("SOAK_SEED", "1"))
-KILLS = int(os.environ.get("SOAK_KILLS", "20"))
-FAULTS = int(os.environ.get("FAULTS", "30"))
+PAGE = REPOSITORY / "docs" / "soak.md"
+PARTS = {"faults": "What is killed", "hosts": "What befalls hosts", "recipes": "Recipes"}
+"""By file soak_….py: the heading of its table."""
 REPORT: list[str] = []
-REPORT_FILE = REPOSITORY / "docs" / "soak.md"
-LONGER: dict[str, t.Any] = {"max_steps": 2600, "save_steps": 25}
-"""Long enough for several kills."""
-_FILES = [
-    "README.md",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "chat_template.jinja",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "training_args.bin",
-    "optimizer.pt",
-    "scheduler.pt",
-    "rng_state.pth",
-    "trainer_state.json",
-]
+"""Rows of the part that is running, the head first."""
 
 
-@pytest.fixture(scope="session")
-def quiet(world: World, demo: Demo) -> str:
-    done = world.play(variables={"train_name": "quiet"})
-    assert done.rc == 0, done.text
-    return weights(world.folder(done))
+def main(asked: list[str]) -> int:
+    parts = [word for word in asked if word in PARTS] or list(PARTS)
+    options = [word for word in asked if word not in PARTS]
+    failed = 0
+    for part in parts:
+        REPORT.clear()
+        file = Path(__file__).with_name(f"soak_{part}.py")
+        rc = pytest.main([str(file), "-q", "-p", "no:cacheprovider", "-o", "python_files=soak_*.py", *options])
+        failed = failed or int(rc)
+        if REPORT:
+            write(part, options, REPORT, ended_well=rc == 0)
+    return failed
 
 
-@pytest.mark.parametrize("checkpoint", ["checkpoint-8", "checkpoint-16"], ids=["first save", "later save"])
-def test_a_death_after_every_single_file_of_a_checkpoint(world: World, quiet: str, checkpoint: str) -> None:
-    plan = BASE / f"soak-{checkpoint}.json"
-    write_plan(plan, [[checkpoint, name] for name in _FILES])
-    began = time.monotonic()
-    variables = {"train_name": f"soak-{checkpoint}", "train_max_restarts": len(_FILES) + 1}
-    done = world.play(variables=variables, environment=killer(plan))
-    assert done.rc == 0, done.text
-    deaths = len(list(deaths_of(plan).iterdir()))
-    assert deaths == len(_FILES) == done.run["attempt"] - 1
-    assert weights(world.folder(done)) == quiet
-    REPORT.append(
-        f"| a rank dies after each single file of {checkpoint} | {deaths} | weights equal the quiet run's | "
-        f"{time.monotonic() - began:.0f} s |"
-    )
-
-
-def test_random_kills_of_trainer_and_supervisor(world: World, demo: Demo) -> None:
-    """Each kill is at a random moment; every apply goes on, and the weights come out the same."""
-    undisturbed = world.play(variables={"train_name": "soak-quiet"}, **LONGER)
-    assert undisturbed.rc == 0, undisturbed.text
-    quiet = weights(world.folder(undisturbed))
-    dice = random.Random(SEED)
-    began = time.monotonic()
-    for _ in range(KILLS):
-        _, folder = start(world, "soak-random", **LONGER)
-        if dice.random() < 0.8:  # in the middle of steps and saves, else while it loads
-            wait_for(lambda: "step" in read(folder / "progress.json"))  # noqa: B023 - called at once
-        time.sleep(dice.uniform(0, 4))
-        victim = dice.choice(processes(folder.name))
-        supervisor = read(folder / "state.json").get("pid")
-        os.kill(victim, signal.SIGKILL)
-        if victim == supervisor:
-            wait_for(lambda: not processes(folder.name), 15)  # noqa: B023
-        else:
-            time.sleep(1)  # for the supervisor to see it
-    done = world.play(variables={"train_name": "soak-random", "train_max_restarts": KILLS}, **LONGER)
-    assert done.rc == 0, done.text
-    assert weights(world.folder(done)) == quiet and processes(world.folder(done).name) == []
-    REPORT.append(
-        f"| random kills of ranks, torchrun and supervisor (seed {SEED}) | {KILLS} | weights equal the quiet run's, "
-        f"no orphan | {time.monotonic() - began:.0f} s |"
-    )
-
-
-@pytest.fixture(scope="session")
-def ddp(world: World, demo: Demo) -> Path:
-    return whole(world, "ddp")
-
-
-@pytest.mark.parametrize("engine", PARTS)
-def test_a_rank_of_every_engine_dies(world: World, ddp: Path, engine: str) -> None:
-    began = time.monotonic()
-    folder = whole(world, engine)
-    learned = max(abs(one - other) for one, other in zip(losses(folder), losses(ddp), strict=True))
-    assert learned <= 1e-4
-    same = weights(killed(world, engine), MODEL) == weights(folder, MODEL)
-    assert same or engine.endswith("_offload"), "README says that offload does not come out the same"
-    compared = f"weights {'equal' if same else 'DIFFER from'} the quiet run's, losses are ddp's to {learned:.1g}"
-    REPORT.append(
-        f"| engine {engine}, two ranks: one dies in a save | 1 | {compared} | {time.monotonic() - began:.0f} s |"
-    )
-
-
-def test_faults_of_three_hosts(request: pytest.FixtureRequest) -> None:
-    """30 of them in one run, on hosts over ssh, where there can be such hosts."""
-    lacks = machines.hosts("check").stderr.strip()
-    if lacks:
-        REPORT.append(f"| faults of three hosts | 0 | NOT RUN: {lacks} | |")
-        pytest.skip(lacks)
-    cluster, began = request.getfixturevalue("cluster"), time.monotonic()
-    steps = {**STEPS, "max_steps": 25 * FAULTS}
-    quiet = cluster.play("train.yml", name="soak-hosts", **steps)
-    assert quiet.rc == 0, quiet.text
-    test_cluster_faults.befall(cluster, str(quiet.plan["id"]), FAULTS, steps)
-    kinds = ", ".join(fault.__name__.replace("_", " ") for fault in test_cluster_faults.FAULTS)
-    REPORT.append(
-        f"| in one run of three hosts over ssh (seed {test_cluster_faults.SEED}): {kinds} | {FAULTS} | "
-        "the last loss equals the quiet run's, nothing is left on any host | "
-        f"{time.monotonic() - began:.0f} s |"
-    )
-
-
-def main() -> int:
+def write(part: str, options: list[str], rows: list[str], *, ended_well: bool) -> None:
+    """Put the table of a part in place of its last one."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
-    asked = [__file__, "-q", "-p", "no:cacheprovider", "-o", "python_files=soak.py", *sys.argv[1:]]
-    rc = pytest.main(asked)
-    from tests.e2e import soak  # as pytest imported it
-
+    command = " ".join(["make soak", f"PART={part}", *options])
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
-    ended = "" if rc == 0 else " Some of the last run FAILED: what is not of its commit."
-    head = f"# Soak\n\n`make soak`, or parts of it, each on the commit named: {machine}.{ended}\n\n"
-    new = {row.split("|")[1]: f"{row} {commit.stdout.strip()} |" for row in soak.REPORT}
-    kept = before() if sys.argv[1:] else {}
-    table = ["| what | times | outcome | took | commit |", "|---|---|---|---|---|", *(kept | new).values()]
-    REPORT_FILE.write_text(head + "\n".join(table) + "\n", encoding="utf-8")
-    return int(rc)
-
-
-def before() -> dict[str, str]:
-    """The rows of the report as it is, by what they are about: a part that is run again replaces its own."""
-    rows = REPORT_FILE.read_text(encoding="utf-8").splitlines() if REPORT_FILE.exists() else []
-    return {row.split("|")[1]: row for row in rows if row.startswith("| ") and not row.startswith("| what |")}
+    ended = "" if ended_well else " Some of it FAILED: what is not in the table."
+    text = f"`{command}` on commit {commit.stdout.strip()}: {machine}.{ended}\n\n" + "\n".join(rows) + "\n"
+    before = PAGE.read_text(encoding="utf-8").split("\n## ")[1:] if PAGE.exists() else []
+    sections = {section.partition("\n")[0]: section.partition("\n")[2].strip("\n") + "\n" for section in before}
+    sections[PARTS[part]] = text
+    told = [f"## {title}\n\n{sections[title]}" for title in PARTS.values() if title in sections]
+    PAGE.write_text("\n".join(["# Soak\n", *told]), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from tests.e2e import soak  # as pytest imports it
+
+    sys.exit(soak.main(sys.argv[1:]))

@@ -22,6 +22,7 @@ from .conftest import REPOSITORY, Demo
 
 MAIN = situations.MAIN
 LATE = (
+    "MoD/",
     "data/",
     "model/",
     "train/",
@@ -65,15 +66,17 @@ def twins(environment: str) -> list[Configuration]:
         for arguments, situation in pairs
         if situation.keys() <= EXPRESSIBLE
         and situation.get("engine") not in (situations.OFFLOAD["engine"], situations.FSDP["engine"])
-        and _recipe.environment(arguments.get("stage"), situation.get("engine", Engine()).environment) == environment
+        and _recipe.environment(arguments, situation.get("engine", Engine()).environment) == environment
     ]
 
 
 def combinations(environment: str, number: int, seed: int) -> list[Configuration]:
     """Random ones of one to three keys with values that are not their defaults."""
     dice = random.Random(seed)
-    pool = [setting for setting in settings(environment) if setting != ("stage", "ppo")]
     over = situations.PPO if environment == "ppo" else {}
+    pool = [
+        found for found in settings(environment) if _recipe.environment({found[0]: found[1], **over}) == environment
+    ]
     found: list[Configuration] = []
     while len(found) < number:
         arguments = dict(dice.sample(pool, dice.choice((1, 2, 2, 3))))

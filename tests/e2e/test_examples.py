@@ -19,12 +19,13 @@ from pathlib import Path
 import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _plan, _sources, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
-from ansible_collections.llmops.finetune.plugins.plugin_utils import _import
+from ansible_collections.llmops.finetune.plugins.plugin_utils import _import, _recipes
 
 from ..unit import plans, test_import
 from .conftest import REPOSITORY
 
 SCHEMAS = _sources.schemas()
+RECIPES = _recipes.read()
 GPUS = 8
 
 NO_TRAINING = {
@@ -116,7 +117,7 @@ def planned(path: Path) -> tuple[str, bool]:
     facts = {"a": plans.node(gpus=GPUS, sources=[], compilers=["c++", "nvcc"])}
     try:
         imported = _import.find(str(path), [path.parent], SCHEMAS)
-        wish = _wish.read(test_import.DEFAULTS, SCHEMAS, imported)
+        wish = _wish.read(test_import.DEFAULTS, SCHEMAS, RECIPES, imported)
         sources = _sources.sources(wish, [path.parent], facts)
         plan = _plan.make(
             wish, sources, facts, corpus_digest="c" * 64, environment=plans.LOCK, schema=SCHEMAS[wish.environment]

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from .conftest import REPOSITORY, Demo, Outcome, World, processes
+from .recipes import apply, finished
 from .test_agreement import combinations, compare, extracted, twins
-from .test_recipes import PREFERENCES, train
 
 STEPS: dict[str, t.Any] = {"max_steps": 12, "save_steps": 4, "logging_steps": 2, "max_new_tokens": 48}
 
@@ -45,7 +45,9 @@ class Ppo:
 
 @pytest.fixture(scope="module")
 def ppo(world: World, demo: Demo) -> Ppo:
-    reward = train(world, "reward", PREFERENCES, ["adapter_model.safetensors", "value_head.safetensors"])
+    judge = apply(world, demo, "reward", "reward")
+    finished(world, judge, "reward")
+    reward = world.folder(judge) / "output"
     asked: dict[str, t.Any] = {"train_name": "ppo", "train_recipe": "ppo", "train_set": f"reward_model={reward}"}
     started = world.play(variables={**asked, "train_wait": False}, **STEPS)
     assert started.rc == 0, started.text

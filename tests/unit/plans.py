@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 from ansible_collections.llmops.finetune.plugins.module_utils import _config, _dataset, _plan, _sources, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import base_model
+from ansible_collections.llmops.finetune.plugins.plugin_utils import _recipes
 
 DEFAULTS: dict[str, t.Any] = {
     **yaml.safe_load((Path(__file__).parents[2] / "roles/train/defaults/main.yml").read_text(encoding="utf-8")),
@@ -20,6 +21,7 @@ DEFAULTS: dict[str, t.Any] = {
     "train_name": "",
 }
 SCHEMAS = _sources.schemas()
+RECIPES = _recipes.read()
 CORPUS = "c" * 64
 COMMIT = "0" * 39 + "1"
 LOCK = {"lock": "node-main", "digest": "0123456789abcdef"}
@@ -78,7 +80,7 @@ def make(
     imported: _config.Imported | None = None,
     **wish: t.Any,
 ) -> _plan.Plan:
-    read = _wish.read({**DEFAULTS, "train_datasets": [{"file": "a.json"}], **wish}, SCHEMAS, imported)
+    read = _wish.read({**DEFAULTS, "train_datasets": [{"file": "a.json"}], **wish}, SCHEMAS, RECIPES, imported)
     return _plan.make(
         read,
         sources,

@@ -155,9 +155,11 @@ def test_ordinary_keys_pass() -> None:
         ("m", 4, 8, 2, None, (4, 8)),
         ("", 4, 8, 2, 64, (4, 8)),
         ("", 4, 8, 2, 32, (4, 4)),  # accumulation gives way first
-        ("", 4, 8, 2, 4, (2, 1)),  # then the micro-batch, to a divisor of it
-        ("", 4, 8, 3, 9, (1, 3)),
-        ("", 4, 8, 1, 6, (2, 3)),
+        ("", 4, 8, 2, 4, (2, 1)),  # then the micro-batch
+        ("", 4, 8, 3, 9, (3, 1)),
+        ("", 4, 8, 1, 6, (3, 2)),
+        ("", 8, 1, 4, 28, (7, 1)),
+        ("", 8, 1, 1, 11, (1, 11)),  # a prime above what fits
         ("", 1, 8, 8, 8, (1, 1)),
         ("m", 4, 8, 2, 24, (4, 3)),
         ("m", 4, 8, 1, 4, (4, 1)),
@@ -179,7 +181,7 @@ def test_a_global_batch_is_split(
         ("", 4, 8, 4, 3, "use 4,"),  # below one sample per rank there is nothing
         ("m", 4, 8, 2, 20, "use 16 or 24"),
         ("a", 4, 8, 2, 20, "use 16 or 32"),
-        ("ma", 4, 8, 2, 32, "leave one of the three out"),
+        ("ma", 4, 8, 2, 32, "use 64, or leave one of the three out"),
     ],
 )
 def test_a_global_batch_that_does_not_fit_is_refused_with_the_nearest(
@@ -212,7 +214,20 @@ def test_every_small_batch_is_split_exactly_or_refused_with_values_that_work() -
             assert possible, (user, micro, accumulation, world, wanted)
             assert math.prod(made) * world == wanted
             assert all(made["ma".index(key)] == value for key, value in kept.items())
-            assert user or micro % made[0] == 0  # the recipe's micro-batch fits in memory, a larger one may not
+            assert user or made[0] <= micro  # the recipe's micro-batch fits in memory, a larger one may not
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"auto_find_batch_size": True}, {"accelerator_config": {"split_batches": True}}], ids=str
+)
+def test_what_makes_ranks_take_other_batches_does_not_go_with_a_global_one(arguments: dict[str, t.Any]) -> None:
+    (key,) = arguments
+    given = {MICRO: 1, ACCUMULATION: 8, **arguments}
+    with pytest.raises(FinetuneError, match="no step would have") as refusal:
+        _config.batch(given, {key: "train_set"}, 2, 16)
+    assert refusal.value.where == f"train_set, key {key}"
+    assert _config.batch(given, {}, 2, None) == (1, 8)
+    assert _config.batch({**given, key: {} if key == "accelerator_config" else False}, {}, 2, 16) == (1, 8)
 
 
 @pytest.mark.parametrize("key", [MICRO, ACCUMULATION])

@@ -8,8 +8,9 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _config, _recipe
+from ansible_collections.llmops.finetune.plugins.module_utils import _config
 from ansible_collections.llmops.finetune.plugins.module_utils._engine.diagnose import _CATALOGUE, diagnose
+from ansible_collections.llmops.finetune.plugins.plugin_utils import _recipes
 
 ROWS = [
     # kind, repeats, type, message
@@ -149,4 +150,4 @@ def test_a_remedy_names_what_there_is(row: t.Any) -> None:
     known |= {"train_root", "train_output_root"}
     assert {word.strip(",.;") for word in row.change.split() if word.startswith("train_")} <= known
     if "recipe" in row.change:
-        assert any(name in row.change for name in _recipe.RECIPES)
+        assert any(name in row.change for name in _recipes.read())

@@ -12,9 +12,10 @@ import pytest
 import yaml
 from ansible_collections.llmops.finetune.plugins.module_utils import _config, _sources, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
-from ansible_collections.llmops.finetune.plugins.plugin_utils import _import
+from ansible_collections.llmops.finetune.plugins.plugin_utils import _import, _recipes
 
 SCHEMAS = _sources.schemas()
+RECIPES = _recipes.read()
 DEFAULTS: dict[str, t.Any] = {
     **yaml.safe_load((Path(__file__).parents[2] / "roles/train/defaults/main.yml").read_text(encoding="utf-8")),
     "train_eval_datasets": ["demo_heldout"],
@@ -114,26 +115,26 @@ def test_what_is_wrong_is_refused_with_its_line(text: str, where: str, change: s
 
 
 def test_a_wish_takes_the_file_for_its_recipe_and_variables_go_over_it() -> None:
-    wish = _wish.read({**DEFAULTS, "train_set": "lora_rank=16"}, SCHEMAS, read(FILE))
+    wish = _wish.read({**DEFAULTS, "train_set": "lora_rank=16"}, SCHEMAS, RECIPES, read(FILE))
     assert (wish.recipe, wish.name, wish.base, wish.model) == ("config", "config", {}, "org/model")
     assert (wish.args["lora_rank"], wish.origins["lora_rank"]) == (16, "train_set")
     assert wish.origins["learning_rate"] == "my.yaml, line 13"
     assert [dataset.name for dataset in wish.datasets] == ["mine", "agent_instruct"]
     assert wish.eval_datasets == [], "the demo's held-out records are not this file's"
     other = {**DEFAULTS, "train_model": "/srv/m", "train_datasets": [{"file": "a.json"}], "train_eval_datasets": []}
-    wish = _wish.read(other, SCHEMAS, read(FILE))
+    wish = _wish.read(other, SCHEMAS, RECIPES, read(FILE))
     assert (wish.model, [dataset.name for dataset in wish.datasets]) == ("/srv/m", ["a"])
 
 
 def test_a_line_of_the_file_that_a_variable_goes_over_is_told() -> None:
     over = {"train_args": {"lora_rank": 16, "seed": 3}, "train_set": "stage=sft learning_rate=2e-4 lora_rank=32"}
     first = len(read(FILE).notices)
-    assert _wish.read({**DEFAULTS, **over}, SCHEMAS, read(FILE)).notices[first:] == [
+    assert _wish.read({**DEFAULTS, **over}, SCHEMAS, RECIPES, read(FILE)).notices[first:] == [
         "my.yaml, line 8: lora_rank 8 is overruled by train_set: 32.",
         "my.yaml, line 13: learning_rate 0.0001 is overruled by train_set: 0.0002.",
     ], "one per key, the last one counts, and the same value is none"
     over = {"train_args": {"lora_rank": 16, "gradient_accumulation_steps": 4}}
-    assert _wish.read({**DEFAULTS, **over}, SCHEMAS, read(FILE)).notices[first:] == [
+    assert _wish.read({**DEFAULTS, **over}, SCHEMAS, RECIPES, read(FILE)).notices[first:] == [
         "my.yaml, line 8: lora_rank 8 is overruled by train_args: 16."
     ], "what the file leaves out has no line"
 
@@ -145,10 +146,10 @@ def test_a_line_of_the_file_that_a_variable_goes_over_is_told() -> None:
 def test_a_file_without_model_or_data_does_not_train_the_demo(key: str, variable: str, value: t.Any) -> None:
     text = "".join(line for line in FILE.splitlines(keepends=True) if not line.startswith(f"{key}:"))
     with pytest.raises(FinetuneError, match=rf"my\.yaml has no {key}") as refusal:
-        _wish.read(DEFAULTS, SCHEMAS, read(text))
+        _wish.read(DEFAULTS, SCHEMAS, RECIPES, read(text))
     assert refusal.value.where == "train_config, my.yaml"
     assert refusal.value.change == f"add {key} to the file, or set {variable}"
-    assert _wish.read({**DEFAULTS, variable: value}, SCHEMAS, read(text)).recipe == "config"
+    assert _wish.read({**DEFAULTS, variable: value}, SCHEMAS, RECIPES, read(text)).recipe == "config"
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ import pytest
 import yaml
 from ansible_collections.llmops.finetune.plugins.module_utils import _sources, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
-from ansible_collections.llmops.finetune.plugins.plugin_utils import _import
+from ansible_collections.llmops.finetune.plugins.plugin_utils import _import, _recipes
 
 SCHEMAS = _sources.schemas()
+RECIPES = _recipes.read()
 DEFAULTS: dict[str, t.Any] = {
     **yaml.safe_load((Path(__file__).parents[2] / "roles/train/defaults/main.yml").read_text(encoding="utf-8")),
     "train_eval_datasets": ["demo_heldout"],
@@ -81,12 +82,12 @@ def test_a_dataset_that_dataset_info_does_not_describe_is_refused_with_that_file
         text = info if isinstance(info, str) else json.dumps(info)
         (tmp_path / "data/dataset_info.json").write_text(text, encoding="utf-8")
     with pytest.raises(FinetuneError) as refusal:
-        _wish.read(DEFAULTS, SCHEMAS, _import.find("my.yaml", [tmp_path], SCHEMAS))
+        _wish.read(DEFAULTS, SCHEMAS, RECIPES, _import.find("my.yaml", [tmp_path], SCHEMAS))
     assert what in refusal.value.what and change in refusal.value.change
     assert "dataset_info.json" in refusal.value.what + refusal.value.where
     if not isinstance(info, (list, str)):
         own = {**DEFAULTS, "train_datasets": [{"file": "a.json"}]}
-        wish = _wish.read(own, SCHEMAS, _import.find("my.yaml", [tmp_path], SCHEMAS))
+        wish = _wish.read(own, SCHEMAS, RECIPES, _import.find("my.yaml", [tmp_path], SCHEMAS))
         assert [dataset.name for dataset in wish.datasets] == ["a"], "as the remedy says"
 
 
@@ -97,7 +98,7 @@ def wish(folder: Path, text: str, info: t.Any = None) -> _wish.Wish:
     if info is not None:
         (folder / "data").mkdir()
         (folder / "data/dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
-    return _wish.read(DEFAULTS, SCHEMAS, _import.find(str(folder / "my.yaml"), [], SCHEMAS))
+    return _wish.read(DEFAULTS, SCHEMAS, RECIPES, _import.find(str(folder / "my.yaml"), [], SCHEMAS))
 
 
 def test_a_file_name_may_be_a_full_path(tmp_path: Path) -> None:

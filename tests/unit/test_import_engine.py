@@ -13,9 +13,10 @@ import pytest
 import yaml
 from ansible_collections.llmops.finetune.plugins.module_utils import _config, _sources, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
-from ansible_collections.llmops.finetune.plugins.plugin_utils import _import
+from ansible_collections.llmops.finetune.plugins.plugin_utils import _import, _recipes
 
 SCHEMAS = _sources.schemas()
+RECIPES = _recipes.read()
 DEFAULTS: dict[str, t.Any] = yaml.safe_load(
     (Path(__file__).parents[2] / "roles/train/defaults/main.yml").read_text(encoding="utf-8")
 ) | {"train_name": "", "train_eval_datasets": []}
@@ -92,11 +93,11 @@ def test_keys_of_megatron_do_not_go_with_another_engine() -> None:
         read("fsdp: true\npipeline_model_parallel_size: 2\n")
     found = read("dataset: mine\npipeline_model_parallel_size: 2\n")
     with pytest.raises(FinetuneError, match="no key pipeline_model_parallel_size") as refusal:
-        _wish.read(DEFAULTS | {"train_engine": "zero3"}, SCHEMAS, found)
+        _wish.read(DEFAULTS | {"train_engine": "zero3"}, SCHEMAS, RECIPES, found)
     assert refusal.value.change == "set train_engine: megatron"
 
 
 def test_train_engine_goes_over_the_file() -> None:
     found = read("dataset: mine\ndeepspeed: ds_z3_config.json\n")
-    assert _wish.read(DEFAULTS | {"train_datasets": ["demo"]}, SCHEMAS, found).engine == "zero3"
-    assert _wish.read(DEFAULTS | {"train_engine": "fsdp2"}, SCHEMAS, found).engine == "fsdp2"
+    assert _wish.read(DEFAULTS | {"train_datasets": ["demo"]}, SCHEMAS, RECIPES, found).engine == "zero3"
+    assert _wish.read(DEFAULTS | {"train_engine": "fsdp2"}, SCHEMAS, RECIPES, found).engine == "fsdp2"

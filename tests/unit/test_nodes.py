@@ -321,3 +321,23 @@ def test_hosts_do_not_share_their_root() -> None:
         make(facts)
     facts["b"]["storage"] = "nas:/y/llmops"
     assert make(facts).nodes["b"]["node_rank"] == 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "again"),
+    [
+        ("lora_sft", {}, ""),
+        ("reward", {}, "Stage rm"),
+        ("badam", {}, "BAdam"),
+        ("pissa", {}, "PiSSA with pissa_convert"),
+        ("pissa", {"pissa_convert": False}, ""),
+        ("galore", {}, ""),
+    ],
+)
+def test_what_cannot_go_on_from_a_checkpoint_begins_again_and_says_so(
+    recipe: str, arguments: dict[str, t.Any], again: str
+) -> None:
+    plan = make({"a": node()}, train_recipe=recipe, train_args=arguments)
+    assert plan.nodes["a"]["launch"]["resumes"] is not bool(again)
+    told = [notice for notice in plan.notices if "cannot go on from a checkpoint" in notice]
+    assert [notice.startswith(again) for notice in told] == [True] * bool(again)

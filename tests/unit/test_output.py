@@ -15,7 +15,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils import _changes, _
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import files, state
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
-from .plans import DATA, DEFAULTS, SCHEMAS, eth0, lines, make, node
+from .plans import DATA, DEFAULTS, RECIPES, SCHEMAS, eth0, lines, make, node
 
 TEAM = "/mnt/team/runs"
 
@@ -50,7 +50,7 @@ def test_results_are_once_for_all_and_not_part_of_who_the_run_is() -> None:
 @pytest.mark.parametrize("wrong", ["runs", "~/runs", "/", "//", "./runs"])
 def test_the_folder_is_a_full_path(wrong: str) -> None:
     with pytest.raises(FinetuneError, match="train_output_root"):
-        _wish.read({**DEFAULTS, "train_output_root": wrong}, SCHEMAS)
+        _wish.read({**DEFAULTS, "train_output_root": wrong}, SCHEMAS, RECIPES)
 
 
 def test_a_folder_that_a_host_cannot_use_is_refused_with_the_host() -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import typing as t
 
 import pytest
@@ -17,6 +18,7 @@ from .plans import (
     DEFAULTS,
     DEMO_ARGUMENTS,
     LOCK,
+    RECIPES,
     SCHEMAS,
     Variables,
     eth0,
@@ -115,7 +117,7 @@ def test_each_input_of_the_author_is_in_the_id(inputs: Variables) -> None:
 
 
 def test_the_text_of_the_demo_model_is_in_the_id() -> None:
-    wish = _wish.read({**DEFAULTS, "train_datasets": ["demo"]}, SCHEMAS)
+    wish = _wish.read({**DEFAULTS, "train_datasets": ["demo"]}, SCHEMAS, RECIPES)
     requests = [_plan.request(wish, [DATA], digest) for digest in ("c", "d")]
     assert _request.run_id(requests[0]) != _request.run_id(requests[1])
 
@@ -249,3 +251,48 @@ def test_a_person_reads_what_will_run_where() -> None:
     assert "b at 10.0.0.2: 1 × H200, 1 process(es)" in text
     alone = "\n".join(_plan.describe(make({"a": node()}), [DATA], {"a": node()}))
     assert "a: 8 CPUs, no GPU, 1 process(es)" in alone
+
+
+# Batch
+
+
+@pytest.mark.parametrize("wanted", [1, 7, 30, 32, 64, 96, 210])
+@pytest.mark.parametrize("recipe", ["lora_sft", "dpo"])
+def test_a_global_batch_is_that_of_any_number_of_ranks_or_refused_with_the_nearest(recipe: str, wanted: int) -> None:
+    for ranks in range(1, 65):
+        asked: Variables = {
+            "train_recipe": recipe,
+            "train_global_batch_size": wanted,
+            "train_processes_per_node": ranks,
+        }
+        if wanted % ranks == 0:
+            assert samples(make({"a": node()}, **asked), ranks) == wanted
+            continue
+        with pytest.raises(FinetuneError, match=f"A global batch of {wanted} on {ranks} ranks") as refusal:
+            make({"a": node()}, **asked)
+        near = [int(word) for word in re.findall(r"\d+", refusal.value.change)]
+        below, above = wanted // ranks * ranks, (wanted // ranks + 1) * ranks
+        assert near == [value for value in (below, above) if value]
+        for value in near:
+            assert samples(make({"a": node()}, **{**asked, "train_global_batch_size": value}), ranks) == value
+
+
+@pytest.mark.parametrize(
+    ("sizes", "copies"),
+    [
+        ({}, 32),
+        ({"tensor_model_parallel_size": 4}, 8),
+        ({"tensor_model_parallel_size": 4, "pipeline_model_parallel_size": 4}, 2),
+    ],
+)
+def test_a_global_batch_counts_copies_of_the_model_and_not_ranks(sizes: dict[str, int], copies: int) -> None:
+    facts = {host: node(gpus=8, interfaces=eth0(f"10.0.0.{i}")) for i, host in enumerate("abcd")}
+    asked: Variables = {"train_recipe": "megatron", "train_model": "org/model", "train_args": sizes}
+    plan = make(facts, **asked, train_global_batch_size=64)
+    assert samples(plan, copies) == plan.resolved["global_batch_size"] == 64
+
+
+def samples(plan: _plan.Plan, copies: int) -> int:
+    """Of an optimizer step, as train.yaml says."""
+    told = lines(plan)
+    return int(told["per_device_train_batch_size"] * told["gradient_accumulation_steps"] * copies)

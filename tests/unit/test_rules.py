@@ -9,12 +9,16 @@ import runpy
 import typing as t
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _recipe, _rules, _schema
+from ansible_collections.llmops.finetune.plugins.module_utils import _model, _parallel, _recipe, _rules, _schema
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import base_model
+from ansible_collections.llmops.finetune.plugins.module_utils._parallel import ENGINES
+from ansible_collections.llmops.finetune.plugins.plugin_utils import _recipes
 
 from ..conftest import REPOSITORY
 from .rule_cases.cases import CASES
 from .rule_cases.situations import SCHEMAS, told
+
+RECIPES = _recipes.read()
 
 
 @pytest.mark.parametrize(("says", "broken", "there", "repaired", "then"), CASES)
@@ -41,13 +45,24 @@ def test_rows_are_about_keys_and_inputs_that_exist() -> None:
             assert any(key in schema.keys for schema in SCHEMAS.values()) or key.startswith("train_"), key
 
 
-@pytest.mark.parametrize("recipe", _recipe.RECIPES)
-def test_recipes_are_taken_as_they_are(recipe: str) -> None:
-    arguments = _recipe.RECIPES[recipe].arguments
-    needed = {"reward_model": "/reward"} if recipe == "ppo" else {}
-    assert told({**arguments, **needed}, {}) == []
-    schema = SCHEMAS[_recipe.environment(arguments["stage"])]
+@pytest.mark.parametrize("name", RECIPES.keys() - {"mixture_of_depths"})
+def test_all_recipes_but_one_are_taken_as_they_are(name: str) -> None:
+    """On CPUs, or on GPUs where they need them; with the demo's keys as well, where they run on its model."""
+    arguments, engine = (
+        RECIPES[name].arguments,
+        ENGINES[_parallel.pick(RECIPES[name].engine or "auto", RECIPES[name].arguments, 2)],
+    )
+    needed = {"reward_model": "/reward"} if name == "ppo" else {}
+    there = {"engine": engine, "gpus": True} if RECIPES[name].unproved else {"engine": engine}
+    assert told({**arguments, **needed}, there) == []
+    environment = _recipe.environment(arguments, engine.environment)
+    schema = SCHEMAS[environment]
     assert _schema.typed(arguments, schema, "recipe") == arguments
-    own = base_model.IN_ENVIRONMENT.get(_recipe.environment(arguments["stage"]), {})
+    own = base_model.IN_ENVIRONMENT.get(environment, {})
     demo = {**arguments, **needed, **base_model.RECIPE["fine_tuning"], **own}
-    assert told(demo, {}) == [] and _schema.typed(demo, schema, "model demo") == demo
+    assert told(demo, there) == [] and _schema.typed(demo, schema, "model demo") == demo
+
+
+def test_the_one_recipe_that_no_package_serves_is_refused() -> None:
+    (what,) = told(dict(RECIPES["mixture_of_depths"].arguments), {"weights": _model.Model(type="llama")})
+    assert "fails in the first step" in what and "refused" in RECIPES["mixture_of_depths"].unproved

@@ -22,7 +22,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils import (
 )
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
-from .plans import CORPUS, DATA, DEFAULTS, LOCK, SCHEMAS, lines, node
+from .plans import CORPUS, DATA, DEFAULTS, LOCK, RECIPES, SCHEMAS, lines, node
 
 CONFIG = {"model_type": "qwen3", "_name_or_path": "Qwen/Qwen3-4B-Instruct-2507", "max_position_embeddings": 4096}
 
@@ -41,7 +41,9 @@ def made(folder: Path, **more: bytes) -> Path:
 
 def plan(folder: Path, **asked: t.Any) -> _plan.Plan:
     name = f"file:{folder.name}"
-    wish = _wish.read({**DEFAULTS, "train_datasets": [{"file": "a.json"}], "train_model": name, **asked}, SCHEMAS)
+    wish = _wish.read(
+        {**DEFAULTS, "train_datasets": [{"file": "a.json"}], "train_model": name, **asked}, SCHEMAS, RECIPES
+    )
     facts = {"a": node(hub={})}
     sent = _sources.model(wish, [folder.parent])
     schema = SCHEMAS["main"]
@@ -78,7 +80,7 @@ def test_a_folder_without_a_model_is_refused_with_where_it_was_looked_for(tmp_pa
     assert refusal.value.where == f"train_model, looked in {tmp_path}/empty"
     for wrong in ("file:", "file: x", "models/a/b"):
         with pytest.raises(FinetuneError, match="neither a hub id"):
-            _wish.read({**DEFAULTS, "train_model": wrong}, SCHEMAS)
+            _wish.read({**DEFAULTS, "train_model": wrong}, SCHEMAS, RECIPES)
 
 
 def test_what_was_sent_is_stored_once_and_again_when_it_was_damaged(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils import (
 )
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import files
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+from ansible_collections.llmops.finetune.plugins.plugin_utils import _recipes
 
 DEFAULTS: dict[str, t.Any] = {
     **yaml.safe_load((Path(__file__).parents[2] / "roles/train/defaults/main.yml").read_text(encoding="utf-8")),
@@ -28,11 +29,12 @@ DEFAULTS: dict[str, t.Any] = {
     "train_name": "",
 }
 SCHEMAS = _sources.schemas()
+RECIPES = _recipes.read()
 RECORD = '{"instruction": "Why?", "output": "So."}\n'
 
 
 def find(folders: t.Sequence[Path], facts: dict[str, t.Any] | None = None, **wish: t.Any) -> list[t.Any]:
-    return _sources.sources(_wish.read({**DEFAULTS, **wish}, SCHEMAS), folders, facts or {})
+    return _sources.sources(_wish.read({**DEFAULTS, **wish}, SCHEMAS, RECIPES), folders, facts or {})
 
 
 def answer(digest: str = "00", **more: t.Any) -> dict[str, t.Any]:
@@ -82,7 +84,7 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def find_media(folder: Path, imported: _config.Imported | None = None, **wish: t.Any) -> _dataset.Source:
     variables = {**DEFAULTS, "train_datasets": [{"file": "data/a.jsonl"}], **wish}
-    (source,) = _sources.sources(_wish.read(variables, SCHEMAS, imported), [folder], {})
+    (source,) = _sources.sources(_wish.read(variables, SCHEMAS, RECIPES, imported), [folder], {})
     return source
 
 

@@ -9,7 +9,7 @@ import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _plan, _template
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
-from .plans import DATA, SCHEMAS, Variables, known, lines, make, node, origins, recorded
+from .plans import DATA, DEFAULTS, RECIPES, SCHEMAS, Variables, known, lines, make, node, origins, recorded
 
 MAIN = SCHEMAS["main"]
 
@@ -184,7 +184,5 @@ def test_a_twin_is_taken_and_of_copies_a_difference_is_told(model: str, settings
 def test_media_are_counted_as_the_template_of_the_model_takes_them() -> None:
     from ansible_collections.llmops.finetune.plugins.module_utils import _wish
 
-    from .plans import DEFAULTS
-
     for model, taken in (("Qwen/Qwen2.5-VL-7B-Instruct", True), ("Qwen/Qwen3-4B", False), ("demo", False)):
-        assert _wish.read({**DEFAULTS, "train_model": model}, SCHEMAS).media.taken is taken
+        assert _wish.read({**DEFAULTS, "train_model": model}, SCHEMAS, RECIPES).media.taken is taken

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from ansible_collections.llmops.finetune.plugins.module_utils import _sources, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+from ansible_collections.llmops.finetune.plugins.plugin_utils import _recipes
 
 DEFAULTS: dict[str, t.Any] = {
     **yaml.safe_load((Path(__file__).parents[2] / "roles/train/defaults/main.yml").read_text(encoding="utf-8")),
@@ -21,10 +22,11 @@ DEFAULTS: dict[str, t.Any] = {
 }
 
 SCHEMAS = _sources.schemas()
+RECIPES = _recipes.read()
 
 
 def read(**variables: t.Any) -> _wish.Wish:
-    return _wish.read({**DEFAULTS, **variables}, SCHEMAS)
+    return _wish.read({**DEFAULTS, **variables}, SCHEMAS, RECIPES)
 
 
 def test_the_defaults_of_the_role_are_a_wish() -> None:
@@ -67,8 +69,8 @@ def test_values_come_as_text_or_as_they_are(variable: str, value: t.Any, field: 
 @pytest.mark.parametrize(
     ("variable", "value", "change"),
     [
-        ("train_recipe", "sft", "lora_sft, qlora_sft"),
-        ("train_recipe", "", "lora_sft, qlora_sft"),
+        ("train_recipe", "sft", "oft_sft"),
+        ("train_recipe", "", "lora_sft"),
         ("train_args", "lora_rank=8", "train_set="),
         ("train_args", {"output_dir": "/x"}, "remove output_dir"),
         ("train_args", {"hf_hub_token": "x"}, "train_secrets"),

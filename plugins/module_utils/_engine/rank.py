@@ -22,7 +22,7 @@ import traceback
 import typing as t
 from pathlib import Path
 
-from . import checkpoint, exchange, files, peers, shared
+from . import checkpoint, exchange, files, methods, peers, shared
 from .state import Run
 
 RESUME = "LLMOPS_RESUME"
@@ -120,6 +120,7 @@ def _train(run: Run, here: peers.Node, store: peers.Store | None) -> None:
     from llamafactory.train.tuner import run_exp
 
     torch.serialization.register_package(0, lambda _: None, _restore_on_cpu)
+    methods.amend(arguments)
     _end_at_last_step()
     _skip_within_the_epoch()
     _shard_on_cpu()

@@ -20,6 +20,10 @@ def _before(version: str, *limit: int) -> bool:
     return tuple(int(word) for word in version.split(".")[: len(limit)]) < limit
 
 
+def _without_gpus(key: str) -> t.Callable[[View], t.Any]:
+    return lambda c: c[key] and not c.now.gpus
+
+
 def _no_adapter(c: View) -> list[str]:
     """Folders on the nodes in which no adapter is, or not on all of them."""
     asked = [] if c["adapter_folder"] else c.words("adapter_name_or_path")
@@ -126,18 +130,27 @@ RULES: t.Tuple[Rule, ...] = (
         "model/model_utils/longlora.py",
     ),
     Rule(
+        ("mixture_of_depths",),
+        lambda c: c["mixture_of_depths"] is not None and not _before(c.schema.packages["transformers"], 4, 45),
+        "mixture-of-depth, of which 1.2.0 is the last, needs transformers before 4.45, which no environment has: it "
+        "fails in the first step",
+        "remove mixture_of_depths",
+        "MoD/MoD.py",
+    ),
+    Rule(
         ("use_v1_kernels",),
         lambda c: c["use_v1_kernels"],
         "the kernels of use_v1_kernels are for NPUs, which no node has: elsewhere LLaMA-Factory has none of them",
         "remove use_v1_kernels",
         "model/loader.py",
     ),
-    Rule(
-        ("enable_liger_kernel",),
-        lambda c: c["enable_liger_kernel"] and not c.now.gpus,
-        "liger's kernels run on GPUs alone",
-        "remove enable_liger_kernel",
-        "liger-kernel",
+    *(
+        Rule((key,), _without_gpus(key), f"{what} on GPUs alone", f"remove {key}", source)
+        for key, what, source in (
+            ("enable_liger_kernel", "liger's kernels run", "liger-kernel"),
+            ("use_unsloth", "unsloth runs", "unsloth"),
+            ("fp8", "torchao multiplies in 8-bit floating point", "torchao"),
+        )
     ),
     Rule(
         ("infer_backend",),

@@ -183,6 +183,13 @@ RULES: t.Tuple[Rule, ...] = (
         _FINETUNING,
     ),
     Rule(
+        ("pref_loss",),
+        lambda c: c["stage"] == "dpo" and c["pref_loss"] == "kto_pair",
+        "trl no longer has this loss, and LLaMA-Factory would train with sigmoid in its place",
+        "use sigmoid, hinge, ipo, orpo or simpo, or recipe kto",
+        "train/dpo/trainer.py, trl DPOTrainer.dpo_loss",
+    ),
+    Rule(
         ("do_eval", "eval_strategy", "do_predict", "predict_with_generate", "train_eval_datasets"),
         lambda c: (
             (c["do_eval"] or c["do_predict"] or c["predict_with_generate"] or c["eval_strategy"] != "no")

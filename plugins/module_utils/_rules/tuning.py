@@ -86,6 +86,19 @@ RULES: t.Tuple[Rule, ...] = (
         "peft OFTConfig",
     ),
     Rule(
+        ("ddp_find_unused_parameters", "use_reentrant_gc", "finetuning_type"),
+        lambda c: (
+            c["finetuning_type"] == "oft"
+            and not (c.deepspeed or c.now.engine.fsdp)
+            and c["ddp_find_unused_parameters"] is not False
+            and c["use_reentrant_gc"]
+            and not c["disable_gradient_checkpointing"]
+        ),
+        "OFT's weights are marked as ready twice where ranks look for unused ones, and the first step fails",
+        "set ddp_find_unused_parameters: false",
+        "train/tuner.py; torch DistributedDataParallel, with checkpoints that are entered again",
+    ),
+    Rule(
         ("pure_bf16",),
         lambda c: c["pure_bf16"] and not c.now.bf16,
         "pure_bf16 needs GPUs of compute capability 8.0 or more",

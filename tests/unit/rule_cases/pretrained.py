@@ -76,9 +76,9 @@ CASES: list[Case] = [
     (
         "does not know this kind",
         {"mixture_of_depths": "convert"},
-        {**QWEN3, WITH: ["mixture-of-depth"]},
+        {**QWEN3, WITH: {"transformers": "4.44.2"}},
         {"mixture_of_depths": "convert"},
-        {**lies(type="llama"), WITH: ["mixture-of-depth"]},
+        {**lies(type="llama"), WITH: {"transformers": "4.44.2"}},
     ),
     (
         "neat_packing with fa2 is not",

@@ -24,6 +24,7 @@ DPO = {"stage": "dpo"}
 HEAD, ADAPTER = frozenset(["value_head.safetensors"]), frozenset(["adapter_config.json"])
 HELD_OUT = {"eval_datasets": 1}
 FREEZE = {"finetuning_type": "freeze"}
+OFT = {"finetuning_type": "oft", "ddp_find_unused_parameters": False}
 PRO = {**FREEZE, "use_llama_pro": True}
 PACKED = {"neat_packing": True, "flash_attn": "fa2", "per_device_train_batch_size": 1}
 BEST = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 500}
@@ -58,7 +59,7 @@ def told(arguments: dict[str, t.Any], situation: dict[str, t.Any]) -> list[str]:
 def problems(arguments: dict[str, t.Any], situation: dict[str, t.Any]) -> list[t.Any]:
     situation = dict(situation)
     own = situation.get("engine", Engine()).environment
-    schema = SCHEMAS[_recipe.environment(arguments.get("stage"), own)]
+    schema = SCHEMAS[_recipe.environment({**BASE, **arguments}, own)]
     more, fewer = situation.pop(WITH, []), situation.pop("without", [])
     packages = {name: version for name, version in schema.packages.items() if name not in fewer}
     packages.update(more if isinstance(more, dict) else dict.fromkeys(more, "1"))

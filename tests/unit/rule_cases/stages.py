@@ -59,10 +59,11 @@ CASES: list[Case] = [
         {**PPO, "use_unsloth": True},
         {WITH: ["unsloth"]},
         {**PPO, "use_unsloth": True, "reward_model_type": "full"},
-        {WITH: ["unsloth"]},
+        {"gpus": True, WITH: ["unsloth"]},
     ),
     ("PPO reports to", {**PPO, "report_to": "mlflow"}, {}, PPO, {}),
     ("PPO reports to", {**PPO, "report_to": "trackio"}, {WITH: ["trackio"]}, {**PPO, "report_to": "tensorboard"}, {}),
+    ("trl no longer has", {**DPO, "pref_loss": "kto_pair"}, {}, {**DPO, "pref_loss": "hinge"}, {}),
     (
         "pref_loss sigmoid alone",
         {**DPO, "pref_loss": "ipo", "dpo_label_smoothing": 0.1},

@@ -5,16 +5,16 @@
 
 from __future__ import annotations
 
-from .situations import APOLLO, BADAM, DPO, FREEZE, FULL, GALORE, WITH, ZERO2, ZERO3, Case
+from .situations import APOLLO, BADAM, DPO, FREEZE, FULL, GALORE, OFT, WITH, ZERO2, ZERO3, Case
 
 CASES: list[Case] = [
     ("no layer to train", {**FREEZE, "freeze_trainable_layers": 0}, {}, {**FREEZE, "freeze_trainable_layers": 1}, {}),
     (
         "unsloth does not go with OFT",
-        {"finetuning_type": "oft", "use_unsloth": True},
-        {WITH: ["unsloth"]},
+        {**OFT, "use_unsloth": True},
+        {"gpus": True},
         {"use_unsloth": True},
-        {WITH: ["unsloth"]},
+        {"gpus": True},
     ),
     ("LLaMA-Pro goes", {**FULL, "use_llama_pro": True}, {}, {"finetuning_type": "freeze", "use_llama_pro": True}, {}),
     (
@@ -39,9 +39,18 @@ CASES: list[Case] = [
     ("start under ZeRO-3", {"pissa_init": True}, ZERO3, {"pissa_init": True}, {}),
     (
         "exactly one of oft_rank",
-        {"finetuning_type": "oft", "oft_rank": 8},
+        {**OFT, "oft_rank": 8},
         {},
-        {"finetuning_type": "oft", "oft_rank": 8, "oft_block_size": 0},
+        {**OFT, "oft_rank": 8, "oft_block_size": 0},
+        {},
+    ),
+    ("marked as ready twice", {"finetuning_type": "oft"}, {}, OFT, {}),
+    ("marked as ready twice", {**OFT, "ddp_find_unused_parameters": True}, {}, {"finetuning_type": "oft"}, ZERO2),
+    (
+        "marked as ready twice",
+        {"finetuning_type": "oft"},
+        {},
+        {"finetuning_type": "oft", "use_reentrant_gc": False},
         {},
     ),
     ("pure_bf16 needs", {**FULL, "pure_bf16": True}, {}, {**FULL, "pure_bf16": True}, {"bf16": True}),

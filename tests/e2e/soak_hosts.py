@@ -1,0 +1,37 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`make soak PART=hosts`: thirty faults in one run of three hosts over ssh. Root and podman needed; half an hour."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from . import machines, test_cluster_faults
+from .machines import STEPS, Cluster
+from .soak import REPORT
+
+FAULTS = int(os.environ.get("FAULTS", "30"))
+REPORT += ["| what | times | outcome | took |", "|---|---|---|---|"]
+
+
+def test_faults_in_one_run(request: pytest.FixtureRequest) -> None:
+    lacks = machines.hosts("check").stderr.strip()
+    if lacks:
+        REPORT.append(f"| faults of three hosts | 0 | NOT RUN: {lacks} | |")
+        pytest.skip(lacks)
+    cluster, began = request.getfixturevalue("cluster"), time.monotonic()
+    assert isinstance(cluster, Cluster)
+    steps = {**STEPS, "max_steps": 25 * FAULTS}
+    quiet = cluster.play("train.yml", name="soak-hosts", **steps)
+    assert quiet.rc == 0, quiet.text
+    test_cluster_faults.befall(cluster, str(quiet.plan["id"]), FAULTS, steps)
+    kinds = ", ".join(fault.__name__.replace("_", " ") for fault in test_cluster_faults.FAULTS)
+    REPORT.append(
+        f"| of each kind as many (seed {test_cluster_faults.SEED}): {kinds} | {FAULTS} | "
+        "the last loss equals the quiet run's, nothing is left on any host | "
+        f"{time.monotonic() - began:.0f} s |"
+    )
