@@ -11,9 +11,12 @@ from pathlib import Path
 
 from ansible.plugins.action import ActionBase
 
-from ..module_utils import _config, _plan, _profile, _schema, _sources, _wish
+from ..module_utils import _chain, _config, _plan, _profile, _schema, _sources, _wish
 from ..module_utils._errors import FinetuneError
 from ..plugin_utils import _import, _recipes
+
+MADE = "llmops_runs"
+"""A fact: by name, the runs that were planned in this play, for later ones that begin with them."""
 
 
 class ActionModule(ActionBase):
@@ -29,6 +32,9 @@ class ActionModule(ActionBase):
             _wish.refuse_misspelt(known)
             schemas = _sources.schemas()
             variables = {name: self._templar.template(known[name]) for name in _wish.INPUTS if name in known}
+            if "train_member" in known:
+                variables = _chain.over(variables, self._templar.template(known["train_member"]))
+            made = known.get("ansible_facts", {}).get(MADE, {})
             wish = _wish.read(variables, schemas, _recipes.read(), self._imported(variables, known, schemas))
             if not register:
                 return {
@@ -39,6 +45,8 @@ class ActionModule(ActionBase):
                     "model": wish.model,
                     "hub": wish.hub,
                     "folders": wish.folders,
+                    "before": [name for name in (wish.begins_with, wish.rewarded_by) if name],
+                    "datasets": [*_entries(variables, "train_datasets"), *_entries(variables, "train_eval_datasets")],
                 }
             facts = {host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]}
             sources = _sources.sources(wish, self._folders(known), facts)
@@ -54,6 +62,7 @@ class ActionModule(ActionBase):
                 addresses={host: str(known["hostvars"][host].get("train_address") or "") for host in facts},
                 environment=profile.identity,
                 model=model,
+                made=made,
             )
         except FinetuneError as error:
             return {"failed": True, "msg": str(error)}
@@ -61,7 +70,8 @@ class ActionModule(ActionBase):
             self._display.display(line)
         result = plan.as_dict()
         result["environment"]["path"] = profile.path
-        return {"changed": False, "plan": result}
+        run = {"id": plan.id, "resolved": plan.resolved}
+        return {"changed": False, "plan": result, "ansible_facts": {MADE: {**made, plan.name: run}}}
 
     def _imported(
         self, variables: dict[str, t.Any], known: t.Mapping[str, t.Any], schemas: t.Mapping[str, _schema.Schema]
@@ -74,3 +84,9 @@ class ActionModule(ActionBase):
         """Where relative dataset files are looked for: beside the inventory, beside the playbook, here."""
         places = [known.get("inventory_dir"), known.get("playbook_dir"), os.environ.get("PWD") or os.getcwd()]
         return [Path(str(place)) for place in places if place]
+
+
+def _entries(variables: t.Mapping[str, t.Any], name: str) -> list[t.Any]:
+    """As in the variable, which may be one entry alone."""
+    entries = variables.get(name) or []
+    return list(entries) if isinstance(entries, (list, tuple)) else [entries]

@@ -33,6 +33,7 @@ NOTHING: dict[str, t.Any] = {
     "folders": {},
     "model": {},
     "output_root": {"why": "", "runs": []},
+    "before": {},
 }
 """What lies under the root of an account that is still to be made."""
 _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B
@@ -50,6 +51,7 @@ def facts(
     media: Media = _records.UNKNOWN,
     folders: t.Sequence[str] = (),
     output_root: str = "",
+    before: t.Sequence[str] = (),
     hub: t.Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, t.Any]:
     """The facts the plan needs.
@@ -58,7 +60,7 @@ def facts(
     lease_dir: where the leases are, empty for the host's one place. model: of the run, looked into where it is a path.
     hub: model and revision of a hub, which is asked for the commit by its endpoint and token.
     folders: where adapters and reward models are. media: what is known of them besides that they are here.
-    output_root: where all nodes are to have their results.
+    output_root: where all nodes are to have their results. before: names or ids of runs that this one begins with.
     """
     present = gpus()
     login = _user.login()
@@ -81,6 +83,7 @@ def facts(
         found = model.startswith("/") and (Path(model) / "config.json").is_file()
         return {
             "runs": runs(Path(place), name),
+            "before": {key: run for one in before for key, run in runs(Path(place), one).items()},
             "datasets": datasets(Path(place)),
             "media": media_sets(Path(place)),
             "models": models(Path(place)),
@@ -136,12 +139,12 @@ def refuse_unusable(root: Path) -> None:
 
 
 def runs(root: Path, name: str) -> dict[str, dict[str, t.Any]]:
-    """The runs under the root whose name is `name` (all, when empty): state, request, resolved values, and which
+    """The runs under the root whose name or id is `name` (all, when empty): state, request, resolved values, and which
     folder it shares with other nodes."""
     known = {}
     for folder in sorted((root / "runs").glob("*")):
         run = state.Run(folder)
-        if name and folder.name.rpartition("-")[0] != name:
+        if name and name not in (folder.name, folder.name.rpartition("-")[0]):
             continue
         record = files.read_json(run.record)
         if record:

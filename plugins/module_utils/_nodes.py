@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from . import _addresses, _config, _dataset, _hub, _media_set, _parallel, _ranks, _sent_model
+from . import _addresses, _config, _dataset, _hub, _media_set, _origin, _parallel, _ranks, _sent_model
 from ._dataset import Source
 from ._engine import base_model, lease
 from ._env import RANKS_PATH, environment_path
@@ -49,6 +49,7 @@ def node(
         "root": root,
         "folder": folder,
         "account_missing": not facts["account_exists"],
+        "before": _origin.named(plan.resolved),
         "state": facts["runs"].get(plan.id, {}).get("state", "absent"),
         "arguments": _arguments(plan, sources, root, folder, ranks),
         "deepspeed": _parallel.deepspeed(plan.resolved["engine"]),
@@ -117,10 +118,10 @@ def _model(plan: Plan, root: str) -> dict[str, t.Any]:
     told = {"build": name == DEMO_MODEL, "identity": revision, "hub": "", "asked": "", **(plan.model or {"local": ""})}
     if name == DEMO_MODEL:
         return {**told, "path": f"{root}/models/{DEMO_MODEL}@{revision}"}
-    if plan.model:
+    if name.startswith(_sent_model.PREFIX):
         return {**told, "path": f"{root}/models/{_sent_model.folder_name(revision)}"}
-    if name.startswith("/"):
-        return {**told, "path": name, "identity": ""}
+    if name.startswith(("/", EARLIER)):
+        return {**told, "path": _origin.folder(name, root), "identity": ""}
     asked = plan.request["model"]["revision"]
     return {**told, "path": f"{root}/models/{_hub.folder_name(name, revision)}", "hub": name, "asked": asked}
 
@@ -154,7 +155,8 @@ def _arguments(
         paths["save_on_each_node"], owners["save_on_each_node"] = True, "the nodes have no storage in common"
     lines = [{"key": key, "value": _config.to_yaml(value), "origin": owners[key]} for key, value in paths.items()]
     for key, value in plan.resolved["arguments"].items():
-        lines.append({"key": key, "value": _config.to_yaml(value), "origin": plan.origins.get(key, "record")})
+        here = _origin.folder(value, root) if key in _MODELS and isinstance(value, str) else value
+        lines.append({"key": key, "value": _config.to_yaml(here), "origin": plan.origins.get(key, "record")})
     return lines
 
 
@@ -200,4 +202,6 @@ def _asks_hub(plan: Plan) -> bool:
     """Whether ranks have something to ask a hub for besides the model, which is on the node."""
     arguments = plan.resolved["arguments"]
     named = [word.strip() for key in _MODELS for word in str(arguments.get(key) or "").split(",")]
-    return bool(arguments.get("push_to_hub")) or any(word and not word.startswith("/") for word in named)
+    return bool(arguments.get("push_to_hub")) or any(
+        word and not word.startswith(("/", _origin.SIGN)) for word in named
+    )

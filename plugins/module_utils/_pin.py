@@ -29,7 +29,9 @@ def choose(wish: Wish, facts: t.Mapping[str, Facts], recorded: str) -> Pin:
 
     recorded: the commit that this run was resolved to; empty where it is new.
     """
-    told = [node["hub"] for node in facts.values()]
+    told = [node["hub"] for node in facts.values() if node["hub"]]
+    if not told:  # an earlier run has it pinned already
+        return Pin(wish.model_revision)
     for answer in told:
         if "kind" not in answer:
             return Pin(answer["revision"])

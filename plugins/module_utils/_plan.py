@@ -19,6 +19,7 @@ from . import (
     _media_set,
     _nodes,
     _notices,
+    _origin,
     _output,
     _parallel,
     _pin,
@@ -108,15 +109,18 @@ def make(
     schema: _schema.Schema,
     addresses: t.Mapping[str, str] | None = None,
     model: _sent_model.Sent | None = None,
+    made: t.Mapping[str, dict[str, t.Any]] | None = None,
 ) -> Plan:
     """The plan for hosts in rank order. environment: name and digest of the lock that is current; schema: what it
-    takes; addresses: train_address by host; model: that is sent."""
+    takes; addresses: train_address by host; model: that is sent; made: by name, runs that were planned before in the
+    same play."""
     if not facts:
         raise FinetuneError(
             "There is no host to train on.", where="inventory, group trainers", change="add a host or widen --limit"
         )
     if model:
         facts = {host: {**node, "model": model.facts} for host, node in facts.items()}
+    wish = _origin.begin(wish, facts, made or {})
     media = _media_send.plan(sources)
     if media:  # the run has a media_dir of its own; where its content came from does not count
         wish = replace(wish, args={key: value for key, value in wish.args.items() if key != "media_dir"})
@@ -195,7 +199,7 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
     now = _state.aggregate([node["state"] for node in plan.nodes.values()])
     model = resolved["model"]
     made = " (made on the node from the demo text)" if model["name"] == DEMO_MODEL else f" at {model['revision']}"
-    if model["name"].startswith("/"):
+    if model["name"].startswith(("/", _origin.SIGN)):
         made = ""
     if plan.model:
         made = f" {plan.model['local']} of this controller, {model['revision'][:12]}"
@@ -266,6 +270,8 @@ def _held(plan: Plan, wish: Wish, facts: t.Mapping[str, Facts]) -> str:
     if wish.state in ("finished", "staged") and not plan.environment["digest"]:
         return str(_profile.missing(wish.environment))
     step = _state.joint_step([node["state"] for node in plan.nodes.values()], retry=wish.retry)
+    if wish.state in ("finished", "staged") and step == "start" and (missing := _origin.missing(plan.resolved, facts)):
+        return missing
     if wish.state != "finished" or step != "start":
         return ""
     for host, node in plan.nodes.items():

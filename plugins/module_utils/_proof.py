@@ -13,6 +13,7 @@ from pathlib import Path
 
 from . import _env
 from ._engine import files
+from ._engine.state import Run
 
 SMALL = 1 << 20
 """Files up to so many bytes are read whole; of larger ones the name, the size and the beginning count."""
@@ -29,7 +30,9 @@ def proof(spec: dict[str, t.Any], *, full: bool = False) -> dict[str, t.Any]:
     mark = files.read_json(environment / _env.MARK)
     model = Path(spec["model"]["path"])
     told = {f"dataset {dataset['name']}": dataset["digest"] for dataset in spec["datasets"]}
-    if model.is_dir():
+    runs = Path(spec["root"]) / "runs"
+    told |= {f"run {run_id}": left(Run(runs / run_id)) for run_id in spec["before"]}
+    if model.is_dir() and runs not in model.parents:
         told["model"] = fingerprint(model, full=full)
     return {
         "environment": str(mark.get("digest", "")),
@@ -60,6 +63,13 @@ def fingerprint(folder: Path, *, full: bool) -> str:
             with open(path, "rb") as file:
                 digest.update(file.read(SMALL))
     return digest.hexdigest()
+
+
+def left(run: Run) -> str:
+    """Digest over the weights that a finished run says it left: its logs are of one node alone."""
+    recorded = files.read_json(run.artefacts)
+    kept = {name: one["sha256"] for name, one in sorted(recorded.items()) if name.endswith(".safetensors")}
+    return hashlib.sha256(repr(kept).encode()).hexdigest()
 
 
 def weights(model: Path) -> int:

@@ -27,7 +27,7 @@ def resolve(
     """LLaMA-Factory's arguments without paths, and where each came from. template: the one that is the model's; commit:
     of a model from a hub, or the digest of one that is sent."""
     layers: list[tuple[str, dict[str, t.Any]]] = [(f"recipe {wish.recipe}", wish.base)]
-    if wish.model == DEMO_MODEL:
+    if DEMO_MODEL in (wish.model, wish.family):
         own = base_model.IN_ENVIRONMENT.get(wish.environment, {})
         layers.append(("model demo", {**base_model.RECIPE["fine_tuning"], **own}))
     arguments: dict[str, t.Any] = {}
@@ -50,6 +50,8 @@ def resolve(
         if arguments[key] != value:
             arguments[key], origins[key] = value, "train_global_batch_size"
     model = {"name": wish.model, "revision": commit or wish.model_revision}
+    if wish.family:
+        model["family"] = wish.family
     if wish.model == DEMO_MODEL:
         model = {"name": DEMO_MODEL, "revision": base_model.identity(corpus_digest)}
     if wish.model.startswith(_sent_model.PREFIX):

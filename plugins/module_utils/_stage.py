@@ -43,6 +43,7 @@ def stage(
         step = _check_results(run, changes, retry=retry)
     if step == "start":
         _refuse_without_environment(spec)
+        _refuse_damaged(spec)
     for dataset in spec["datasets"]:
         _stage_dataset(dataset, changes)
     if spec["media"]:
@@ -82,6 +83,19 @@ def _refuse_without_environment(spec: t.Mapping[str, t.Any]) -> None:
             where=str(python.parents[1]),
             change="-e train_resolve=refresh to go on with the lock of today, or name that of then with train_lock",
         )
+
+
+def _refuse_damaged(spec: t.Mapping[str, t.Any]) -> None:
+    """Results of an earlier run that this one begins with are not trusted where they are not what it left."""
+    for run_id in spec["before"]:
+        earlier = state.Run(Path(spec["root"]) / "runs" / run_id)
+        faults = state.damaged(earlier) if earlier.path.exists() else []
+        if faults:
+            raise FinetuneError(
+                f"Run {run_id}, which this one begins with, is not what it left.",
+                where="\n          ".join([str(earlier.path), *faults]),
+                change="apply that run again with -e train_retry=true, or put the files back",
+            )
 
 
 def _check_results(run: state.Run, changes: Changes, *, retry: bool) -> _state.Step:

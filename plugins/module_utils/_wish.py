@@ -29,6 +29,8 @@ INPUTS = (
     "train_set",
     "train_model",
     "train_model_revision",
+    "train_from",
+    "train_reward_from",
     "train_datasets",
     "train_eval_datasets",
     "train_engine",
@@ -76,6 +78,10 @@ class Wish:
     """What of train_config is not taken over."""
     model: str
     model_revision: str
+    begins_with: str
+    """A run, by name or id, whose model or adapter this one takes up."""
+    rewarded_by: str
+    """A run, by name or id, that is the reward model of PPO."""
     model_place: str
     """The variable or the key that names it, as refusals tell it."""
     template: _template.Choice | None
@@ -104,11 +110,13 @@ class Wish:
     retry: bool
     refresh: bool
     max_restarts: int
+    family: str = ""
+    """The model at the beginning of a chain of runs, where an earlier one is this one's model."""
 
     @property
     def hub(self) -> dict[str, str]:
         """The model and its revision as asked for, where it is one of a hub."""
-        there = self.model == DEMO_MODEL or self.model.startswith(("/", _sent_model.PREFIX))
+        there = self.model in ("", DEMO_MODEL) or self.model.startswith(("/", EARLIER, _sent_model.PREFIX))
         return {} if there else {"model": self.model, "revision": self.model_revision}
 
 
@@ -148,7 +156,10 @@ def read(
     _inputs.one_of(variables, "train_preflight", ("quick", "full"))
     _inputs.seconds(variables, "train_watch_interval")
     model, revision, model_place = _model(variables, imported)
-    template = _template.choose(model, schema) if model != DEMO_MODEL else None
+    begins_with = str(variables.get("train_from") or "")
+    if begins_with:
+        model = _of_earlier(model, model_place)
+    template = _template.choose(model, schema) if model not in ("", DEMO_MODEL) else None
     chats = arguments.get("template", template.template if template else "")
     return Wish(
         name=_inputs.name(str(variables.get("train_name") or recipe.replace("_", "-"))),
@@ -166,6 +177,8 @@ def read(
         ],
         model=model,
         model_revision=revision,
+        begins_with=begins_with,
+        rewarded_by=_reward(variables, stage),
         model_place=model_place,
         template=template,
         insists="template" in _inputs.some_of(variables, "train_insist", ("template",)),
@@ -255,6 +268,26 @@ def _model(variables: t.Mapping[str, t.Any], imported: _config.Imported | None) 
             "controller",
         )
     return model, revision, where
+
+
+def _of_earlier(model: str, where: str) -> str:
+    """Of a run that begins with an earlier one: not known yet."""
+    if model != DEMO_MODEL:
+        raise FinetuneError(
+            f"train_from takes the model of an earlier run, and {where} names {model}.",
+            where=f"train_from, {where}",
+            change="leave one of them out",
+        )
+    return ""
+
+
+def _reward(variables: t.Mapping[str, t.Any], stage: str) -> str:
+    wanted = str(variables.get("train_reward_from") or "")
+    if wanted and stage != "ppo":
+        raise FinetuneError(
+            f"Stage {stage} takes no reward model.", where="train_reward_from", change="leave it out, or use recipe ppo"
+        )
+    return wanted
 
 
 def _not_there(given: _config.Imported, key: str, variable: str) -> FinetuneError:

@@ -63,6 +63,11 @@ options:
     type: list
     elements: str
     default: []
+  before:
+    description: Names or ids of runs that the run begins with.
+    type: list
+    elements: str
+    default: []
   stage:
     description: LLaMA-Factory's stage that the records of O(datasets) are for.
     type: str
@@ -149,6 +154,9 @@ node:
     leases:
       description: Who holds the lease of a GPU (by UUID) or of the CPUs (V(cpu)); free ones are left out.
       type: dict
+    before:
+      description: The runs of O(before) by id, as RV(node.runs).
+      type: dict
     runs:
       description: Recorded runs by id with state, request and resolved values, and the folder shared with other nodes.
       type: dict
@@ -187,7 +195,7 @@ from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 from ..module_utils import _dataset, _media, _node  # noqa: E402
 from ..module_utils._errors import FinetuneError  # noqa: E402
 
-ASKED = ("user", "root", "name", "stage", "lease_dir", "model", "folders", "output_root", "hub")
+ASKED = ("user", "root", "name", "stage", "lease_dir", "model", "folders", "output_root", "before", "hub")
 """Options that are handed on as they are."""
 
 
@@ -199,6 +207,7 @@ def main() -> None:
             "name": {"type": "str", "default": ""},
             "model": {"type": "str", "default": ""},
             "folders": {"type": "list", "elements": "str", "default": []},
+            "before": {"type": "list", "elements": "str", "default": []},
             "hub": {
                 "type": "dict",
                 "default": {},

@@ -68,6 +68,7 @@ def node(gpus: int = 0, capability: float = 9.0, **facts: t.Any) -> dict[str, t.
         "hub": {"revision": COMMIT, "bytes": 3 * 2**30},
         "leases": {},
         "output_root": {"why": "", "runs": []},
+        "before": {},
         **facts,
     }
 

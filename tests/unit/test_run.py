@@ -47,6 +47,7 @@ def spec(root: Path, **changes: t.Any) -> Spec:
         "request": {"name": "x"},
         "resolved": {"world_size": 1},
         "unread": {},
+        "before": [],
         "environment": {"lock": "node-main", "digest": "0" * 16, "current": True},
         "files": {"train.yaml": "stage: sft\n", "launch.json": "{}\n"},
         "engine": {"__init__.py": "", "rank.py": "# rank\n"},

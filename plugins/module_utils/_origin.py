@@ -1,0 +1,140 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs that a run begins with: its model or adapter (train_from), and the reward model of PPO (train_reward_from).
+
+Each is named by the name of a run, and found as one run: the one that this play made or will make, else the newest one
+that is finished. In a request and in what it is resolved to it stands as `run:<id>`: another earlier run is another
+request. On a node that is the folder of its results.
+"""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import replace
+
+from . import _template
+from ._errors import FinetuneError
+
+if t.TYPE_CHECKING:
+    from ._ranks import Facts
+    from ._wish import Wish
+
+SIGN = "run:"
+_REFERS = ("dpo", "kto", "ppo")
+"""Stages that compare with the model as it was: an adapter that went on being trained would not be there to compare."""
+_WHOLE = ("full", "freeze")
+
+Run = dict[str, t.Any]
+"""id, state and resolved of a run."""
+
+
+def folder(value: str, root: str) -> str:
+    """Where `run:<id>` is on a node; with commas between several, and anything else as it is."""
+    return ",".join(
+        f"{root}/runs/{word.removeprefix(SIGN)}/output" if word.startswith(SIGN) else word for word in value.split(",")
+    )
+
+
+def named(resolved: t.Mapping[str, t.Any]) -> list[str]:
+    """Ids of the runs that a resolved request begins with."""
+    values = (
+        resolved["model"]["name"],
+        *(resolved["arguments"].get(key) for key in ("adapter_name_or_path", "reward_model")),
+    )
+    words = [word for value in values if isinstance(value, str) for word in value.split(",")]
+    return [word.removeprefix(SIGN) for word in dict.fromkeys(words) if word.startswith(SIGN)]
+
+
+def begin(wish: Wish, facts: t.Mapping[str, Facts], made: t.Mapping[str, Run]) -> Wish:
+    """The wish with the model, the adapter and the reward model of the runs that it names. made: by name, those of this
+    play."""
+    known = next(iter(facts.values()))["before"] if facts else {}
+    if wish.begins_with:
+        wish = _with_model(wish, _find(wish.begins_with, "train_from", wish, known, made))
+    if wish.rewarded_by:
+        wish = _with_reward(wish, _find(wish.rewarded_by, "train_reward_from", wish, known, made))
+    return wish
+
+
+def missing(resolved: t.Mapping[str, t.Any], facts: t.Mapping[str, Facts]) -> str:
+    """Which of the earlier runs is not finished on which host; empty where all are."""
+    for run_id in named(resolved):
+        states = {host: node["before"].get(run_id, {}).get("state", "absent") for host, node in facts.items()}
+        wrong = [f"{host}: {state}" for host, state in states.items() if state != "finished"]
+        if wrong:
+            return str(
+                FinetuneError(
+                    f"Run {run_id}, which this one begins with, is not finished.",
+                    where="\n          ".join(wrong),
+                    change="apply that one first; a host that was added since gets its results with train_output_root, "
+                    "or when their folder is copied to it",
+                )
+            )
+    return ""
+
+
+def _find(wanted: str, variable: str, wish: Wish, known: t.Mapping[str, Run], made: t.Mapping[str, Run]) -> Run:
+    """The run of that name or id. known: by id, those on the first node."""
+    if wanted == wish.name:
+        raise FinetuneError("A run cannot begin with itself.", where=variable, change="name an earlier one")
+    if wanted in made:
+        return made[wanted]
+    if wanted in known:
+        return known[wanted]
+    finished = [run for run in known.values() if run["id"].rpartition("-")[0] == wanted and run["state"] == "finished"]
+    if not finished:
+        others = ", ".join(f"{run['id']} is {run['state']}" for run in known.values())
+        raise FinetuneError(
+            f"There is no finished run {wanted!r}" + (f": {others}." if others else "."),
+            where=variable,
+            change="train it first, or correct the name; status shows all runs",
+        )
+    return max(finished, key=lambda run: float(run.get("created") or 0))
+
+
+def _with_model(wish: Wish, run: Run) -> Wish:
+    """All weights of the run are the model; an adapter of its goes onto the model that it was made for."""
+    arguments, model = run["resolved"]["arguments"], run["resolved"]["model"]
+    origin, reference = f"train_from {run['id']}", SIGN + run["id"]
+    family = str(model.get("family") or model["name"])
+    template = arguments.get("template")
+    wish = replace(
+        wish,
+        family=family,
+        template=_template.Choice(str(template), False, origin) if template else wish.template,
+    )
+    if arguments["finetuning_type"] in _WHOLE:
+        return replace(wish, model=reference, model_revision="")
+    before = [word for word in str(arguments.get("adapter_name_or_path") or "").split(",") if word]
+    adapters = [*(before if arguments.get("create_new_adapter") else before[:-1]), reference]
+    own: dict[str, t.Any] = {"adapter_name_or_path": ",".join(adapters)}
+    asked = {**wish.base, **wish.args}
+    if wish.stage in _REFERS and "create_new_adapter" not in asked and not asked.get("quantization_bit"):
+        own["create_new_adapter"] = True
+    return _with(replace(wish, model=model["name"], model_revision=str(model["revision"])), own, origin)
+
+
+def _with_reward(wish: Wish, run: Run) -> Wish:
+    arguments = run["resolved"]["arguments"]
+    if arguments["stage"] != "rm":
+        raise FinetuneError(
+            f"Run {run['id']} is no reward model: its stage is {arguments['stage']}.",
+            where="train_reward_from",
+            change="name a run of recipe reward",
+        )
+    kind = "full" if arguments["finetuning_type"] in _WHOLE else "lora"
+    own = {"reward_model": SIGN + run["id"], "reward_model_type": kind}
+    return _with(wish, own, f"train_reward_from {run['id']}")
+
+
+def _with(wish: Wish, own: dict[str, t.Any], origin: str) -> Wish:
+    """Arguments that an earlier run decides; the author cannot have written them too."""
+    for key in own:
+        if key in wish.args:
+            raise FinetuneError(
+                f"{origin.partition(' ')[0]} decides {key}.",
+                where=f"{wish.origins.get(key, 'train_args')}, key {key}",
+                change=f"remove it there, or leave {origin.partition(' ')[0]} out",
+            )
+    return replace(wish, args={**wish.args, **own}, origins={**wish.origins, **dict.fromkeys(own, origin)})

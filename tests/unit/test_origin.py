@@ -1,0 +1,152 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs that begin with earlier ones: which one is meant, what of it is taken up, and when that is refused."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible_collections.llmops.finetune.plugins.module_utils import _chain, _plan, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+
+from .plans import COMMIT, CORPUS, DATA, DEFAULTS, LOCK, RECIPES, SCHEMAS, make, node
+
+ROOT = "/home/me/llmops"
+
+
+def run(run_id: str, state: str = "finished", created: float = 1.0, **resolved: t.Any) -> dict[str, t.Any]:
+    """A run as a node has it on record: an adapter on the demo's model, unless told otherwise."""
+    arguments = {"stage": "sft", "finetuning_type": "lora", **resolved}
+    model = arguments.pop("model", {"name": "demo", "revision": "r"})
+    return {"id": run_id, "state": state, "created": created, "resolved": {"arguments": arguments, "model": model}}
+
+
+def having(*runs: dict[str, t.Any]) -> dict[str, dict[str, t.Any]]:
+    return {"a": node(before={one["id"]: one for one in runs})}
+
+
+def plan(facts: dict[str, dict[str, t.Any]], made: dict[str, t.Any] | None = None, **wish: t.Any) -> _plan.Plan:
+    read = _wish.read({**DEFAULTS, "train_datasets": [{"file": "a.json"}], **wish}, SCHEMAS, RECIPES)
+    schema = SCHEMAS[read.environment]
+    return _plan.make(read, (DATA,), facts, corpus_digest=CORPUS, environment=LOCK, schema=schema, made=made)
+
+
+def lines(found: _plan.Plan) -> dict[str, str]:
+    return {line["key"]: line["value"].strip(chr(34)) for line in found.nodes["a"]["arguments"]}
+
+
+def test_an_adapter_goes_onto_the_model_that_it_was_made_for_and_is_trained_on() -> None:
+    found = plan(having(run("sft-00000001")), train_from="sft", train_name="more")
+    here = lines(found)
+    assert here["adapter_name_or_path"] == f"{ROOT}/runs/sft-00000001/output"
+    assert "/models/demo@" in here["model_name_or_path"] and "create_new_adapter" not in here
+    assert found.nodes["a"]["before"] == ["sft-00000001"] and found.held == ""
+    assert here["template"] == "qwen3_nothink", "of the model at the beginning"
+
+
+def test_all_weights_are_the_model() -> None:
+    found = plan(having(run("pt-00000001", finetuning_type="full")), train_from="pt", train_name="sft")
+    here = lines(found)
+    assert here["model_name_or_path"] == f"{ROOT}/runs/pt-00000001/output" and "adapter_name_or_path" not in here
+    assert here["template"] == "qwen3_nothink" and found.resolved["model"]["family"] == "demo"
+    again = plan(
+        having(run("sft-00000002", **found.resolved["arguments"], model=found.resolved["model"])), train_from="sft"
+    )
+    assert lines(again)["model_name_or_path"] == f"{ROOT}/runs/pt-00000001/output"
+    assert lines(again)["adapter_name_or_path"] == f"{ROOT}/runs/sft-00000002/output"
+    assert again.nodes["a"]["before"] == ["pt-00000001", "sft-00000002"]
+
+
+@pytest.mark.parametrize("recipe", ["dpo", "kto"])
+def test_what_compares_with_the_model_as_it_was_keeps_that(recipe: str) -> None:
+    first = plan(having(run("sft-00000001")), train_from="sft", train_recipe=recipe)
+    assert lines(first)["create_new_adapter"] == "true"
+    own = plan(having(run("sft-00000001")), train_from="sft", train_recipe=recipe, train_set="create_new_adapter=false")
+    assert lines(own)["create_new_adapter"] == "false"
+    after = run("dpo-00000002", **first.resolved["arguments"], model=first.resolved["model"])
+    assert lines(plan(having(after), train_from="dpo"))["adapter_name_or_path"] == (
+        f"{ROOT}/runs/sft-00000001/output,{ROOT}/runs/dpo-00000002/output"
+    )
+
+
+def test_a_model_of_a_hub_stays_at_the_commit_of_the_earlier_run() -> None:
+    earlier = run("sft-00000001", model={"name": "Qwen/Qwen3-4B", "revision": COMMIT}, template="qwen3_nothink")
+    facts = having(earlier)
+    facts["a"]["hub"] = {}
+    found = plan(facts, train_from="sft", train_name="more")
+    assert found.resolved["model"]["name"] == "Qwen/Qwen3-4B" and found.resolved["model"]["revision"] == COMMIT
+    assert lines(found)["template"] == "qwen3_nothink"
+
+
+def test_the_reward_model_of_ppo_is_a_run() -> None:
+    facts = having(run("sft-00000001"), run("judge-00000001", stage="rm"))
+    found = plan(facts, train_from="sft", train_reward_from="judge", train_recipe="ppo")
+    assert lines(found)["reward_model"] == f"{ROOT}/runs/judge-00000001/output"
+    assert lines(found)["reward_model_type"] == "lora" and lines(found)["create_new_adapter"] == "true"
+    assert found.nodes["a"]["before"] == ["sft-00000001", "judge-00000001"]
+    with pytest.raises(FinetuneError, match="no reward model"):
+        plan(facts, train_from="sft", train_reward_from="sft", train_recipe="ppo")
+    with pytest.raises(FinetuneError, match="takes no reward model"):
+        plan(facts, train_reward_from="judge")
+
+
+def test_another_earlier_run_is_another_run() -> None:
+    ids = {plan(having(run(earlier)), train_from="sft", train_name="x").id for earlier in ("sft-1", "sft-2", "sft-1")}
+    assert len(ids) == 2
+    assert make({"a": node()}, train_name="x").id not in ids
+
+
+def test_of_a_name_the_newest_finished_run_is_meant_and_of_an_id_that_one() -> None:
+    facts = having(run("sft-1", created=1), run("sft-2", created=3), run("sft-3", created=2), run("sft-4", "failed", 9))
+    assert plan(facts, train_from="sft", train_name="x").nodes["a"]["before"] == ["sft-2"]
+    assert plan(facts, train_from="sft-3", train_name="x").nodes["a"]["before"] == ["sft-3"]
+    of_this_play = {"sft": {key: run("sft-1")[key] for key in ("id", "resolved")}}
+    assert plan(facts, of_this_play, train_from="sft", train_name="x").nodes["a"]["before"] == ["sft-1"]
+
+
+def test_one_that_is_still_to_be_made_is_planned_with_and_holds_the_start() -> None:
+    planned = {"sft": {key: run("sft-1")[key] for key in ("id", "resolved")}}
+    held = plan({"a": node()}, planned, train_from="sft", train_name="x").held
+    assert "Run sft-1, which this one begins with, is not finished." in held and "a: absent" in held
+    running = plan(having(run("sft-1", "running")), planned, train_from="sft", train_name="x").held
+    assert "a: running" in running
+
+
+@pytest.mark.parametrize(
+    ("wish", "told"),
+    [
+        ({"train_from": "sft"}, "There is no finished run 'sft': sft-1 is failed"),
+        ({"train_from": "other"}, "There is no finished run 'other'"),
+        ({"train_from": "lora-sft"}, "cannot begin with itself"),
+        ({"train_from": "sft", "train_model": "org/model"}, "train_model names org/model"),
+        ({"train_from": "good", "train_set": "adapter_name_or_path=/a"}, "train_from decides adapter_name_or_path"),
+        ({"train_from": "good", "train_recipe": "full_sft"}, "adapter"),
+    ],
+)
+def test_what_cannot_be_is_refused(wish: dict[str, t.Any], told: str) -> None:
+    with pytest.raises(FinetuneError, match=told):
+        plan(having(run("sft-1", "failed"), run("good-1")), **wish)
+
+
+def test_a_member_goes_over_what_all_have_in_common() -> None:
+    common = {"train_args": {"cutoff_len": 64, "lora_rank": 4}, "train_model": "demo", "train_eval_datasets": ["e"]}
+    got = _chain.over(common, {"train_name": "sft", "train_args": {"lora_rank": 8}, "train_recipe": "dora"})
+    assert got["train_args"] == {"cutoff_len": 64, "lora_rank": 8}
+    assert (got["train_recipe"], got["train_model"], got["train_eval_datasets"]) == ("dora", "demo", ["e"])
+    assert _chain.over(common, {"train_name": "x", "train_datasets": ["d"]})["train_eval_datasets"] == []
+
+
+@pytest.mark.parametrize(
+    ("member", "told"),
+    [
+        ("sft", "has no name"),
+        ({"train_recipe": "dpo"}, "has no name"),
+        ({"train_name": "a", "train_root": "/x"}, "cannot say train_root"),
+        ({"train_name": "a", "train_args": "lora_rank=8"}, "no dict"),
+    ],
+)
+def test_a_member_that_is_none_is_refused(member: t.Any, told: str) -> None:
+    with pytest.raises(FinetuneError, match=told):
+        _chain.over({}, member)
