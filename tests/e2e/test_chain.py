@@ -23,7 +23,7 @@ def chain(**middle: t.Any) -> list[dict[str, t.Any]]:
         {
             "train_name": "c-pt",
             "train_recipe": "pretrain",
-            "train_args": {"finetuning_type": "full"},
+            "train_args": {"finetuning_type": "full", "cutoff_len": 32},
             **recipes.data("pt"),
         },
         {"train_name": "c-sft", "train_from": "c-pt", "train_args": middle},
