@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import re
+import json
 import os
 import shutil
 import socket
@@ -36,6 +38,8 @@ NOTHING: dict[str, t.Any] = {
     "before": {},
 }
 """What lies under the root of an account that is still to be made."""
+_EARLIER = re.compile(r"\brun:([a-z0-9._-]+)")
+"""A run in what another one was resolved to (see _origin)."""
 _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B
 _GPU_QUERY = ("index", "uuid", "name", "memory.total", "compute_cap", "driver_version")
 
@@ -83,7 +87,7 @@ def facts(
         found = model.startswith("/") and (Path(model) / "config.json").is_file()
         return {
             "runs": runs(Path(place), name),
-            "before": {key: run for one in before for key, run in runs(Path(place), one).items()},
+            "before": earlier(Path(place), before),
             "datasets": datasets(Path(place)),
             "media": media_sets(Path(place)),
             "models": models(Path(place)),
@@ -157,6 +161,18 @@ def runs(root: Path, name: str) -> dict[str, dict[str, t.Any]]:
                 "shared": files.read_json(run.launch).get("shared", ""),
             }
     return known
+
+
+def earlier(root: Path, wanted: t.Iterable[str]) -> dict[str, dict[str, t.Any]]:
+    """The runs of these names or ids, and those that they began with."""
+    found: dict[str, dict[str, t.Any]] = {}
+    waiting = list(wanted)
+    while waiting:
+        for run_id, run in runs(root, waiting.pop()).items():
+            if run_id not in found:
+                found[run_id] = run
+                waiting += _EARLIER.findall(json.dumps(run["resolved"]))
+    return found
 
 
 def datasets(root: Path) -> list[str]:

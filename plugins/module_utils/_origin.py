@@ -15,12 +15,12 @@ from dataclasses import replace
 
 from . import _template
 from ._errors import FinetuneError
+from ._wish import EARLIER as SIGN
+from ._wish import Wish
 
 if t.TYPE_CHECKING:
     from ._ranks import Facts
-    from ._wish import Wish
 
-SIGN = "run:"
 _REFERS = ("dpo", "kto", "ppo")
 """Stages that compare with the model as it was: an adapter that went on being trained would not be there to compare."""
 _WHOLE = ("full", "freeze")

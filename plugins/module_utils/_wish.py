@@ -16,6 +16,8 @@ from ._errors import FinetuneError
 IMPORTED = "config"
 """The recipe of a run that train_config describes."""
 DEMO_MODEL = "demo"
+EARLIER = "run:"
+"""How a model begins that is the result of an earlier run (see _origin)."""
 """train_model for the base model that is made on the spot."""
 
 _STATES = ("finished", "staged", "stopped", "absent")

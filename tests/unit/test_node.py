@@ -149,6 +149,16 @@ def test_runs_of_a_name_are_read_from_their_records(tmp_path: Path) -> None:
 # --- all of it ---
 
 
+def test_earlier_runs_are_found_with_those_they_began_with(tmp_path: Path) -> None:
+    begun = {"pt-1": "demo", "sft-1": "run:pt-1", "dpo-1": "run:sft-1,run:pt-1", "other-1": "demo"}
+    for run_id, model in begun.items():
+        folder = tmp_path / "runs" / run_id
+        folder.mkdir(parents=True)
+        files.write_json(folder / "run.json", {"resolved": {"model": {"name": model}}})
+    assert set(_node.earlier(tmp_path, ["dpo"])) == {"dpo-1", "sft-1", "pt-1"}
+    assert set(_node.earlier(tmp_path, ["sft-1"])) == {"sft-1", "pt-1"} and _node.earlier(tmp_path, []) == {}
+
+
 def test_facts_name_the_user_the_root_and_the_datasets_that_lie_here(tmp_path: Path) -> None:
     data = tmp_path / "a.jsonl"
     data.write_text('{"instruction": "Why?", "output": "So."}\n{"instruction": "Why?"}\n', encoding="utf-8")
