@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import csv
 import fcntl
-import re
 import json
 import os
+import re
 import shutil
 import socket
 import stat

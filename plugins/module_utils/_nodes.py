@@ -12,7 +12,7 @@ from ._dataset import Source
 from ._engine import base_model, lease
 from ._env import RANKS_PATH, environment_path
 from ._ranks import Facts
-from ._wish import DEMO_MODEL, Wish
+from ._wish import DEMO_MODEL, EARLIER, Wish
 
 if t.TYPE_CHECKING:
     from ._plan import Plan
@@ -202,6 +202,4 @@ def _asks_hub(plan: Plan) -> bool:
     """Whether ranks have something to ask a hub for besides the model, which is on the node."""
     arguments = plan.resolved["arguments"]
     named = [word.strip() for key in _MODELS for word in str(arguments.get(key) or "").split(",")]
-    return bool(arguments.get("push_to_hub")) or any(
-        word and not word.startswith(("/", _origin.SIGN)) for word in named
-    )
+    return bool(arguments.get("push_to_hub")) or any(word and not word.startswith(("/", EARLIER)) for word in named)

@@ -15,8 +15,7 @@ from dataclasses import replace
 
 from . import _template
 from ._errors import FinetuneError
-from ._wish import EARLIER as SIGN
-from ._wish import Wish
+from ._wish import EARLIER, Wish
 
 if t.TYPE_CHECKING:
     from ._ranks import Facts
@@ -32,7 +31,8 @@ Run = dict[str, t.Any]
 def folder(value: str, root: str) -> str:
     """Where `run:<id>` is on a node; with commas between several, and anything else as it is."""
     return ",".join(
-        f"{root}/runs/{word.removeprefix(SIGN)}/output" if word.startswith(SIGN) else word for word in value.split(",")
+        f"{root}/runs/{word.removeprefix(EARLIER)}/output" if word.startswith(EARLIER) else word
+        for word in value.split(",")
     )
 
 
@@ -43,7 +43,7 @@ def named(resolved: t.Mapping[str, t.Any]) -> list[str]:
         *(resolved["arguments"].get(key) for key in ("adapter_name_or_path", "reward_model")),
     )
     words = [word for value in values if isinstance(value, str) for word in value.split(",")]
-    return [word.removeprefix(SIGN) for word in dict.fromkeys(words) if word.startswith(SIGN)]
+    return [word.removeprefix(EARLIER) for word in dict.fromkeys(words) if word.startswith(EARLIER)]
 
 
 def begin(wish: Wish, facts: t.Mapping[str, Facts], made: t.Mapping[str, Run]) -> Wish:
@@ -96,7 +96,7 @@ def _find(wanted: str, variable: str, wish: Wish, known: t.Mapping[str, Run], ma
 def _with_model(wish: Wish, run: Run) -> Wish:
     """All weights of the run are the model; an adapter of its goes onto the model that it was made for."""
     arguments, model = run["resolved"]["arguments"], run["resolved"]["model"]
-    origin, reference = f"train_from {run['id']}", SIGN + run["id"]
+    origin, reference = f"train_from {run['id']}", EARLIER + run["id"]
     family = str(model.get("family") or model["name"])
     template = arguments.get("template")
     wish = replace(
@@ -124,7 +124,7 @@ def _with_reward(wish: Wish, run: Run) -> Wish:
             change="name a run of recipe reward",
         )
     kind = "full" if arguments["finetuning_type"] in _WHOLE else "lora"
-    own = {"reward_model": SIGN + run["id"], "reward_model_type": kind}
+    own = {"reward_model": EARLIER + run["id"], "reward_model_type": kind}
     return _with(wish, own, f"train_reward_from {run['id']}")
 
 

@@ -37,7 +37,7 @@ from ._dataset import Source
 from ._engine import base_model
 from ._errors import FinetuneError
 from ._ranks import Facts
-from ._wish import DEMO_MODEL, Wish
+from ._wish import DEMO_MODEL, EARLIER, Wish
 
 
 @dataclass
@@ -199,7 +199,7 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
     now = _state.aggregate([node["state"] for node in plan.nodes.values()])
     model = resolved["model"]
     made = " (made on the node from the demo text)" if model["name"] == DEMO_MODEL else f" at {model['revision']}"
-    if model["name"].startswith(("/", _origin.SIGN)):
+    if model["name"].startswith(("/", EARLIER)):
         made = ""
     if plan.model:
         made = f" {plan.model['local']} of this controller, {model['revision'][:12]}"

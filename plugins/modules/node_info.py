@@ -199,12 +199,6 @@ ASKED = ("user", "root", "name", "stage", "lease_dir", "model", "folders", "outp
 """Options that are handed on as they are."""
 
 
-ASKED = (
-    *("user", "root", "name", "stage", "lease_dir", "model", "folders", "output_root", "before", "hub", "secrets"),
-)
-"""Options that are handed on as they are."""
-
-
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
