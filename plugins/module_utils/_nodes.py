@@ -118,7 +118,7 @@ def _model(plan: Plan, root: str) -> dict[str, t.Any]:
     told = {"build": name == DEMO_MODEL, "identity": revision, "hub": "", "asked": "", **(plan.model or {"local": ""})}
     if name == DEMO_MODEL:
         return {**told, "path": f"{root}/models/{DEMO_MODEL}@{revision}"}
-    if name.startswith(_sent_model.PREFIX):
+    if name == _sent_model.NAME:
         return {**told, "path": f"{root}/models/{_sent_model.folder_name(revision)}"}
     if name.startswith(("/", EARLIER)):
         return {**told, "path": _origin.folder(name, root), "identity": ""}

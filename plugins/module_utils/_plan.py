@@ -81,7 +81,7 @@ def request(
     if wish.model == DEMO_MODEL:
         model = {"name": DEMO_MODEL, "recipe": base_model.identity(corpus_digest)}
     if sent:
-        model = {"name": "file", "digest": sent.digest}
+        model = {"name": _sent_model.NAME, "digest": sent.digest}
     return {
         "name": wish.name,
         "recipe": wish.recipe,

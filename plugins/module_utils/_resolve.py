@@ -55,7 +55,7 @@ def resolve(
     if wish.model == DEMO_MODEL:
         model = {"name": DEMO_MODEL, "revision": base_model.identity(corpus_digest)}
     if wish.model.startswith(_sent_model.PREFIX):
-        model["name"] = "file"
+        model["name"] = _sent_model.NAME
     return {
         "arguments": arguments,
         "world_size": world_size,

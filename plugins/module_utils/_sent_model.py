@@ -15,6 +15,8 @@ from ._errors import FinetuneError
 
 PREFIX = "file:"
 """How train_model begins then; `file` is also what datasets of the controller are called."""
+NAME = "file"
+"""What it is called in a request and a record, which have its content instead."""
 _OF_A_RUN = re.compile(r"(checkpoint-\d+|global_step\d+|runs)/.*|training_args\.bin|trainer_.*|manifest\.json")
 """What a trainer leaves beside the model."""
 

@@ -118,7 +118,8 @@ class Wish:
     @property
     def hub(self) -> dict[str, str]:
         """The model and its revision as asked for, where it is one of a hub."""
-        there = self.model in ("", DEMO_MODEL) or self.model.startswith(("/", EARLIER, _sent_model.PREFIX))
+        elsewhere = self.model.startswith(("/", EARLIER, _sent_model.PREFIX))
+        there = elsewhere or self.model in ("", DEMO_MODEL, _sent_model.NAME)
         return {} if there else {"model": self.model, "revision": self.model_revision}
 
 

@@ -80,6 +80,14 @@ def test_a_model_of_a_hub_stays_at_the_commit_of_the_earlier_run() -> None:
     assert lines(found)["template"] == "qwen3_nothink"
 
 
+def test_a_model_that_was_sent_is_where_it_was_sent_to() -> None:
+    earlier = run("sft-00000001", model={"name": "file", "revision": "ab" * 32})
+    facts = having(earlier)
+    facts["a"]["hub"] = {}
+    found = plan(facts, train_from="sft", train_name="more")
+    assert lines(found)["model_name_or_path"] == f"{ROOT}/models/file@{'ab' * 8}" and "modelscope" not in str(found)
+
+
 def test_the_reward_model_of_ppo_is_a_run() -> None:
     facts = having(run("sft-00000001"), run("judge-00000001", stage="rm"))
     found = plan(facts, train_from="sft", train_reward_from="judge", train_recipe="ppo")
