@@ -1,7 +1,8 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`make soak [PART=faults|hosts|recipes]`: long campaigns, and their tables in docs/soak.md.
+"""`make soak [PART=faults|hosts|recipes]`: long campaigns, and their tables in docs/soak.md. What follows PART is for
+pytest, as in PART="recipes -k dora".
 
 Takes the world of the end-to-end tests: a fresh clone, a real environment, real training.
 """
@@ -39,20 +40,30 @@ def main(asked: list[str]) -> int:
     return failed
 
 
-def write(part: str, options: list[str], rows: list[str], *, ended_well: bool) -> None:
-    """Put the table of a part in place of its last one."""
+def write(part: str, options: list[str], report: list[str], *, ended_well: bool) -> None:
+    """Put the rows of a part in place of its last ones; where only some of it was asked for, the others stay."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
-    command = " ".join(["make soak", f"PART={part}", *options])
+    head, rule, *rows = report
+    sections = dict(section.split("\n", 1) for section in _text().split("\n## ")[1:])
+    before = [row for row in sections.get(PARTS[part], "").splitlines() if row.startswith("| ")][1:]
+    kept = {_about(row): row for row in before} if options else {}
+    table = kept | {_about(row): f"{row} {commit.stdout.strip()} |" for row in rows}
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
-    ended = "" if ended_well else " Some of it FAILED: what is not in the table."
-    text = f"`{command}` on commit {commit.stdout.strip()}: {machine}.{ended}\n\n" + "\n".join(rows) + "\n"
-    before = PAGE.read_text(encoding="utf-8").split("\n## ")[1:] if PAGE.exists() else []
-    sections = {section.partition("\n")[0]: section.partition("\n")[2].strip("\n") + "\n" for section in before}
-    sections[PARTS[part]] = text
-    told = [f"## {title}\n\n{sections[title]}" for title in PARTS.values() if title in sections]
+    ended = "" if ended_well else " Some of the last run FAILED: what is not of its commit."
+    lines = [f"`make soak PART={part}`: {machine}.{ended}", "", f"{head} commit |", f"{rule}---|", *table.values()]
+    sections[PARTS[part]] = "\n" + "\n".join(lines) + "\n"
+    told = [f"## {title}\n{sections[title]}" for title in PARTS.values() if title in sections]
     PAGE.write_text("\n".join(["# Soak\n", *told]), encoding="utf-8")
+
+
+def _text() -> str:
+    return PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+
+
+def _about(row: str) -> str:
+    return row.split("|")[1].strip()
 
 
 if __name__ == "__main__":

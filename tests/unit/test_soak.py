@@ -12,12 +12,17 @@ import pytest
 from ..e2e import soak
 
 
-def test_a_part_replaces_its_own_table_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_replaces_its_own_rows_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "PAGE", tmp_path / "soak.md")
-    soak.write("recipes", [], ["| a |"], ended_well=True)
-    soak.write("faults", [], ["| b |"], ended_well=True)
-    soak.write("recipes", ["-k", "dora"], ["| c |"], ended_well=False)
+    head = ["| what | took |", "|---|---|"]
+    soak.write("recipes", [], [*head, "| a | 1 s |", "| b | 1 s |"], ended_well=True)
+    soak.write("faults", [], [*head, "| c | 1 s |"], ended_well=True)
+    soak.write("recipes", ["-k", "b"], [*head, "| b | 2 s |"], ended_well=False)
     text = soak.PAGE.read_text(encoding="utf-8")
-    assert text.startswith("# Soak\n\n## What is killed\n\n`make soak PART=faults` on commit ")
-    assert "| b |\n\n## Recipes\n\n`make soak PART=recipes -k dora` on commit " in text
-    assert "| a |" not in text and text.endswith("what is not in the table.\n\n| c |\n")
+    assert text.startswith("# Soak\n\n## What is killed\n\n`make soak PART=faults`: ")
+    rows = [line.rpartition(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
+    assert rows == ["| what | took", "| c | 1 s", "| what | took", "| a | 1 s", "| b | 2 s"]
+    assert text.count("FAILED") == 1 and text.count("\n|---|---|---|\n") == 2
+    soak.write("recipes", [], [*head, "| d | 1 s |"], ended_well=True)
+    text = soak.PAGE.read_text(encoding="utf-8")
+    assert "| a | 1 s |" not in text and "| d | 1 s |" in text and "| c | 1 s |" in text
