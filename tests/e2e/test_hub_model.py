@@ -48,7 +48,13 @@ def first(world: World, demo: Demo, hub: Hub) -> str:
 
 def play(world: World, hub: Hub, *arguments: str, model: str = MODEL, token: str = "", **asked: t.Any) -> Outcome:
     secrets = {"HF_ENDPOINT": hub.address, "MODELSCOPE_ENDPOINT": hub.address, **({"HF_TOKEN": token} if token else {})}
-    short: dict[str, t.Any] = {"template": "qwen3_nothink", "max_steps": 2, "save_steps": 2, "cutoff_len": 128}
+    short: dict[str, t.Any] = {
+        "template": "qwen3_nothink",
+        "gradient_accumulation_steps": 1,
+        "max_steps": 2,
+        "save_steps": 2,
+        "cutoff_len": 128,
+    }
     variables = {"train_name": "far", "train_model": model, "train_secrets": secrets, "train_eval_datasets": []}
     return world.play(*(arguments or ("train.yml",)), variables={**variables, **asked}, **short)
 
