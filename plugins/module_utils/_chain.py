@@ -8,6 +8,7 @@ from __future__ import annotations
 import typing as t
 
 from ._errors import FinetuneError
+from ._wish import DEMO_MODEL
 
 KEYS = (
     "train_name",
@@ -27,7 +28,8 @@ KEYS = (
 
 
 def over(variables: t.Mapping[str, t.Any], member: t.Any) -> dict[str, t.Any]:
-    """The variables of one member. Held-out records of the demo are not for a member that names its own data."""
+    """The variables of one member. What all have in common is not for one that has its own from elsewhere: held-out
+    records where it names data, the model where it begins with an earlier run."""
     if not isinstance(member, t.Mapping) or not member.get("train_name"):
         raise FinetuneError(
             "A member of a chain has no name.",
@@ -43,4 +45,6 @@ def over(variables: t.Mapping[str, t.Any], member: t.Any) -> dict[str, t.Any]:
     if not isinstance(own, t.Mapping) or not isinstance(common, t.Mapping):
         raise FinetuneError("train_args is no dict.", where=where, change="write keys with their values below it")
     held_out = [] if "train_datasets" in member else variables.get("train_eval_datasets")
-    return {**variables, "train_eval_datasets": held_out, **member, "train_args": {**common, **own}}
+    model = DEMO_MODEL if member.get("train_from") else variables.get("train_model")
+    variables = {**variables, "train_eval_datasets": held_out, "train_model": model}
+    return {**variables, **member, "train_args": {**common, **own}}

@@ -48,7 +48,7 @@ def ppo(world: World, demo: Demo) -> Ppo:
     judge = apply(world, demo, "reward", "reward")
     finished(world, judge, "reward")
     reward = world.folder(judge) / "output"
-    asked: dict[str, t.Any] = {"train_name": "ppo", "train_recipe": "ppo", "train_set": f"reward_model={reward}"}
+    asked: dict[str, t.Any] = {"train_name": "ppo", "train_recipe": "ppo", "train_reward_from": "reward"}
     started = world.play(variables={**asked, "train_wait": False}, **STEPS)
     assert started.rc == 0, started.text
     folder = world.folder(started)
@@ -137,6 +137,7 @@ def test_the_stored_schema_is_what_its_llamafactory_says(ppo: Ppo, tmp_path: Pat
 
 def test_a_folder_without_a_reward_model_is_refused_in_no_time(world: World, ppo: Ppo) -> None:
     for path, says in ((ppo.reward.parent, "no reward model"), (ppo.reward / "nothing", "no reward model")):
-        refused = world.play(variables={**ppo.asked, "train_set": f"reward_model={path}"}, **STEPS)
+        named = {"train_reward_from": "", "train_set": f"reward_model={path}"}
+        refused = world.play(variables={**ppo.asked, **named}, **STEPS)
         assert refused.rc != 0 and says in refused.message and "recipe reward" in refused.message
         assert "train_set, key reward_model" in refused.message

@@ -139,10 +139,11 @@ def test_what_cannot_be_is_refused(wish: dict[str, t.Any], told: str) -> None:
 
 
 def test_a_member_goes_over_what_all_have_in_common() -> None:
-    common = {"train_args": {"cutoff_len": 64, "lora_rank": 4}, "train_model": "demo", "train_eval_datasets": ["e"]}
+    common = {"train_args": {"cutoff_len": 64, "lora_rank": 4}, "train_model": "org/m", "train_eval_datasets": ["e"]}
     got = _chain.over(common, {"train_name": "sft", "train_args": {"lora_rank": 8}, "train_recipe": "dora"})
     assert got["train_args"] == {"cutoff_len": 64, "lora_rank": 8}
-    assert (got["train_recipe"], got["train_model"], got["train_eval_datasets"]) == ("dora", "demo", ["e"])
+    assert (got["train_recipe"], got["train_model"], got["train_eval_datasets"]) == ("dora", "org/m", ["e"])
+    assert _chain.over(common, {"train_name": "x", "train_from": "sft"})["train_model"] == "demo", "the role's default"
     assert _chain.over(common, {"train_name": "x", "train_datasets": ["d"]})["train_eval_datasets"] == []
 
 
