@@ -56,7 +56,7 @@ INPUTS = (
 )
 """The role's inputs that a wish is read from, or that are checked with it."""
 
-OTHERS = ("train_become", "train_lease_dir", "train_secrets", "train_run_id", "train_fetch_to")
+OTHERS = ("train_become", "train_chain", "train_lease_dir", "train_secrets", "train_run_id", "train_fetch_to")
 """Inputs that a task of the role hands on as they are."""
 
 
