@@ -76,7 +76,8 @@ def _unread(datasets: t.Mapping[str, str]) -> FinetuneError:
 def _refuse_without_environment(spec: t.Mapping[str, t.Any]) -> None:
     """That of an older lock is not made any more; a node that was replaced meanwhile has not got it."""
     environment, python = spec["environment"], Path(spec["launch"]["python"])
-    if not environment["current"] and not python.exists():
+    locked = bool(environment["digest"])  # one without a lock comes this far in check mode alone
+    if locked and not environment["current"] and not python.exists():
         raise FinetuneError(
             f"Environment {environment['lock']} {environment['digest']}, which the run was resolved with, is not on "
             "this node, and the lock is another one today.",

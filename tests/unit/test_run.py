@@ -122,6 +122,7 @@ def test_an_environment_that_is_gone_and_not_made_any_more_is_told(tmp_path: Pat
         stage(gone)
     assert refusal.value.where == "/nowhere/envs/0" and "train_lock" in refusal.value.change
     stage({**gone, "environment": wanted["environment"]})  # it will be made
+    stage({**gone, "environment": {**old, "digest": ""}})  # there is no lock: the plan told it, and holds an apply back
 
 
 def test_a_run_is_staged_once(root: Path) -> None:
