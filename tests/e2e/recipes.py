@@ -69,7 +69,7 @@ RUNS: dict[str, Run] = {
     "orpo": Run(),
     "pissa": Run((ADAPTER, f"pissa_converted/{ADAPTER}"), says="Using PiSSA initialization with FSVD steps 16"),
     "ppo": Run((ADAPTER, HEAD), falls=False, arguments={"learning_rate": 1e-4, "max_new_tokens": 48}),
-    "pretrain": Run(),
+    "pretrain": Run(arguments={"cutoff_len": 128}),  # texts are filled up to it, and there are few
     "qlora_sft": Run(says="Quantizing model to 4 bit with bitsandbytes"),
     "qoft_sft": Run(says="Quantizing model to 4 bit with bitsandbytes", config={"peft_type": "OFT"}),
     "reward": Run((ADAPTER, HEAD)),
