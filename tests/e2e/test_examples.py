@@ -39,23 +39,25 @@ NO_TRAINING = {
 """Folders of files that are not for the trainer, and whose they are."""
 
 _UNKNOWN = "There is no dataset"
+_TWICE = "marked as ready twice"  # torchrun starts single ranks too, and DDP looks for unused weights
 REFUSED = {
     "ascend/qwen3_5_full_sft_fsdp2": "for NPUs",
     "ascend/qwen3_full_sft_fsdp2": "for NPUs",
     "ascend/qwen3moe_full_sft_fsdp": "for NPUs",
     "ascend/qwen3vlmoe_full_sft_fsdp2": "for NPUs",
     "ascend/qwen3vlmoe_lora_sft_fsdp": "for NPUs",
-    "extras/adam_mini/qwen2_full_sft": "package adam-mini",
-    "extras/apollo/llama3_full_sft": "package apollo-torch",
+    "extras/apollo/llama3_full_sft": "layer-wise APOLLO",
     "extras/asft/llama2_full_asft": _UNKNOWN,
     "extras/asft/qwen2_full_asft": _UNKNOWN,
-    "extras/badam/llama3_full_sft": "package badam",
-    "extras/fp8/llama3_fp8_deepspeed_sft": "package torchao",
-    "extras/fp8/llama3_fp8_fsdp_sft": "package torchao",
-    "extras/galore/llama3_full_sft": "package galore-torch",
-    "extras/mod/llama3_full_sft": "package mixture-of-depth",
+    "extras/fp8/llama3_fp8_deepspeed_sft": "package wandb",
+    "extras/fp8/llama3_fp8_fsdp_sft": "package wandb",
+    "extras/galore/llama3_full_sft": "layer-wise GaLore",
+    "extras/mod/llama3_full_sft": "transformers before 4.45",
     "extras/nlg_eval/llama3_lora_predict": "there to evaluate or to predict",
+    "extras/oft/llama3_oft_sft": _TWICE,
+    "extras/oft/qwen2_5vl_oft_sft": _TWICE,
     "extras/qoft/llama3_oft_sft_awq": "package autoawq",
+    "extras/qoft/llama3_oft_sft_bnb_npu": _TWICE,
     "extras/qoft/llama3_oft_sft_gptq": "package gptqmodel",
     "ktransformers/train_lora/qwen3moe_lora_sft_kt": "another template for this very model",
     "train_lora/qwen3_lora_sft_ray": "package ray",
@@ -105,7 +107,6 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 PICTURED = {
-    "extras/oft/qwen2_5vl_oft_sft",
     "train_full/qwen3vl_full_sft",
     "train_lora/qwen3vl_lora_sft",
 }

@@ -72,7 +72,8 @@ def test_a_truncated_dataset_is_stored_again(world: World, finished: Outcome, cu
 
 
 def test_a_package_removed_from_the_environment_comes_back(world: World, finished: Outcome) -> None:
-    packages = next((world.root / "envs").glob("*/lib/python3.*/site-packages"))
+    environment = Path(finished.plan["nodes"]["localhost"]["launch"]["python"]).parents[1]
+    packages = next(environment.glob("lib/python3.*/site-packages"))
     shutil.rmtree(packages / "fire")
     shutil.rmtree(next(packages.glob("fire-*.dist-info")))
     predicted = again(world, "--check")
