@@ -24,6 +24,7 @@ from .machines import NAMES, ROOT, SAVE, STEPS, Cluster, First, adapters, hosts,
 from .test_faults import wait_for
 
 SEED = int(os.environ.get("FAULT_SEED", "1"))
+KILLED_AFTER = random.Random(SEED)
 
 
 def last_loss(run_id: str) -> float:
@@ -133,8 +134,10 @@ def replace_the_host(live: Live, victim: str) -> None:
 
 
 def kill_the_controller(live: Live, victim: str) -> None:
-    """The play that follows the run, which goes on as it was."""
-    attempt, play = live.attempt(victim), live.cluster.follow(live.name, **live.steps)
+    """A play that is about the run, at some moment; the run goes on as it was."""
+    attempt, play = live.attempt(victim), live.cluster.begin(live.name, **live.steps)
+    time.sleep(KILLED_AFTER.uniform(1, 4))
+    assert play.poll() is None, "it was at work"
     os.killpg(play.pid, signal.SIGKILL)
     play.wait()
     step = live.step()
