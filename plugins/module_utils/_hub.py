@@ -5,22 +5,14 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import re
 import typing as t
-import urllib.error
-import urllib.parse
 from pathlib import Path
 
-from ansible.module_utils.urls import open_url
-
-from ._engine import files, hub_files, hub_modelscope
+from ._engine import files, hub_modelscope
 from ._errors import FinetuneError
 
-ENDPOINT = "https://huggingface.co"
-SECONDS = 15.0
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REFS = ".refs.json"
 """In the folder of models: by model and revision as asked for, the commit that it was when a run last took it."""
@@ -72,7 +64,7 @@ ENVIRONMENT = Access()
 
 def access(model: str, variables: t.Mapping[str, t.Any]) -> Access:
     """Those of a model's hub, under the names that its client knows. variables: of an environment."""
-    names = ("MODELSCOPE_ENDPOINT", "MODELSCOPE_API_TOKEN") if _of_modelscope(model) else ("HF_ENDPOINT", "HF_TOKEN")
+    names = ("MODELSCOPE_ENDPOINT", "MODELSCOPE_API_TOKEN") if of_modelscope(model) else ("HF_ENDPOINT", "HF_TOKEN")
     return Access(*(str(variables.get(name) or "") for name in names))
 
 
@@ -86,13 +78,10 @@ def facts(
     """
     if COMMIT.fullmatch(revision) and folder_name(model, revision) in whole:
         return {"revision": revision, "bytes": 0}
-    try:
-        here = access(model, os.environ)
-        answer = _ask(model, revision, Access(given.endpoint or here.endpoint, given.token or here.token))
-    except urllib.error.HTTPError as error:
-        answer = {"kind": _kind(error), "said": f"{error.code} {error.headers.get('X-Error-Message') or error.reason}"}
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:  # the last of odd mirrors
-        answer = {"kind": "unreachable", "said": str(getattr(error, "reason", "") or f"{type(error).__name__} {error}")}
+    from . import _hub_ask  # what asks over the network is slow to import, and few calls ask
+
+    here = access(model, os.environ)
+    answer = _hub_ask.ask(model, revision, given.endpoint or here.endpoint, given.token or here.token)
     if "kind" in answer:
         known = files.read_json(folder / REFS).get(f"{model}@{revision}")
         return {**answer, "revision": known} if known and folder_name(model, known) in whole else answer
@@ -107,43 +96,5 @@ def remember(folder: Path, model: str, asked: str, commit: str) -> None:
         files.write_json(folder / REFS, {**refs, f"{model}@{asked}": commit})
 
 
-def _of_modelscope(model: str) -> bool:
+def of_modelscope(model: str) -> bool:
     return model.startswith(hub_modelscope.PREFIX)
-
-
-def _ask(model: str, revision: str, given: Access) -> dict[str, t.Any]:
-    token = given.token
-    endpoint = (given.endpoint or (hub_modelscope.ENDPOINT if _of_modelscope(model) else ENDPOINT)).rstrip("/")
-    if _of_modelscope(model):
-        with _open(endpoint + hub_modelscope.place(model, revision), token) as response:
-            found = hub_modelscope.read(json.load(response))
-        return {"revision": hub_modelscope.pin(found), "bytes": sum(found[name][0] for name in hub_files.wanted(found))}
-    place = f"{endpoint}/api/models/{model}/revision/{urllib.parse.quote(revision, safe='')}?blobs=true"
-    with _open(place, token) as response:
-        told = json.load(response)
-    sizes = {file["rfilename"]: int(file.get("size") or 0) for file in told["siblings"]}
-    names = hub_files.wanted(sizes)
-    if told.get("gated") and names:  # the list is for everyone, its files are not
-        one = "config.json" if "config.json" in names else names[0]
-        _open(f"{endpoint}/{model}/resolve/{told['sha']}/{one}", token, "HEAD").close()
-    return {"revision": str(told["sha"]), "bytes": sum(sizes[name] for name in names)}
-
-
-def _open(place: str, token: str, method: str = "GET") -> t.Any:
-    return open_url(
-        place,
-        method=method,
-        headers={"Authorization": f"Bearer {token}"} if token else {},
-        unredirected_headers=["Authorization"],  # for the hub alone, not where it sends us
-        timeout=SECONDS,
-        http_agent="llmops.finetune",
-    )
-
-
-def _kind(error: urllib.error.HTTPError) -> str:
-    code = error.headers.get("X-Error-Code")
-    if code == "RevisionNotFound":
-        return "revision"
-    if code == "GatedRepo" or error.code == 403:
-        return "gated"
-    return "missing" if code == "RepoNotFound" or error.code in (401, 404) else "unreachable"

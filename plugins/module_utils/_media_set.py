@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tarfile
 import typing as t
 from pathlib import Path
 
-from . import _media
+from . import _media, _node
 from ._errors import FinetuneError
 
 CONTENT = "files"
@@ -50,6 +51,23 @@ def unpack(stream: t.IO[bytes], folder: Path, wanted: str, what: str = "media") 
     if digest(content) != wanted:
         raise _other(str(folder), what)
     return content
+
+
+def store(stream: t.IO[bytes], folder: Path, wanted: str, content: str = "", what: str = "media") -> None:
+    """Have the files of an archive as `folder`, with a manifest; it takes its place when it is whole.
+
+    content: the folder in it that they are in, where that is not `folder` itself.
+    """
+    workshop = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        found = unpack(stream, workshop / content, wanted, what)
+        digests = {str(Path(content, path)): digest for path, digest in found.items()}
+        os.sync()  # the manifest is not to outlive what it names
+        _node.seal(workshop, digests, digests)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(workshop, folder)
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
 
 
 def _store(source: t.IO[bytes], path: Path) -> str:

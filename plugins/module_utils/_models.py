@@ -78,18 +78,8 @@ def _make(spec: Spec, folder: Path) -> None:
 
 
 def _store(model: Spec, folder: Path) -> None:
-    """What was sent takes its place when it is whole."""
-    if _node.intact(folder):
-        return
-    workshop = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        content = _media_set.unpack(model["stream"], workshop, model["identity"], "files of the model")
-        os.sync()  # the manifest is not to outlive what it names
-        _node.seal(workshop, content, content)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(workshop, folder)
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
+    if not _node.intact(folder):
+        _media_set.store(model["stream"], folder, model["identity"], what="files of the model")
 
 
 def _fetch(spec: Spec, folder: Path, secrets: t.Mapping[str, t.Any], lock: int) -> None:

@@ -38,8 +38,8 @@ NOTHING: dict[str, t.Any] = {
     "before": {},
 }
 """What lies under the root of an account that is still to be made."""
-_EARLIER = re.compile(r"\brun:([a-z0-9._-]+)")
-"""A run in what another one was resolved to (see _origin)."""
+_EARLIER = re.compile(rf"\b{state.EARLIER}([a-z0-9._-]+)")
+"""A run in what another one was resolved to."""
 _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B
 _GPU_QUERY = ("index", "uuid", "name", "memory.total", "compute_cap", "driver_version")
 

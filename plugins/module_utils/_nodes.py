@@ -10,9 +10,10 @@ import typing as t
 from . import _addresses, _config, _dataset, _hub, _media_set, _origin, _parallel, _ranks, _sent_model
 from ._dataset import Source
 from ._engine import base_model, lease
+from ._engine.state import EARLIER
 from ._env import RANKS_PATH, environment_path
 from ._ranks import Facts
-from ._wish import DEMO_MODEL, EARLIER, Wish
+from ._wish import DEMO_MODEL, Wish
 
 if t.TYPE_CHECKING:
     from ._plan import Plan

@@ -14,8 +14,9 @@ import typing as t
 from dataclasses import replace
 
 from . import _template
+from ._engine.state import EARLIER
 from ._errors import FinetuneError
-from ._wish import EARLIER, Wish
+from ._wish import Wish
 
 if t.TYPE_CHECKING:
     from ._ranks import Facts

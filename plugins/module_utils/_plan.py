@@ -35,9 +35,10 @@ from . import (
 )
 from ._dataset import Source
 from ._engine import base_model
+from ._engine.state import EARLIER
 from ._errors import FinetuneError
 from ._ranks import Facts
-from ._wish import DEMO_MODEL, EARLIER, Wish
+from ._wish import DEMO_MODEL, Wish
 
 
 @dataclass

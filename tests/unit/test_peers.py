@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+import typing as t
 
 import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import peers
@@ -56,6 +58,10 @@ def test_a_failing_rank_hears_of_the_others(monkeypatch: pytest.MonkeyPatch) -> 
     assert {rank: told["type"] for rank, told in found.items()} == {0: "PeerLost", 2: "ValueError"}
 
 
+def client_of(store: Memory) -> t.Callable[[], Memory]:
+    return lambda: store
+
+
 def test_a_silent_node_and_a_silent_store_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "BEAT_SECONDS", 0.02)
     monkeypatch.setattr(peers, "SILENCE_SECONDS", 0.3)
@@ -68,7 +74,7 @@ def test_a_silent_node_and_a_silent_store_are_told(monkeypatch: pytest.MonkeyPat
     for store, expected in ((Memory(), "Node 1 fell silent."), (Hanging(), "Node 0, where ranks meet, fell silent.")):
         told: list[str] = []
         store.set("beat/1", "1")
-        liveness = peers.Liveness(store, peers.Node(0, 0, 0, 2, 2), told.append)
+        liveness = peers.Liveness(client_of(store), peers.Node(0, 0, 0, 2, 2), told.append)
         deadline = time.monotonic() + 5
         while not told and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -80,9 +86,47 @@ def test_a_beating_node_is_not_lost_and_one_that_is_done_need_not_beat(monkeypat
     monkeypatch.setattr(peers, "BEAT_SECONDS", 0.02)
     monkeypatch.setattr(peers, "SILENCE_SECONDS", 0.3)
     store, told = Memory(), []  # type: Memory, list[str]
-    one, two = (peers.Liveness(store, peers.Node(node, 0, node, 2, 2), told.append) for node in (0, 1))
+    one, two = (peers.Liveness(lambda: store, peers.Node(node, 0, node, 2, 2), told.append) for node in (0, 1))
     time.sleep(0.5)
     two.farewell()
     time.sleep(0.5)
     one.farewell()
     assert told == [] and store.check(["done/0", "done/1"])
+
+
+class Client(Memory):
+    """One of several clients of a store. As with torchrun's, who waits in `get` keeps it for himself."""
+
+    def __init__(self, values: dict[str, bytes]) -> None:
+        super().__init__()
+        self.values, self.turn = values, threading.Lock()
+
+    def get(self, key: str) -> bytes:
+        with self.turn:
+            while key not in self.values:
+                time.sleep(0.01)
+            return self.values[key]
+
+    def set(self, key: str, value: str) -> None:
+        with self.turn:
+            super().set(key, value)
+
+    def check(self, keys: list[str]) -> bool:
+        with self.turn:
+            return super().check(keys)
+
+
+def test_a_rank_that_waits_for_another_node_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "BEAT_SECONDS", 0.02)
+    values: dict[str, bytes] = {}
+    store, told = Client(values), []  # type: Client, list[str]
+    liveness = peers.Liveness(lambda: Client(values), peers.Node(0, 0, 0, 2, 2), told.append)
+    waiting = threading.Thread(target=store.get, args=("ready/1",))
+    waiting.start()
+    first = int(values.get("beat/0", b"0"))
+    time.sleep(0.3)
+    assert waiting.is_alive() and int(values["beat/0"]) > first + 3
+    store.values["ready/1"] = b"1"
+    waiting.join(5)
+    liveness.over.set()
+    assert told == [] and not waiting.is_alive()

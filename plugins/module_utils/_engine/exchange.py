@@ -16,7 +16,7 @@ import typing as t
 from pathlib import Path
 
 from . import checkpoint
-from .peers import Node, Store, wait_for
+from .peers import Node, Store
 
 Sizes = dict[str, int]
 """Bytes by file name inside a checkpoint."""
@@ -129,9 +129,7 @@ def restore(output: Path, here: Node, store: Store) -> Agreement:
     if here.leads:
         mine = {str(step): had._asdict() for step, had in held(output).items()}
         store.set(f"have/{here.node}", json.dumps(mine))
-    for node in range(here.nodes):
-        wait_for(store, f"have/{node}")
-    told = [json.loads(store.get(f"have/{node}")) for node in range(here.nodes)]
+    told = [json.loads(store.get(f"have/{node}")) for node in range(here.nodes)]  # get waits for them
     have = [{int(step): Held(**had) for step, had in node.items()} for node in told]
     agreed = agree(have)
     if here.leads:
@@ -139,7 +137,7 @@ def restore(output: Path, here: Node, store: Store) -> Agreement:
             _bring(agreed, have, output, here, store)
         store.set(f"ready/{here.node}", "1")
     for node in range(here.nodes):
-        wait_for(store, f"ready/{node}")
+        store.get(f"ready/{node}")
     return agreed
 
 

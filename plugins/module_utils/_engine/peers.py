@@ -77,17 +77,14 @@ def silent(beats: t.Mapping[int, float], nodes: t.Collection[int], now: float) -
     return [node for node in sorted(nodes) if now - beats[node] > SILENCE_SECONDS]
 
 
-def wait_for(store: Store, key: str) -> None:
-    """Until the key is set. `get` would wait too, and keep the thread that beats from the store meanwhile."""
-    while not store.check([key]):
-        time.sleep(0.1)
-
-
 class Liveness:
-    """Beats for this node and listens for the others, in threads: a rank in a long computation beats as well."""
+    """Beats for this node and listens for the others, in threads: a rank in a long computation beats as well.
 
-    def __init__(self, store: Store, here: Node, lost: t.Callable[[str], None]) -> None:
-        self.store, self.here, self._lost = store, here, lost
+    connect: for a client of its own. One that waits in `get` lets nobody else in meanwhile, and the beat would stop.
+    """
+
+    def __init__(self, connect: t.Callable[[], Store], here: Node, lost: t.Callable[[str], None]) -> None:
+        self.store, self.here, self._lost = connect(), here, lost
         self.over = threading.Event()
         self.turn = time.monotonic()
         for work in (self._beat, self._watch_store):

@@ -46,7 +46,7 @@ def main() -> int:
         return 1
     here = peers.here()
     store = peers.connect() if here.world_size > 1 else None
-    liveness = peers.Liveness(store, here, lambda why: _leave(run, here, why)) if store and here.nodes > 1 else None
+    liveness = peers.Liveness(peers.connect, here, lambda why: _leave(run, here, why)) if here.nodes > 1 else None
     try:
         _train(run, here, store)
     except Ended:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import checkpoint
 from .exchange import Nodes, Sizes
-from .peers import Node, Store, wait_for
+from .peers import Node, Store
 
 PATIENCE_SECONDS = 150.0
 """NFS keeps what it knows of a folder for up to 60 s (acdirmax), of what is not there as well."""
@@ -33,14 +33,13 @@ def restore(output: Path, here: Node, store: Store, *, resumes: bool) -> str | N
     if here.rank == 0:
         start = checkpoint.prepare(output, resumes=resumes)
         store.set("step", str(checkpoint.step_of(start) if start else 0))
-    wait_for(store, "step")
-    step = int(store.get("step"))
+    step = int(store.get("step"))  # get waits for it
     path = output / f"checkpoint-{step}"
     if here.leads:
         until(lambda: is_at(output, step), f"what rank 0 made of {output}, which is to be at step {step}")
         store.set(f"sees/{here.node}", "1")
     for node in range(here.nodes):
-        wait_for(store, f"sees/{node}")
+        store.get(f"sees/{node}")
     return str(path) if step else None
 
 
@@ -54,7 +53,7 @@ def ended(here: Node, store: Store) -> None:
     """Rank 0 writes the results: nobody is done before it is."""
     if here.rank == 0:
         store.set("ended", "1")
-    wait_for(store, "ended")
+    store.get("ended")
 
 
 class SharedNodes(Nodes):

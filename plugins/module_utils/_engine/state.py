@@ -11,6 +11,9 @@ from pathlib import Path
 
 from . import files
 
+EARLIER = "run:"
+"""How an earlier run is written where a model or the path of one may stand, before its id."""
+
 State = t.Literal["absent", "staged", "running", "interrupted", "failed", "stopped", "finished"]
 
 
