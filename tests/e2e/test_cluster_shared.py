@@ -178,11 +178,11 @@ def test_storage_that_cannot_be_used_is_told_before_anything_is_touched(
 ) -> None:
     sh(NAMES[2], f"mount -t tmpfs -o mode=0755 none {place}")
     try:
-        done = cluster.play("train.yml", name="closed", asked=asked(), **SHORT)
+        done = cluster.play("train.yml", name="unusable", asked=asked(), **SHORT)
     finally:
         sh(NAMES[2], f"umount {place}")
     assert done.rc != 0 and f"{NAMES[2]}: {told}" in done.message and not done.changed, done.message
-    assert not [path for host in NAMES for path in listed(f"{ROOT}/runs", host) if path.startswith("closed")]
+    assert not [path for host in NAMES for path in listed(f"{ROOT}/runs", host) if path.startswith("unusable")]
 
 
 def test_one_host_has_its_results_there_too(cluster: Cluster) -> None:
