@@ -49,12 +49,10 @@ class Live:
     def step(self) -> int:
         return int(self.read(NAMES[0], "progress.json").get("step", 0))
 
-    def trains(self) -> int:
-        """Which attempt it is, once that has saved a checkpoint of its own or the steps of half of one."""
-        attempt = self.attempt(NAMES[0])
-        begun = self.step()
+    def trains(self) -> None:
+        """This attempt has saved a checkpoint of its own, or made the steps of half of one, and every rank is there."""
+        begun = max(self.step(), *(int(self.read(host, "state.json").get("from_step", 0)) for host in NAMES))
         wait_for(lambda: self.step() > begun + SAVE // 2 and all(map(self.rank_process, NAMES)), 300)
-        return attempt
 
     def join(self) -> None:
         """The same command, for the hosts where the run does not run."""
@@ -75,6 +73,10 @@ class Live:
         assert len(adapters(self.id)) == 1, "the same on all hosts"
         assert last_loss(self.id) == last_loss(quiet), "as the trainer logs it: four digits"
         assert left() == []
+
+
+def witness_of(victim: str) -> str:
+    return next(host for host in NAMES if host != victim)
 
 
 def gone(live: Live, host: str, before: str, within: float) -> None:
@@ -100,7 +102,7 @@ def kill_a_rank(live: Live, victim: str) -> None:
 
 def kill_a_supervisor(live: Live, victim: str) -> None:
     """Its ranks go with it, those of the others follow; the same command lets the host join again."""
-    witness = next(host for host in NAMES if host != victim)
+    witness = witness_of(victim)
     before = live.rank_process(witness)
     sh(victim, f"kill -9 $(systemctl show --property=MainPID --value llmops-{live.id}.service)")
     gone(live, witness, before, 10)
@@ -109,7 +111,7 @@ def kill_a_supervisor(live: Live, victim: str) -> None:
 
 def silence(live: Live, victim: str) -> None:
     """Packets are dropped, nothing is reset; this machine is still let in."""
-    witness = next(host for host in NAMES if host != victim)
+    witness = witness_of(victim)
     before = live.rank_process(witness)
     for chain, way in (("INPUT", "-s"), ("OUTPUT", "-d")):
         rules = (f"{way} {machines.address(1)} -j ACCEPT", f"{way} {machines.SUBNET} -j DROP")
@@ -122,7 +124,7 @@ def silence(live: Live, victim: str) -> None:
 
 
 def cut_the_power(live: Live, victim: str) -> None:
-    witness = next(host for host in NAMES if host != victim)
+    witness = witness_of(victim)
     before = live.rank_process(witness)
     assert hosts("kill", victim).returncode == 0
     gone(live, witness, before, 30)
@@ -166,13 +168,15 @@ def befall(cluster: Cluster, quiet: str, count: int, steps: dict[str, t.Any]) ->
     live = Live(cluster, "faults", str(started.plan["id"]), steps)
     kinds = [fault for again in range(0, count, len(FAULTS)) for fault in dice.sample(FAULTS, len(FAULTS))]
     for number, fault in enumerate(kinds[:count], 1):
-        attempt = live.trains()
+        live.trains()
         victim = dice.choice(NAMES)
+        witness = witness_of(victim)  # a fresh host counts its attempts anew
+        attempt = live.attempt(witness)
         told = f"{number}: attempt {attempt}, step {live.step()}: {fault.__name__} on {victim}"
         print(told, file=sys.stderr, flush=True)
         fault(live, victim)
         if fault is not kill_the_controller:
-            wait_for(lambda: live.attempt(NAMES[0]) > attempt, 120)  # noqa: B023 - called at once
+            wait_for(lambda: live.attempt(witness) > attempt, 120)  # noqa: B023 - called at once
     live.finishes(quiet)
 
 
