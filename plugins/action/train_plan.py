@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ansible.plugins.action import ActionBase
 
-from ..module_utils import _chain, _config, _plan, _profile, _schema, _sources, _wish
+from ..module_utils import _chain, _config, _plan, _profile, _schema, _sources, _trackers, _wish
 from ..module_utils._errors import FinetuneError
 from ..plugin_utils import _import, _recipes
 
@@ -63,6 +63,7 @@ class ActionModule(ActionBase):
                 environment=profile.identity,
                 model=model,
                 made=made,
+                variables=_trackers.told(self._templar.template(known.get("train_secrets") or {})),
             )
         except FinetuneError as error:
             return {"failed": True, "msg": str(error)}

@@ -41,6 +41,15 @@ RESERVED = {
 }
 """Keys that a managed run owns, and why."""
 
+_VARIABLES = {
+    "hf_hub_token": "HF_TOKEN",
+    "hub_token": "HF_TOKEN",
+    "push_to_hub_token": "HF_TOKEN",
+    "ms_hub_token": "MODELSCOPE_API_TOKEN",
+    "swanlab_api_key": "SWANLAB_API_KEY",
+}
+"""Keys that are secrets, and the environment variable that stands in for each."""
+
 NOT_WRITTEN = "LLaMA-Factory's default"
 """Origin of a key that a file leaves out."""
 
@@ -146,14 +155,21 @@ def check(arguments: Arguments, where: str) -> None:
                 f"{key} belongs to the managed run: {RESERVED[key]}.", where=where, change=f"remove {key}"
             )
         if is_secret(key):
-            raise FinetuneError(
-                f"{key} is a secret.", where=where, change=f"remove {key}; hand it over in train_secrets"
-            )
+            raise FinetuneError(f"{key} is a secret.", where=where, change=f"remove {key}; {handed_over(key)}")
 
 
 def is_secret(key: str) -> bool:
     """A key of an account somewhere; special_token and the like are words of a vocabulary."""
-    return key.endswith(("_token", "_api_key")) and not key.endswith(("special_token", "new_token", "add_token"))
+    if key.endswith(("special_token", "new_token", "add_token")):
+        return False
+    return key.endswith(("_token", "_api_key", "_lark_secret"))
+
+
+def handed_over(key: str) -> str:
+    """How a secret gets to the ranks instead."""
+    if key.endswith("_lark_secret"):
+        return "LLaMA-Factory takes it from its arguments alone, which others may read"
+    return "hand it over in train_secrets" + (f", as {_VARIABLES[key]}" if key in _VARIABLES else "")
 
 
 def batch(arguments: Arguments, user: t.Mapping[str, str], world_size: int, wanted: int | None) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from . import _addresses, _config, _dataset, _hub, _media_set, _origin, _parallel, _ranks, _sent_model
+from . import _addresses, _config, _dataset, _hub, _media_set, _origin, _parallel, _ranks, _sent_model, _trackers
 from ._dataset import Source
 from ._engine import base_model, lease
 from ._engine.state import EARLIER
@@ -94,6 +94,7 @@ def node(
             "environment": {
                 **_variables(plan, sources, facts, gpus, environment, ranks[host]),
                 **_addresses.variables(places[host]),
+                **_trackers.variables(plan.resolved["arguments"], plan.id, folder),
             },
             "leases": [gpu["uuid"] for gpu in gpus] or [lease.CPU],
             "lease_dir": facts["lease_dir"],
@@ -152,10 +153,15 @@ def _arguments(
         "output_dir": "the run's folder",
         **dict.fromkeys(("deepspeed", *engine), f"train_engine {plan.resolved['engine']}"),
     }
+    tracked = _trackers.arguments(plan.resolved["arguments"], plan.id, folder)
+    paths |= tracked
+    owners |= dict.fromkeys(tracked, "the run's id")
     if len(ranks) > 1 and not plan.shared:
         paths["save_on_each_node"], owners["save_on_each_node"] = True, "the nodes have no storage in common"
     lines = [{"key": key, "value": _config.to_yaml(value), "origin": owners[key]} for key, value in paths.items()]
     for key, value in plan.resolved["arguments"].items():
+        if key in tracked:
+            continue
         here = _origin.folder(value, root) if key in _MODELS and isinstance(value, str) else value
         lines.append({"key": key, "value": _config.to_yaml(here), "origin": plan.origins.get(key, "record")})
     return lines
@@ -203,4 +209,6 @@ def _asks_hub(plan: Plan) -> bool:
     """Whether ranks have something to ask a hub for besides the model, which is on the node."""
     arguments = plan.resolved["arguments"]
     named = [word.strip() for key in _MODELS for word in str(arguments.get(key) or "").split(",")]
-    return bool(arguments.get("push_to_hub")) or any(word and not word.startswith(("/", EARLIER)) for word in named)
+    if arguments.get("push_to_hub") or _trackers.asks_hub(arguments):
+        return True
+    return any(word and not word.startswith(("/", EARLIER)) for word in named)

@@ -111,10 +111,11 @@ def make(
     addresses: t.Mapping[str, str] | None = None,
     model: _sent_model.Sent | None = None,
     made: t.Mapping[str, dict[str, t.Any]] | None = None,
+    variables: t.Mapping[str, str] | None = None,
 ) -> Plan:
     """The plan for hosts in rank order. environment: name and digest of the lock that is current; schema: what it
     takes; addresses: train_address by host; model: that is sent; made: by name, runs that were planned before in the
-    same play."""
+    same play; variables: what is known of train_secrets."""
     if not facts:
         raise FinetuneError(
             "There is no host to train on.", where="inventory, group trainers", change="add a host or widen --limit"
@@ -158,7 +159,7 @@ def make(
         _parallel.refuse(resolved["engine"], facts)
         for node in facts.values():
             _parallel.refuse_other_shards(node["runs"].get(run_id, {}), world_size)
-        _situation.refuse_what_cannot_run(wish, resolved, origins, sources, facts, schema, template)
+        _situation.refuse_what_cannot_run(wish, resolved, origins, sources, facts, schema, template, variables or {})
     plan = Plan(run_id, wish.name, wanted, record if recorded else resolved, origins, recorded, {})
     plan.shared = _output.place(run_id, wish.output_root, facts)
     plan.whole = _output.whole(run_id, world_size, facts)

@@ -43,6 +43,8 @@ def resolve(
         arguments["template"], origins["template"] = template.template, template.why
     if any(source.evaluates for source in sources) and "do_eval" not in arguments:
         arguments["do_eval"], origins["do_eval"] = True, "train_eval_datasets"
+    if arguments.get("report_to") is None:  # to LLaMA-Factory that is every tracker that it finds
+        arguments["report_to"], origins["report_to"] = "none", "no tracker is named"
     engine = _parallel.pick(wish.engine, arguments, world_size)
     replicas = _parallel.replicas(engine, arguments, world_size)
     micro, accumulation = _config.batch(arguments, wish.origins, replicas, wish.global_batch_size)

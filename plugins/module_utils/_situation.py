@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import typing as t
+from types import MappingProxyType
 
 from . import _parallel, _ranks, _rules, _schema, _template, _tools
 from ._dataset import Source
@@ -23,8 +24,10 @@ def refuse_what_cannot_run(
     facts: t.Mapping[str, Facts],
     schema: _schema.Schema,
     template: _template.Choice | None = None,
+    variables: t.Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Hold the arguments against what LLaMA-Factory would refuse after minutes, or take and do otherwise."""
+    """Hold the arguments against what LLaMA-Factory would refuse after minutes, or take and do otherwise. variables:
+    what is known of train_secrets."""
     gpus = [gpu for host, node in facts.items() for gpu in _ranks.gpus(wish.gpus, node["gpus"], host)]
     situation = _rules.Situation(
         world_size=sum(_ranks.local(wish, host, node) for host, node in facts.items()),
@@ -44,6 +47,7 @@ def refuse_what_cannot_run(
         folders={folder: _in_every(folder, facts) for folder in wish.folders},
         weights=_weights(wish, facts),
         engine=_parallel.ENGINES[resolved["engine"]],
+        variables=variables,
     )
     problems = _rules.problems(resolved["arguments"], schema, situation, wish.args)
     told = [problem._replace(key=wish.model_place) if problem.key == "train_model" else problem for problem in problems]

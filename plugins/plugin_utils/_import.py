@@ -84,7 +84,7 @@ def read(text: str, name: str, schemas: t.Mapping[str, _schema.Schema], folders:
             continue
         elif _config.is_secret(key):
             if value:
-                problems.append(_schema.Problem(key, f"{key} is a secret", "remove it; hand it over in train_secrets"))
+                problems.append(_schema.Problem(key, f"{key} is a secret", f"remove it; {_config.handed_over(key)}"))
         elif key in _NAMES:
             words = _words(value)
             problems += [_schema.Problem(key, f"{key} is {value!r}", "write names")] if words is None else []

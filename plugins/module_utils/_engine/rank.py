@@ -22,7 +22,7 @@ import traceback
 import typing as t
 from pathlib import Path
 
-from . import checkpoint, exchange, files, methods, peers, shared
+from . import checkpoint, exchange, files, methods, peers, shared, trackers
 from .state import Run
 
 RESUME = "LLMOPS_RESUME"
@@ -115,6 +115,9 @@ def _train(run: Run, here: peers.Node, store: peers.Store | None) -> None:
         start = _agreed(run, here, store, launch)
     arguments["resume_from_checkpoint"] = start
     keep = arguments.pop("save_total_limit", None)  # ours: upstream removes the old checkpoint before the new is whole
+
+    trackers.hide(arguments)
+    trackers.go_on(run)
 
     import torch
     from llamafactory.train.tuner import run_exp
@@ -245,6 +248,8 @@ def _callback(run: Run, here: peers.Node, store: peers.Store | None, keep: int |
             self.beat.update(phase="training", step=state.global_step, total_steps=state.max_steps)
             self.last_step = time.monotonic()
             self._write(force=True)
+            if here.rank == 0:
+                trackers.remember(run, args.report_to)
 
         def on_step_end(self, args: t.Any, state: t.Any, control: t.Any, **_: t.Any) -> None:
             now = time.monotonic()

@@ -73,6 +73,11 @@ class Run:
         return self.path / "trained.json"
 
     @property
+    def tracked(self) -> Path:
+        """The run that MLflow has for this one (rank 0)."""
+        return self.path / "tracked.json"
+
+    @property
     def scratch(self) -> Path:
         """Where the temp folder of the ranks is (supervisor)."""
         return self.path / "scratch.json"

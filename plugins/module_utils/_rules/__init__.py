@@ -12,12 +12,12 @@ from __future__ import annotations
 import typing as t
 
 from .._schema import Problem, Schema
-from . import data, engines, model, packages, pretrained, stages, trainer, tuning
+from . import data, engines, model, packages, pretrained, stages, trackers, trainer, tuning
 from .rule import Rule, Situation, View
 
 __all__ = ["RULES", "TABLES", "Rule", "Situation", "View", "problems"]
 
-TABLES = (model, pretrained, data, stages, tuning, engines, packages, trainer)
+TABLES = (model, pretrained, data, stages, tuning, engines, packages, trainer, trackers)
 RULES: t.Tuple[Rule, ...] = tuple(rule for table in TABLES for rule in table.RULES)
 
 

@@ -38,6 +38,8 @@ class Situation(t.NamedTuple):
     weights: Model = Model()
     """What is known of the model itself."""
     engine: Engine = Engine()
+    variables: t.Mapping[str, str] = MappingProxyType({})
+    """Names in train_secrets; of a tracker's mode also the value."""
 
 
 class View:

@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What the Trainer of transformers refuses, and trackers."""
+"""What the Trainer of transformers refuses."""
 
 from __future__ import annotations
 
@@ -10,27 +10,9 @@ import typing as t
 from .rule import Rule, View
 
 _TRANSFORMERS = "transformers training_args.py"
-_PARSER = "hparams/parser.py"
 _LATER = "transformers trainer.py"
 _OFFLOADED = ("adamw_torch", "adamw_torch_fused", "adagrad")
 """Optimizers that DeepSpeed has for state in the node's memory."""
-_TRACKERS = (
-    ("wandb", "wandb"),
-    ("tensorboard", "tensorboard"),
-    ("swanlab", "swanlab"),
-    ("mlflow", "mlflow"),
-    ("trackio", "trackio"),
-    ("comet_ml", "comet-ml"),
-    ("neptune", "neptune"),
-    ("clearml", "clearml"),
-    ("codecarbon", "codecarbon"),
-    ("dvclive", "dvclive"),
-)
-"""Words of report_to, and the package that each needs."""
-
-
-def _reports(tracker: str, package: str) -> t.Callable[[View], t.Any]:
-    return lambda c: tracker in c.words("report_to") and package not in c.schema.packages
 
 
 def _no_beta(key: str) -> t.Callable[[View], t.Any]:
@@ -92,13 +74,6 @@ RULES: t.Tuple[Rule, ...] = (
         "reduce_lr_on_plateau needs the loss of held-out data",
         "set eval_strategy: steps",
         _TRANSFORMERS,
-    ),
-    Rule(
-        ("report_to",),
-        lambda c: "project" in c.schema.keys and "trackio" in c.words("report_to") and not c["project"],
-        "trackio needs a project",
-        "set project",
-        _PARSER,
     ),
     Rule(
         ("tf32",),
@@ -232,15 +207,5 @@ RULES: t.Tuple[Rule, ...] = (
         "DeepSpeed takes its Adam in place of this optimizer where the state lies in the node's memory",
         "set optim: adamw_torch, or choose a train_engine without offload",
         "accelerate utils/deepspeed.py map_pytorch_optim_to_deepspeed",
-    ),
-    *(
-        Rule(
-            ("report_to",),
-            _reports(tracker, package),
-            f"it needs the package {package}, which the environment does not have",
-            f"remove {tracker}, or use tensorboard or none",
-            "transformers integrations",
-        )
-        for tracker, package in _TRACKERS
     ),
 )

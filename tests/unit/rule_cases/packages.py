@@ -49,7 +49,13 @@ CASES: list[Case] = [
     ("package apollo-torch", APOLLO, {"without": ["apollo-torch"]}, APOLLO, {}),
     ("package badam", BADAM, {**ZERO3, "without": ["badam"]}, BADAM, ZERO3),
     ("package adam-mini", {"use_adam_mini": True}, {"without": ["adam-mini"]}, {"use_adam_mini": True}, {}),
-    ("package swanlab", {"use_swanlab": True}, {}, {"use_swanlab": True}, {WITH: ["swanlab"]}),
+    (
+        "package swanlab",
+        {"use_swanlab": True},
+        {"without": ["swanlab"], "variables": {"SWANLAB_API_KEY": ""}},
+        {"use_swanlab": True},
+        {"variables": {"SWANLAB_API_KEY": ""}},
+    ),
     ("package matplotlib", {"plot_loss": True}, {"without": ["matplotlib"]}, {"plot_loss": True}, {}),
     (
         "package rouge-chinese",

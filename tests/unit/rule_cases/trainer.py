@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from .situations import BEST, FSDP, HELD_OUT, OFFLOAD, WITH, ZERO3, Case
+from .situations import BEST, FSDP, HELD_OUT, OFFLOAD, ZERO3, Case
 
 CASES: list[Case] = [
     ("searched for", {"auto_find_batch_size": True}, ZERO3, {"auto_find_batch_size": True}, FSDP),
@@ -72,32 +72,4 @@ CASES: list[Case] = [
     ("adam_beta1 is", {"adam_beta1": 1.0}, {}, {"adam_beta1": 0.0}, {}),
     ("adam_beta2 is", {"adam_beta2": -0.1}, {}, {"adam_beta2": 0.9}, {}),
     ("weight_decay is", {"weight_decay": -0.1}, {}, {"weight_decay": 0.0}, {}),
-    *(
-        (
-            f"package {package}",
-            {"report_to": tracker},
-            {"without": [package]},
-            {"report_to": tracker},
-            {WITH: [package]},
-        )
-        for tracker, package in (
-            ("wandb", "wandb"),
-            ("tensorboard", "tensorboard"),
-            ("mlflow", "mlflow"),
-            ("trackio", "trackio"),
-            ("swanlab", "swanlab"),
-            ("comet_ml", "comet-ml"),
-            ("neptune", "neptune"),
-            ("clearml", "clearml"),
-            ("codecarbon", "codecarbon"),
-            ("dvclive", "dvclive"),
-        )
-    ),
-    (
-        "trackio needs",
-        {"report_to": "trackio", "project": ""},
-        {WITH: ["trackio"]},
-        {"report_to": "trackio", "project": "x"},
-        {WITH: ["trackio"]},
-    ),
 ]

@@ -1,0 +1,128 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Trackers: words of report_to, the packages they need, and what their servers ask for."""
+
+from __future__ import annotations
+
+import typing as t
+
+from .rule import Rule, View
+
+_TRANSFORMERS = "transformers integrations"
+_PACKAGES = {
+    "wandb": ("wandb",),
+    "tensorboard": ("tensorboard",),
+    "swanlab": ("swanlab",),
+    "mlflow": ("mlflow-skinny", "mlflow"),
+    "trackio": ("trackio",),
+    "comet_ml": ("comet-ml",),
+    "neptune": ("neptune",),
+    "clearml": ("clearml",),
+    "codecarbon": ("codecarbon",),
+    "dvclive": ("dvclive",),
+}
+"""By word of report_to: the packages of which it needs one."""
+_WORDS = (*_PACKAGES, "azure_ml", "dagshub", "flyte", "all", "none")
+"""All that transformers knows."""
+
+
+def _lacks(tracker: str) -> t.Callable[[View], t.Any]:
+    packages = _PACKAGES[tracker]
+    return lambda c: tracker in c.words("report_to") and not any(name in c.schema.packages for name in packages)
+
+
+def _mode(c: View, name: str) -> str:
+    return c.now.variables.get(name, "")
+
+
+def _no_wandb(c: View) -> bool:
+    kept = _mode(c, "WANDB_MODE") in ("offline", "dryrun", "disabled")
+    return "wandb" in c.words("report_to") and not kept and "WANDB_API_KEY" not in c.now.variables
+
+
+def _no_swanlab(c: View) -> bool:
+    """LLaMA-Factory's own callback takes no mode from the environment."""
+    if "SWANLAB_API_KEY" in c.now.variables:
+        return False
+    if c["use_swanlab"]:
+        return bool(c["swanlab_mode"] == "cloud")
+    return "swanlab" in c.words("report_to") and _mode(c, "SWANLAB_MODE") in ("", "cloud")
+
+
+def _swanlab_here(c: View) -> bool:
+    """Modes that need a server on the node, or write into the home of the account."""
+    if c["use_swanlab"]:
+        return bool(c["swanlab_mode"] == "local")
+    return "swanlab" in c.words("report_to") and _mode(c, "SWANLAB_MODE") not in ("", "cloud", "offline")
+
+
+RULES: t.Tuple[Rule, ...] = (
+    Rule(
+        ("report_to",),
+        lambda c: isinstance(c["report_to"], str) and "," in c["report_to"],
+        "several trackers in one text are one tracker to transformers, which there is not",
+        "write a list: [wandb, tensorboard]",
+        _TRANSFORMERS,
+    ),
+    Rule(
+        ("report_to",),
+        lambda c: any(word not in _WORDS for word in c.words("report_to")),
+        "transformers has no such tracker",
+        "use wandb, tensorboard, swanlab, mlflow, trackio or none",
+        _TRANSFORMERS,
+    ),
+    Rule(
+        ("report_to",),
+        lambda c: "all" in c.words("report_to"),
+        "all are those that the environment has, each with a server of its own",
+        "name those that you mean, or none",
+        _TRANSFORMERS,
+    ),
+    *(
+        Rule(
+            ("report_to",),
+            _lacks(tracker),
+            f"it needs the package {packages[-1]}, which the environment does not have",
+            f"remove {tracker}, or use tensorboard or none",
+            _TRANSFORMERS,
+        )
+        for tracker, packages in _PACKAGES.items()
+    ),
+    Rule(
+        ("report_to",),
+        _no_wandb,
+        "wandb asks for the key of an account, and there is nobody to answer",
+        "put WANDB_API_KEY into train_secrets, or WANDB_MODE: offline to keep it in the run's folder",
+        "wandb sdk/wandb_login.py",
+    ),
+    Rule(
+        ("report_to", "use_swanlab"),
+        _no_swanlab,
+        "SwanLab asks for the key of an account",
+        "put SWANLAB_API_KEY into train_secrets; with report_to: swanlab, SWANLAB_MODE: offline there keeps it in the "
+        "run's folder",
+        "swanlab data/sdk.py",
+    ),
+    Rule(
+        ("report_to", "swanlab_mode"),
+        _swanlab_here,
+        "this mode of SwanLab needs packages that the environment does not have, or writes into the account's home",
+        "use report_to: swanlab, with SWANLAB_MODE: offline in train_secrets",
+        "swanlab data/sdk.py",
+    ),
+    Rule(
+        ("report_to",),
+        lambda c: "project" in c.schema.keys and "trackio" in c.words("report_to") and not c["project"],
+        "trackio needs a project",
+        "set project",
+        "hparams/parser.py",
+    ),
+    Rule(
+        ("trackio_space_id", "report_to"),
+        lambda c: "trackio" in c.words("report_to") and c["trackio_space_id"] and "HF_TOKEN" not in c.now.variables,
+        "trackio writes to a Space of the hub, which takes a token",
+        "set trackio_space_id: null to keep it in the run's folder, or put HF_TOKEN into train_secrets",
+        "transformers training_args.py",
+    ),
+)
