@@ -89,7 +89,9 @@ def tensorboard(logs: Path) -> t.Iterator[Row]:
 
 def main() -> None:
     logs = Path(sys.argv[1]) / "logs"
-    print(json.dumps({reader.__name__: list(reader(logs)) for reader in (wandb, swanlab, mlflow, trackio, tensorboard)}))
+    print(
+        json.dumps({reader.__name__: list(reader(logs)) for reader in (wandb, swanlab, mlflow, trackio, tensorboard)})
+    )
 
 
 if __name__ == "__main__":
