@@ -36,26 +36,24 @@ def home() -> Path:
     return Path(pwd.getpwnam(ACCOUNT).pw_dir if os.getuid() == 0 and has_account() else Path.home())
 
 
-def left_by_trackers(*folders: Path) -> set[str]:
-    """Paths that go by the name of one, environments and the run's own logs aside."""
-    return {
-        path
-        for path in tree(*folders)
-        if any(mark in Path(path).name.lower() for mark in MARKS) and "/envs/" not in path and "/cache/uv/" not in path
-    }
+def left_by_trackers(world: World) -> set[str]:
+    """Paths that go by the name of one, in the home of the account and under the root but for packages."""
+    places = [home(), world.clone, *world.root.iterdir(), *(world.root / "cache").iterdir()]
+    looked = [path for path in places if path.name not in ("envs", "cache", "uv")]
+    return {path for path in tree(*looked) if any(mark in Path(path).name.lower() for mark in MARKS)}
 
 
 @pytest.fixture(scope="module")
 def told(world: World, demo: Demo) -> tuple[Outcome, set[str]]:
     """The run, and what trackers left outside its folder."""
-    places = [home(), Path("/tmp"), *(path for path in world.root.iterdir() if path.name != "envs")]
-    before = left_by_trackers(*places)
+    before = left_by_trackers(world)
     plan = BASE / "killer-told.json"
     write_plan(plan, [["checkpoint-4", "complete.json"]])
     done = world.play(variables=TOLD, environment=killer(plan), **KEYS)
     assert done.rc == 0, done.text
-    after = left_by_trackers(*places, *(path for path in world.root.iterdir() if path.name != "envs"))
-    return done, {path for path in after - before if not path.startswith(str(world.folder(done) / "logs"))}
+    new = left_by_trackers(world) - before
+    assert new, "they are to be found"
+    return done, {path for path in new if not path.startswith(str(world.folder(done) / "logs"))}
 
 
 def test_all_attempts_are_one_run_with_its_loss(world: World, demo: Demo, told: tuple[Outcome, set[str]]) -> None:
