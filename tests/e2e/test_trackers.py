@@ -78,6 +78,7 @@ def test_all_attempts_are_one_run_with_its_loss(world: World, demo: Demo, told: 
         assert {6, 8} <= {step for _run, step, _loss in rows} <= {2, 4, 6, 8}, tracker
         for _run, step, loss in rows:
             assert loss == pytest.approx(losses[step], abs=1e-3), (tracker, step)
+    assert len({path.parent.parent for path in folder.glob("logs/mlflow/*/*/metrics/*")}) == 1, "also of the evaluation"
     for tracker in ("mlflow", "tensorboard"):  # others hold back what a kill then takes with it
         assert {step for _run, step, _loss in kept[tracker]} == {2, 4, 6, 8}, tracker
 

@@ -28,6 +28,8 @@ def records(path: Path) -> t.Iterator[bytes]:
             at += BLOCK - at % BLOCK
             continue
         _sum, length, kind = struct.unpack("<IHB", data[at : at + HEADER])
+        if not length:
+            return
         part = data[at + HEADER : at + HEADER + length]
         at += HEADER + length
         begun = part if kind in (FULL, FIRST) else begun + part

@@ -251,6 +251,9 @@ def _callback(run: Run, here: peers.Node, store: peers.Store | None, keep: int |
             if here.rank == 0:
                 trackers.remember(run, args.report_to)
 
+        def on_train_end(self, args: t.Any, state: t.Any, control: t.Any, **_: t.Any) -> None:
+            trackers.go_on(run)  # an evaluation comes after it
+
         def on_step_end(self, args: t.Any, state: t.Any, control: t.Any, **_: t.Any) -> None:
             now = time.monotonic()
             self.durations = [*self.durations[-49:], now - self.last_step]

@@ -33,7 +33,8 @@ def hide(arguments: t.Mapping[str, t.Any]) -> None:
 
 
 def go_on(run: Run) -> None:
-    """MLflow gives a run its id; a later attempt names it, where it reports to the same place."""
+    """MLflow gives a run its id; a later attempt names it, where it reports to the same place, and so does what is
+    reported after training, when the callback of transformers has ended the run."""
     known = files.read_json(run.tracked)
     if known.get("run") and known.get("server") == _server():
         os.environ.setdefault(_RUN, known["run"])
