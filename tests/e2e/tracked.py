@@ -28,9 +28,9 @@ def records(path: Path) -> t.Iterator[bytes]:
             at += BLOCK - at % BLOCK
             continue
         _sum, length, kind = struct.unpack("<IHB", data[at : at + HEADER])
-        if not length:
-            return
         part = data[at + HEADER : at + HEADER + length]
+        if len(part) < length:
+            return
         at += HEADER + length
         begun = part if kind in (FULL, FIRST) else begun + part
         if kind in (FULL, LAST):
