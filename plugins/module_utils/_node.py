@@ -5,24 +5,20 @@
 
 from __future__ import annotations
 
-import csv
-import fcntl
 import json
 import os
 import re
-import shutil
 import socket
 import stat
-import struct
-import subprocess
 import typing as t
+from dataclasses import astuple
 from pathlib import Path
 from types import MappingProxyType
 
-from . import _checker, _dataset, _hub, _model, _output, _records, _user
+from . import _checker, _dataset, _host, _hub, _model, _output, _records, _user
 from ._engine import files, lease, state
-from ._env import RANKS_PATH
 from ._errors import FinetuneError
+from ._gpu import detect
 from ._media import Media
 
 NOTHING: dict[str, t.Any] = {
@@ -40,8 +36,6 @@ NOTHING: dict[str, t.Any] = {
 """What lies under the root of an account that is still to be made."""
 _EARLIER = re.compile(rf"\b{state.EARLIER}([a-z0-9._-]+)")
 """A run in what another one was resolved to."""
-_SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B
-_GPU_QUERY = ("index", "uuid", "name", "memory.total", "compute_cap", "driver_version")
 
 
 def facts(
@@ -66,7 +60,8 @@ def facts(
     folders: where adapters and reward models are. media: what is known of them besides that they are here.
     output_root: where all nodes are to have their results. before: names or ids of runs that this one begins with.
     """
-    present = gpus()
+    cards = detect.look()
+    present = cards.devices()
     login = _user.login()
     account = _user.run_user(user, login)
     there = _user.exists(account)
@@ -105,14 +100,16 @@ def facts(
         "account_exists": there,
         "root": place,
         "hostname": socket.gethostname(),
-        "interfaces": interfaces(),
+        "interfaces": _host.interfaces(),
         "cpus": len(os.sched_getaffinity(0)),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "disk_free": _disk_free(place),
-        "storage": storage(place, _lines("/proc/self/mounts")),
+        "disk_free": _host.disk_free(place),
+        "storage": _host.storage(place, _host.lines("/proc/self/mounts")),
         "gpus": present,
-        "compilers": compilers(),
-        "cpu_flags": cpu_flags(_lines("/proc/cpuinfo")),
+        "gpu_links": [list(peer) for peer in map(astuple, cards.peers)],
+        "gpu_problems": [problem._asdict() for problem in cards.problems],
+        "compilers": _host.compilers(),
+        "cpu_flags": _host.cpu_flags(_host.lines("/proc/cpuinfo")),
         "lease_dir": lease_dir,
         "leases": lease.holders([lease.CPU, *(gpu["uuid"] for gpu in present)], lease.directory(lease_dir)),
         "systemd": os.path.isdir("/run/systemd/system") and os.geteuid() == 0,
@@ -247,115 +244,3 @@ def trained_files(folder: Path) -> list[str]:
         for name in (".", "value_head.safetensors", "adapter_config.json", "config.json")
         if os.path.isfile(folder / name)
     ]
-
-
-def compilers() -> list[str]:
-    """What of c++ and nvcc ranks would find to build with."""
-    toolkit = Path("/usr/local/cuda/bin")  # where torch looks besides
-    return [name for name in ("c++", "nvcc") if shutil.which(name, path=f"{RANKS_PATH}:{toolkit}")]
-
-
-def cpu_flags(cpuinfo: t.Iterable[str]) -> list[str]:
-    """What of AVX2, AVX-512 and AMX the first CPU has."""
-    flags = next((line for line in cpuinfo if line.startswith("flags")), "").split()
-    return [flag for flag in ("avx2", "avx512f", "amx_tile") if flag in flags]
-
-
-def gpus() -> list[dict[str, t.Any]]:
-    """NVIDIA GPUs by index; none when there is no driver to ask. memory in bytes, compute_capability as a number."""
-    tool = shutil.which("nvidia-smi")
-    if not tool:
-        return []
-    query = [tool, f"--query-gpu={','.join(_GPU_QUERY)}", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return parse_gpus(answer.stdout) if answer.returncode == 0 else []
-
-
-def parse_gpus(text: str) -> list[dict[str, t.Any]]:
-    """The answer of nvidia-smi to `_GPU_QUERY` in CSV; a field that is `[N/A]` is 0."""
-    found = []
-    for row in csv.reader(text.splitlines(), skipinitialspace=True):
-        if len(row) == len(_GPU_QUERY):
-            index, uuid, name, memory, capability, driver = row
-            found.append(
-                {
-                    "index": int(_float(index)),
-                    "uuid": uuid,
-                    "name": name,
-                    "memory": int(_float(memory) * 2**20),
-                    "compute_capability": _float(capability),
-                    "driver": driver,
-                }
-            )
-    return found
-
-
-def _float(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
-
-
-def interfaces() -> list[dict[str, t.Any]]:
-    """Interfaces that are up and have an IPv4 address: name, address, prefix, speed in Mbit/s (0 where unknown), and
-    whether the default route leaves by it."""
-    found = []
-    routes = _lines("/proc/net/route")
-    by_default = {fields[0] for fields in map(str.split, routes) if len(fields) > 1 and fields[1] == "00000000"}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for name in (pair[1] for pair in socket.if_nameindex()):
-            request = struct.pack("256s", name.encode()[:15])
-            try:
-                address, mask = (
-                    socket.inet_ntoa(fcntl.ioctl(probe, call, request)[20:24])
-                    for call in (_SIOCGIFADDR, _SIOCGIFNETMASK)
-                )
-            except OSError:
-                continue
-            speed = (_lines(f"/sys/class/net/{name}/speed") or ["0"])[0]
-            found.append(
-                {
-                    "name": name,
-                    "address": address,
-                    "prefix": sum(int(part).bit_count() for part in mask.split(".")),
-                    "speed": max(0, int(_float(speed))),
-                    "default": name in by_default,
-                }
-            )
-    return found
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-
-
-_NETWORKED = ("nfs", "cifs", "smb", "lustre", "ceph", "gluster", "fuse.", "gpfs", "beegfs", "9p", "virtiofs", "afs")
-
-
-def storage(path: str, mounts: t.Sequence[str]) -> str:
-    """Where in a network's storage `path` is, as `source/folder`: the same on every host that has it. Empty where the
-    disk is the host's own. mounts: the lines of /proc/mounts."""
-    found = ("", "", "")
-    for line in mounts:
-        source, point, kind = [field.replace("\\040", " ") for field in line.split()[:3]]
-        inside = point.rstrip("/") + "/"
-        if f"{path}/".startswith(inside) and len(inside) >= len(found[1]):
-            found = (source, inside, kind)
-    if not found[2].startswith(_NETWORKED):
-        return ""
-    return f"{found[0].rstrip('/')}/{path[len(found[1]) :]}".rstrip("/")
-
-
-def _disk_free(path: str) -> int:
-    """Free bytes where `path` is or will be."""
-    folder = Path(path)
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free

@@ -156,6 +156,9 @@ def make(
             change="correct the path; the folder holds config.json and the weights, and the account may read it",
         )
     if first["runs"].get(run_id, {}).get("state") != "finished":
+        if wish.state in ("finished", "staged"):
+            _ranks.refuse_slices(wish, facts)
+            _ranks.refuse_unequal(wish, facts)
         _parallel.refuse(resolved["engine"], facts)
         for node in facts.values():
             _parallel.refuse_other_shards(node["runs"].get(run_id, {}), world_size)
@@ -172,7 +175,7 @@ def make(
     plan.media = media
     plan.model = {"local": model.local, "files": model.files} if model else {}
     plan.unread = {source.dataset.name: source.unread for source in sources if source.unread}
-    plan.notices = _notices.notices(wish, plan, record, resolved, sources, template)
+    plan.notices = _notices.notices(wish, plan, record, resolved, sources, template) + _ranks.notices(wish, facts)
     in_part = wish.state == "absent" and not plan.whole
     plan.notices += _output.notices(plan.shared, wish.output_root, removed_in_part=in_part)
     if wish.hub and first["runs"].get(run_id, {}).get("state") != "finished":
@@ -230,8 +233,8 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
         ),
     ]
     for host, node in plan.nodes.items():
-        count = len(node["launch"]["leases"]) if facts[host]["gpus"] else 0
-        device = f"{count} × {facts[host]['gpus'][0]['name']}" if count else f"{facts[host]['cpus']} CPUs, no GPU"
+        used = [gpu for gpu in facts[host]["gpus"] if gpu["uuid"] in node["launch"]["leases"]]
+        device = _ranks.devices(used) or f"{facts[host]['cpus']} CPUs, no GPU"
         ranks = node["launch"]["nproc_per_node"]
         place = f" at {node['launch']['address']}" if len(plan.nodes) > 1 else ""
         lines.append(f"  node {node['node_rank']:<2} {host}{place}: {device}, {ranks} process(es), {node['folder']}")

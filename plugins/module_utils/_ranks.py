@@ -8,6 +8,7 @@ from __future__ import annotations
 import typing as t
 
 from ._errors import FinetuneError
+from ._gpu.card import label
 from ._wish import Wish
 
 Facts = dict[str, t.Any]
@@ -40,6 +41,60 @@ def refuse_mixed(wish: Wish, facts: t.Mapping[str, Facts]) -> None:
         )
 
 
+def refuse_slices(wish: Wish, facts: t.Mapping[str, Facts]) -> None:
+    """A process of CUDA sees one MIG slice, whatever it is given, so that a second rank has no device."""
+    for host, node in facts.items():
+        used = gpus(wish.gpus, node["gpus"], host)
+        slices = [gpu for gpu in used if "slice" in gpu]
+        if slices and len(used) > 1:
+            raise FinetuneError(
+                f"{host} would have {len(used)} ranks, with MIG slices: of those CUDA gives the ranks of a host one.",
+                where="train_gpus",
+                change="choose one: " + ", ".join(f"{gpu['uuid']} ({gpu['name']})" for gpu in slices),
+            )
+
+
+def refuse_unequal(wish: Wish, facts: t.Mapping[str, Facts]) -> None:
+    """GPUs of several kinds wait for the slowest, and what fits is what fits the smallest: only where that is meant."""
+    kinds = _kinds(wish, facts)
+    if len(kinds) > 1 and not wish.mixes:
+        raise FinetuneError(
+            "The run would have GPUs of several kinds, of which the smallest would decide what fits.",
+            where="\n          ".join(f"{name}: {', '.join(hosts)}" for name, hosts in kinds.items()),
+            change="choose those of one kind with train_gpus or --limit, or set train_insist: [mixed_gpus] where you "
+            "mean it",
+        )
+
+
+def _kinds(wish: Wish, facts: t.Mapping[str, Facts]) -> dict[str, list[str]]:
+    """The hosts that have them, by the names of the GPUs that are used."""
+    kinds: dict[str, list[str]] = {}
+    for host, node in facts.items():
+        for name in dict.fromkeys(gpu["name"] for gpu in gpus(wish.gpus, node["gpus"], host)):
+            kinds.setdefault(name, []).append(host)
+    return kinds
+
+
+def notices(wish: Wish, facts: t.Mapping[str, Facts]) -> list[str]:
+    """What is wrong with GPUs, and that unequal ones are used together."""
+    told = [
+        f"{host}: {problem['what']} Remedy: {problem['change']}."
+        for host, node in facts.items()
+        for problem in (node.get("gpu_problems") or () if wish.gpus != "0" else ())
+    ]
+    if len(_kinds(wish, facts)) > 1:
+        used = [(gpu, host) for host, node in facts.items() for gpu in gpus(wish.gpus, node["gpus"], host)]
+        least, host = min(used, key=lambda pair: pair[0].get("memory") or 0)
+        told.append(f"GPUs of several kinds: the smallest decides, {least['name']} of {host}.")
+    return told
+
+
+def devices(used: t.Iterable[dict[str, t.Any]]) -> str:
+    """`8 × NVIDIA H200`, with commas between unequal ones."""
+    names = [gpu["name"] for gpu in used]
+    return ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names))
+
+
 def refuse_shared_root(facts: t.Mapping[str, Facts]) -> None:
     """Each host keeps the state of its own ranks under the root; two in one folder would take each other's."""
     seen: dict[str, str] = {}
@@ -56,7 +111,7 @@ def refuse_shared_root(facts: t.Mapping[str, Facts]) -> None:
 
 
 def gpus(wanted: str, present: t.Sequence[dict[str, t.Any]], host: str) -> list[dict[str, t.Any]]:
-    """train_gpus: `all`, a number of GPUs, or indices and UUIDs separated by commas."""
+    """train_gpus: `all`, a number of GPUs, or indices and UUIDs separated by commas. `0:1` is slice 1 of GPU 0."""
     if wanted == "all":
         return list(present)
     if not present and wanted != "0":
@@ -73,7 +128,7 @@ def gpus(wanted: str, present: t.Sequence[dict[str, t.Any]], host: str) -> list[
                 change=f"use at most {len(present)}",
             )
         return list(present[: int(wanted)])
-    names = {str(gpu["index"]): gpu for gpu in present} | {gpu["uuid"]: gpu for gpu in present}
+    names = {label(gpu): gpu for gpu in present} | {gpu["uuid"]: gpu for gpu in present}
     chosen = []
     for word in filter(None, (part.strip() for part in wanted.rstrip(",").split(","))):
         if word not in names:

@@ -89,6 +89,8 @@ class Wish:
     """The chat template that the model's name leads to."""
     insists: bool
     """A template is taken also where the registry has another one for the model."""
+    mixes: bool
+    """GPUs of several kinds may be used together."""
     datasets: list[_dataset.Dataset]
     eval_datasets: list[_dataset.Dataset]
     stage: str
@@ -162,6 +164,7 @@ def read(
     if begins_with:
         model = _of_earlier(model, model_place)
     template = _template.choose(model, schema) if model not in ("", DEMO_MODEL) else None
+    insisted = _inputs.some_of(variables, "train_insist", ("template", "mixed_gpus"))
     chats = arguments.get("template", template.template if template else "")
     return Wish(
         name=_inputs.name(str(variables.get("train_name") or recipe.replace("_", "-"))),
@@ -183,7 +186,8 @@ def read(
         rewarded_by=_reward(variables, stage),
         model_place=model_place,
         template=template,
-        insists="template" in _inputs.some_of(variables, "train_insist", ("template",)),
+        insists="template" in insisted,
+        mixes="mixed_gpus" in insisted,
         datasets=datasets,
         eval_datasets=eval_datasets,
         stage=stage,

@@ -134,7 +134,17 @@ node:
       description: Free bytes where the root is or will be.
       type: int
     gpus:
-      description: NVIDIA GPUs with index, uuid, name, memory in bytes, compute capability, driver.
+      description: >-
+        What runs can have, as C(devices) of M(llmops.finetune.gpu_info) - NVIDIA's GPUs, and in the place of those in
+        MIG mode their slices - with index, uuid, name, memory and memory_free in bytes, compute_capability, driver.
+      type: list
+      elements: dict
+    gpu_links:
+      description: Each pair of GPUs by index and its way as in C(nvidia-smi topo -m), such as V(NV18) or V(SYS).
+      type: list
+      elements: list
+    gpu_problems:
+      description: What is wrong with GPUs, as C(problems) of M(llmops.finetune.gpu_info).
       type: list
       elements: dict
     folders:

@@ -1,13 +1,12 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Facts of a node: GPUs from nvidia-smi's answer, whole datasets and models, recorded runs."""
+"""Facts of a node: whole datasets and models, recorded runs."""
 
 from __future__ import annotations
 
 import os
 import pwd
-import socket
 import typing as t
 from pathlib import Path
 
@@ -23,42 +22,6 @@ ME = pwd.getpwuid(os.geteuid()).pw_name
 def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test can see what fsync does; it costs seconds here."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-# --- GPUs ---
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", []),
-        ("No devices were found\n", []),
-        (
-            "0, GPU-aa, NVIDIA H200, 143771, 9.0, 570.1\n1, GPU-bb, Tesla T4, 15360, 7.5, 570.1\n",
-            [
-                (0, "GPU-aa", "NVIDIA H200", 143771 * 2**20, 9.0, "570.1"),
-                (1, "GPU-bb", "Tesla T4", 15360 * 2**20, 7.5, "570.1"),
-            ],
-        ),
-        ("0, GPU-cc, GB10, [N/A], 12.1, 580.2\n", [(0, "GPU-cc", "GB10", 0, 12.1, "580.2")]),
-        ('0, GPU-dd, "A, B", 10, [N/A], 1\n', [(0, "GPU-dd", "A, B", 10 * 2**20, 0.0, "1")]),
-    ],
-)
-def test_the_answer_of_nvidia_smi_is_read(text: str, expected: list[tuple[t.Any, ...]]) -> None:
-    keys = ("index", "uuid", "name", "memory", "compute_capability", "driver")
-    assert _node.parse_gpus(text) == [dict(zip(keys, gpu, strict=True)) for gpu in expected]
-
-
-def test_a_broken_driver_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tool = tmp_path / "nvidia-smi"
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    tool.write_text("#!/bin/sh\necho 0, GPU-aa, X, 1, 9.0, 1\n", encoding="utf-8")
-    tool.chmod(0o755)
-    assert [gpu["uuid"] for gpu in _node.gpus()] == ["GPU-aa"]
-    tool.write_text("#!/bin/sh\necho 0, GPU-aa, X, 1, 9.0, 1\nexit 9\n", encoding="utf-8")
-    assert _node.gpus() == []
-    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    assert _node.gpus() == []
 
 
 # --- stored content ---
@@ -196,13 +159,6 @@ def test_a_tilde_is_the_home_of_the_runs_user() -> None:
         assert _user.expand("~/x", _user.DEFAULT_ACCOUNT) == "/var/lib/llmops/x"
 
 
-def test_interfaces_are_those_that_have_an_address() -> None:
-    found = {one["name"]: one for one in _node.interfaces()}
-    assert found["lo"] == {"name": "lo", "address": "127.0.0.1", "prefix": 8, "speed": 0, "default": False}
-    for one in found.values():
-        assert socket.inet_aton(one["address"]) and 0 <= one["prefix"] <= 32
-
-
 def test_a_root_that_may_not_be_looked_into_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def forbidden(self: Path, pattern: str) -> t.Any:
         raise PermissionError(13, "Permission denied", str(self))
@@ -228,26 +184,3 @@ def test_the_files_of_an_adapter_or_a_reward_model(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert _node.trained_files(tmp_path) == ["value_head.safetensors", "adapter_config.json"]
     assert _node.trained_files(tmp_path / "README.md") == ["."]
-
-
-MOUNTS = [
-    "/dev/vda1 / ext4 rw 0 0",
-    "10.0.0.9:/export/team /mnt/shared nfs4 rw 0 0",
-    "10.0.0.9:/export/other /mnt/shared/other\\040one nfs4 rw 0 0",
-    "/dev/nvme1 /mnt/shared/fast xfs rw 0 0",
-]
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("/home/me/llmops", ""),
-        ("/mnt/sharedby/llmops", ""),
-        ("/mnt/shared", "10.0.0.9:/export/team"),
-        ("/mnt/shared/llmops", "10.0.0.9:/export/team/llmops"),
-        ("/mnt/shared/other one/llmops", "10.0.0.9:/export/other/llmops"),
-        ("/mnt/shared/fast/llmops", ""),
-    ],
-)
-def test_storage_of_a_network_is_told_by_what_all_hosts_see(path: str, expected: str) -> None:
-    assert _node.storage(path, MOUNTS) == expected

@@ -235,6 +235,49 @@ def test_nodes_with_and_without_gpus_are_not_one_cluster() -> None:
         make({"a": node(2), "b": node()})
 
 
+def gpu(index: int, name: str, memory: int, **more: t.Any) -> dict[str, t.Any]:
+    return {"index": index, "uuid": f"GPU-{index}", "name": name, "memory": memory, "compute_capability": 8.0, **more}
+
+
+UNEQUAL = {**node(), "gpus": [gpu(0, "A100", 80), gpu(1, "A10", 24), gpu(2, "A100", 80)]}
+SLICES = {**node(), "gpus": [gpu(0, "A100 MIG 3g", 20, uuid=f"MIG-{part}", slice=part) for part in (0, 1)]}
+
+
+def test_gpus_of_several_kinds_are_refused_unless_they_are_meant() -> None:
+    with pytest.raises(FinetuneError, match="GPUs of several kinds") as refusal:
+        make({"a": UNEQUAL})
+    assert refusal.value.where.split() == ["A100:", "a", "A10:", "a"] and "mixed_gpus" in refusal.value.change
+    with pytest.raises(FinetuneError, match="GPUs of several kinds") as refusal:
+        make({"a": node(1), "b": UNEQUAL}, train_gpus="0,")
+    assert "H200: a\n" in refusal.value.where and "A100: b" in refusal.value.where
+    assert make({"a": UNEQUAL}, train_gpus="0,2").nodes["a"]["launch"]["nproc_per_node"] == 2
+    make({"a": UNEQUAL}, train_state="stopped")
+    plan = make({"a": UNEQUAL}, train_insist="mixed_gpus")
+    assert "GPUs of several kinds: the smallest decides, A10 of a." in plan.notices
+    assert any("a: 2 × A100, 1 × A10, 3 process(es)" in line for line in _plan.describe(plan, [DATA], {"a": UNEQUAL}))
+    assert plan.id == make({"a": node(1)}).id, "which GPUs is not part of the run"
+
+
+def test_a_rank_has_one_slice() -> None:
+    with pytest.raises(FinetuneError, match="a would have 2 ranks, with MIG slices") as refusal:
+        make({"a": SLICES})
+    assert "MIG-0 (A100 MIG 3g), MIG-1" in refusal.value.change and refusal.value.where == "train_gpus"
+    make({"a": SLICES}, train_state="absent")
+    for wanted in ("0:1", "MIG-1"):
+        launch = make({"a": SLICES}, train_gpus=wanted).nodes["a"]["launch"]
+        assert (launch["leases"], launch["environment"]["CUDA_VISIBLE_DEVICES"]) == (["MIG-1"], "MIG-1")
+    with pytest.raises(FinetuneError, match="a has no GPU 0") as refusal:
+        make({"a": SLICES}, train_gpus="0,")
+    assert "0:0, 0:1, MIG-0, MIG-1" in refusal.value.change
+
+
+def test_a_plan_tells_what_is_wrong_with_gpus() -> None:
+    problem = {"what": "NVIDIA L4 is there, and no driver has it.", "change": "install NVIDIA's driver"}
+    facts = {"a": node(gpu_problems=[problem])}
+    told = "a: NVIDIA L4 is there, and no driver has it. Remedy: install NVIDIA's driver."
+    assert told in make(facts).notices and told not in make(facts, train_gpus=0).notices
+
+
 def test_a_deepspeed_engine_is_a_file_in_the_run_an_argument_and_a_place_to_build() -> None:
     plan = make({"a": node()}, train_engine="zero3", train_processes_per_node=2)
     assert (plan.request["engine"], plan.resolved["engine"]) == ("zero3", "zero3")
