@@ -340,6 +340,8 @@ def main() -> None:
         check(given)
         account = _user.account(given["user"])
         root = _user.expand(given["root"], account)
+        if account == _user.DEFAULT_ACCOUNT and not _user.exists(account):
+            account = _user.login()
         report = detect.look(given["seconds"])
         devices = report.devices()
         keys = [*(gpu.uuid for gpu in report.gpus if gpu.uuid), *(one["uuid"] for one in devices if "slice" in one)]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import typing as t
@@ -12,8 +13,11 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _node, _user
-from ansible_collections.llmops.finetune.plugins.module_utils._engine import files
+from ansible_collections.llmops.finetune.plugins.module_utils._engine import files, lease
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+from ansible_collections.llmops.finetune.plugins.module_utils._gpu import detect
+
+from . import smi_outputs
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
 
@@ -136,6 +140,31 @@ def test_facts_name_the_user_the_root_and_the_datasets_that_lie_here(tmp_path: P
     assert (whole["digest"], whole["records"], whole["fields"]) == (files.sha256(data), 2, ["instruction", "output"])
     assert [fault[0] for fault in whole["faults"]] == [2]
     assert not (tmp_path / "root").exists(), "facts write nothing"
+
+
+def test_gpus_are_told_as_the_plan_takes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi_outputs.host(tmp_path, smi_outputs.H100, smi_outputs.SLICED)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    part = smi_outputs.slice_uuid(1, 1)
+    kept = lease.acquire([part], {"run": "theirs"}, tmp_path / "leases")
+    facts = _node.facts(ME, str(tmp_path / "root"), "", [], lease_dir=str(tmp_path / "leases"))
+    for descriptor in kept:
+        os.close(descriptor)
+    assert json.loads(json.dumps(facts)) == facts
+    assert [gpu["uuid"] for gpu in facts["gpus"]] == [smi_outputs.uuid(0), smi_outputs.slice_uuid(1, 0), part]
+    first = {key: facts["gpus"][0][key] for key in ("index", "name", "memory", "compute_capability", "driver")}
+    assert list(first.values()) == [0, "NVIDIA H100 80GB HBM3", 81559 * 2**20, 9.0, "580.105.08"]
+    assert facts["gpu_links"] == [[0, 1, "SYS"]] and facts["gpu_problems"] == []
+    assert facts["leases"] == {part: {"run": "theirs"}}
+
+
+def test_a_broken_driver_is_a_fact_of_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi_outputs.on_bus(tmp_path / "bus", 0, "2237")
+    monkeypatch.setattr(detect.look, "__defaults__", (detect.SECONDS, tmp_path / "bus", "/dev/null"))
+    smi_outputs.tool(tmp_path, {"*": smi_outputs.MISMATCH}, code=18)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    facts = _node.facts(ME, str(tmp_path / "root"), "", [])
+    assert facts["gpus"] == [] and "old kernel module" in facts["gpu_problems"][0]["what"]
 
 
 def test_an_unknown_user_is_refused(tmp_path: Path) -> None:
