@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 import time
 import typing as t
@@ -101,6 +104,8 @@ def test_an_old_driver_does_not_tell_the_capability(bus: Path, tmp_path: Path) -
     strange = replace(outputs.A10G, name="NVIDIA Something New")
     outputs.tool(tmp_path, {"-q": outputs.xml(strange)})
     assert look(bus).devices()[0]["compute_capability"] == 0.0
+    outputs.host(tmp_path, strange)
+    assert look(bus).devices()[0]["compute_capability"] == 8.6, "from nvidia-smi"
 
 
 @pytest.mark.parametrize(
@@ -166,22 +171,45 @@ def test_several_gpus_without_a_driver_are_one_sentence(bus: Path) -> None:
     assert told(look(bus)) == "4 × Tesla T4 are there, and no driver has it."
 
 
-def test_a_hung_tool_is_ended_with_its_children(bus: Path, tmp_path: Path) -> None:
+def test_a_gpu_of_a_virtual_machine_beside_ours(bus: Path, tmp_path: Path) -> None:
+    outputs.host(tmp_path, outputs.H100)
+    outputs.on_bus(bus, 0, "2330")
+    outputs.on_bus(bus, 1, "2330", "vfio-pci")
+    assert told(look(bus)) == "NVIDIA H100 80GB HBM3 is kept for a virtual machine (vfio-pci)."
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "sleep 600 & echo $! > {0}/child; wait",
+        "setsid sleep 600 & echo $! > {0}/child; wait",
+        "(sleep 600 & echo $! > {0}/child); sleep 600",
+    ],
+)
+def test_a_hung_tool_is_ended_with_its_children(bus: Path, tmp_path: Path, script: str) -> None:
+    """Also one in a session of its own, and one whose parent has ended."""
     outputs.on_bus(bus, 0, "2237")
-    outputs.tool(tmp_path, {"-q": ""}, rest=f"sleep 600 & echo $! > {tmp_path}/child; wait")
+    outputs.tool(tmp_path, {"-q": ""}, rest=script.format(tmp_path))
     begun = time.monotonic()
     report = look(bus, seconds=0.5)
     assert time.monotonic() - begun < 5
     assert told(report) == "nvidia-smi gave no answer in 0.5 s and was ended." and report.devices() == []
-    child = int((tmp_path / "child").read_text())
-    assert not Path(f"/proc/{child}").exists() or " Z " in Path(f"/proc/{child}/stat").read_text()
+    left = Path("/proc") / (tmp_path / "child").read_text().strip() / "stat"
+    assert not left.exists() or " Z " in left.read_text()
 
 
 def test_a_tool_that_cannot_be_ended_is_left_behind(bus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs.tool(tmp_path, {"-q": ""}, rest="exec sleep 600")
-    monkeypatch.setattr(tool, "_end", lambda process: [process.pid])
+    left: list[int] = []
+
+    def end(process: subprocess.Popen[bytes]) -> list[int]:
+        left.append(process.pid)
+        return left
+
+    monkeypatch.setattr(tool, "_end", end)
     begun = time.monotonic()
     report = look(bus, seconds=0.3)
+    os.kill(left[0], signal.SIGKILL)
     assert time.monotonic() - begun < 3, "it is not waited for"
     assert "cannot be ended: process " in told(report) and "waits in the kernel" in told(report)
 

@@ -90,6 +90,7 @@ def test_slices_are_read_and_get_their_uuids_from_the_list() -> None:
             "recovery",
             "Reset",
         ),
+        ({"<product_name>NVIDIA L4": "<product_name>[Unknown Error]"}, "name", ""),
         ({"<compute_mode>Default": "<compute_mode>Prohibited"}, "compute_mode", "Prohibited"),
         (
             {"gpu_power_readings": "power_readings", "current_power_limit": "enforced_power_limit"},

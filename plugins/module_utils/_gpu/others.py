@@ -90,7 +90,7 @@ def _ascend(text: str) -> list[Other]:
     """The table has two rows for each chip: its card, then memory. The last pair of numbers is the HBM, in MB."""
     found: list[Other] = []
     name = ""
-    for line in text.split("Process id")[0].splitlines():
+    for line in text.splitlines():
         if card := _NPU.match(line):
             name = card.group(2)
         elif name and (chip := _CHIP.match(line)):
