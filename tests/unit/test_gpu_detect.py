@@ -198,6 +198,15 @@ def test_a_hung_tool_is_ended_with_its_children(bus: Path, tmp_path: Path, scrip
     assert not left.exists() or " Z " in left.read_text()
 
 
+def test_a_question_that_hangs_costs_its_answer_alone(bus: Path, tmp_path: Path) -> None:
+    outputs.host(tmp_path, outputs.T4, outputs.T4)
+    script = (tmp_path / "nvidia-smi").read_text(encoding="utf-8")
+    (tmp_path / "nvidia-smi").write_text(script.replace("topo)", "topo) exec sleep 600;"), encoding="utf-8")
+    report = look(bus, seconds=2)
+    assert [one["compute_capability"] for one in report.devices()] == [7.5, 7.5] and report.peers == []
+    assert told(report) == "topo -m of nvidia-smi gave no answer and was ended."
+
+
 def test_a_tool_that_cannot_be_ended_is_left_behind(bus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs.tool(tmp_path, {"-q": ""}, rest="exec sleep 600")
     left: list[int] = []

@@ -168,7 +168,15 @@ def _more(report: Report, path: str, seconds: float) -> None:
     systemctl = tool.find("systemctl")
     if systemctl and (report.switches or any(gpu.fabric for gpu in report.gpus)):
         asked["manager"] = [systemctl, "is-active", _MANAGER]
-    told = {key: answer.said for key, answer in tool.ask(asked, seconds).items()}
+    answers = tool.ask(asked, seconds)
+    report.problems += [
+        Problem(
+            f"{' '.join(asked[key][1:3])} of nvidia-smi gave no answer and was ended.", "see the kernel's log (NVRM)"
+        )
+        for key, answer in answers.items()
+        if answer.hung
+    ]
+    told = {key: answer.said for key, answer in answers.items()}
     capabilities = {row["uuid"]: row["compute_capability"] for row in smi.parse_query(told["query"])}
     listed = smi.parse_list(told.get("list", ""))
     report.gpus = [
