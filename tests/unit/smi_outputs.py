@@ -94,8 +94,8 @@ def _errors(card: Card) -> str:
     if card.architecture == "Turing":
         one = "<single_bit><total>0</total></single_bit><double_bit><total>0</total></double_bit>"
         return f"<volatile>{one}</volatile><aggregate>{one}</aggregate>"
-    kinds = ("sram_correctable", "sram_uncorrectable_parity", "sram_uncorrectable_secded")
-    kinds += ("dram_correctable", "dram_uncorrectable")
+    kinds = ["sram_correctable", "sram_uncorrectable_parity", "sram_uncorrectable_secded"]
+    kinds += ["dram_correctable", "dram_uncorrectable"]
     one = "".join(f"<{kind}>0</{kind}>" for kind in kinds)
     return (
         f"<volatile>{one}</volatile><aggregate>{one}<sram_threshold_exceeded>No</sram_threshold_exceeded></aggregate>"
