@@ -75,17 +75,17 @@ def _slices(card: Card) -> str:
         return "\n\t\t\tNone\n\t\t"
     return "".join(
         f"""
-			<mig_device>
-				<index>{number}</index>
-				<gpu_instance_id>{number + 1}</gpu_instance_id>
-				<compute_instance_id>0</compute_instance_id>
-				<fb_memory_usage>
-					<total>{size} MiB</total>
-					<reserved>0 MiB</reserved>
-					<used>12 MiB</used>
-					<free>{size - 13} MiB</free>
-				</fb_memory_usage>
-			</mig_device>"""
+      <mig_device>
+        <index>{number}</index>
+        <gpu_instance_id>{number + 1}</gpu_instance_id>
+        <compute_instance_id>0</compute_instance_id>
+        <fb_memory_usage>
+          <total>{size} MiB</total>
+          <reserved>0 MiB</reserved>
+          <used>12 MiB</used>
+          <free>{size - 13} MiB</free>
+        </fb_memory_usage>
+      </mig_device>"""
         for number, (_profile, size) in enumerate(card.slices)
     )
 
@@ -105,75 +105,75 @@ def _errors(card: Card) -> str:
 def gpu(card: Card, number: int, processes: str = "") -> str:
     ecc = "N/A" if "GeForce" in card.name else "Enabled"
     text = f"""	<gpu id="00000000:{bus(number)}">
-		<product_name>{card.name}</product_name>
-		<product_architecture>{card.architecture}</product_architecture>
-		<mig_mode>
-			<current_mig>{card.mig}</current_mig>
-			<pending_mig>{card.mig}</pending_mig>
-		</mig_mode>
-		<mig_devices>{_slices(card)}</mig_devices>
-		<uuid>{uuid(number)}</uuid>
-		<minor_number>{number}</minor_number>
-		<gpu_recovery_action>None</gpu_recovery_action>
-		<pci>
-			<pci_device_id>{card.device}10DE</pci_device_id>
-			<pci_bus_id>00000000:{bus(number)}</pci_bus_id>
-			<pci_gpu_link_info>
-				<pcie_gen>
-					<max_link_gen>4</max_link_gen>
-					<current_link_gen>1</current_link_gen>
-				</pcie_gen>
-				<link_widths>
-					<max_link_width>16x</max_link_width>
-					<current_link_width>8x</current_link_width>
-				</link_widths>
-			</pci_gpu_link_info>
-		</pci>
-		<fan_speed>N/A</fan_speed>
-		<fb_memory_usage>
-			<total>{_mib(card.total)}</total>
-			<reserved>{_mib(card.reserved)}</reserved>
-			<used>{_mib(card.total and 1)}</used>
-			<free>{_mib(card.total and card.total - card.reserved - 1)}</free>
-		</fb_memory_usage>
-		<bar1_memory_usage>
-			<total>131072 MiB</total>
-		</bar1_memory_usage>
-		<compute_mode>Default</compute_mode>
-		<ecc_mode>
-			<current_ecc>{ecc}</current_ecc>
-			<pending_ecc>{ecc}</pending_ecc>
-		</ecc_mode>
-		<ecc_errors>{_errors(card)}</ecc_errors>
-		<remapped_rows>
-			<remapped_row_corr>0</remapped_row_corr>
-			<remapped_row_unc>0</remapped_row_unc>
-			<remapped_row_pending>No</remapped_row_pending>
-			<remapped_row_failure>No</remapped_row_failure>
-		</remapped_rows>
-		<temperature>
-			<gpu_temp>45 C</gpu_temp>
-			<gpu_temp_tlimit>39 C</gpu_temp_tlimit>
-			<gpu_temp_max_tlimit_threshold>-5 C</gpu_temp_max_tlimit_threshold>
-		</temperature>
-		<gpu_power_readings>
-			<power_state>P0</power_state>
-			<average_power_draw>N/A</average_power_draw>
-			<instant_power_draw>27.22 W</instant_power_draw>
-			<current_power_limit>{card.watts}.00 W</current_power_limit>
-			<default_power_limit>{card.watts}.00 W</default_power_limit>
-			<max_power_limit>{card.watts}.00 W</max_power_limit>
-		</gpu_power_readings>
-		<clocks>
-			<sm_clock>Requested functionality has been deprecated</sm_clock>
-		</clocks>
-		<fabric>
-			<state>{card.fabric}</state>
-			<status>{"Success" if card.fabric == "Completed" else "N/A"}</status>
-		</fabric>
-		<processes>{processes}
-		</processes>
-	</gpu>
+    <product_name>{card.name}</product_name>
+    <product_architecture>{card.architecture}</product_architecture>
+    <mig_mode>
+      <current_mig>{card.mig}</current_mig>
+      <pending_mig>{card.mig}</pending_mig>
+    </mig_mode>
+    <mig_devices>{_slices(card)}</mig_devices>
+    <uuid>{uuid(number)}</uuid>
+    <minor_number>{number}</minor_number>
+    <gpu_recovery_action>None</gpu_recovery_action>
+    <pci>
+      <pci_device_id>{card.device}10DE</pci_device_id>
+      <pci_bus_id>00000000:{bus(number)}</pci_bus_id>
+      <pci_gpu_link_info>
+        <pcie_gen>
+          <max_link_gen>4</max_link_gen>
+          <current_link_gen>1</current_link_gen>
+        </pcie_gen>
+        <link_widths>
+          <max_link_width>16x</max_link_width>
+          <current_link_width>8x</current_link_width>
+        </link_widths>
+      </pci_gpu_link_info>
+    </pci>
+    <fan_speed>N/A</fan_speed>
+    <fb_memory_usage>
+      <total>{_mib(card.total)}</total>
+      <reserved>{_mib(card.reserved)}</reserved>
+      <used>{_mib(card.total and 1)}</used>
+      <free>{_mib(card.total and card.total - card.reserved - 1)}</free>
+    </fb_memory_usage>
+    <bar1_memory_usage>
+      <total>131072 MiB</total>
+    </bar1_memory_usage>
+    <compute_mode>Default</compute_mode>
+    <ecc_mode>
+      <current_ecc>{ecc}</current_ecc>
+      <pending_ecc>{ecc}</pending_ecc>
+    </ecc_mode>
+    <ecc_errors>{_errors(card)}</ecc_errors>
+    <remapped_rows>
+      <remapped_row_corr>0</remapped_row_corr>
+      <remapped_row_unc>0</remapped_row_unc>
+      <remapped_row_pending>No</remapped_row_pending>
+      <remapped_row_failure>No</remapped_row_failure>
+    </remapped_rows>
+    <temperature>
+      <gpu_temp>45 C</gpu_temp>
+      <gpu_temp_tlimit>39 C</gpu_temp_tlimit>
+      <gpu_temp_max_tlimit_threshold>-5 C</gpu_temp_max_tlimit_threshold>
+    </temperature>
+    <gpu_power_readings>
+      <power_state>P0</power_state>
+      <average_power_draw>N/A</average_power_draw>
+      <instant_power_draw>27.22 W</instant_power_draw>
+      <current_power_limit>{card.watts}.00 W</current_power_limit>
+      <default_power_limit>{card.watts}.00 W</default_power_limit>
+      <max_power_limit>{card.watts}.00 W</max_power_limit>
+    </gpu_power_readings>
+    <clocks>
+      <sm_clock>Requested functionality has been deprecated</sm_clock>
+    </clocks>
+    <fabric>
+      <state>{card.fabric}</state>
+      <status>{"Success" if card.fabric == "Completed" else "N/A"}</status>
+    </fabric>
+    <processes>{processes}
+    </processes>
+  </gpu>
 """
     for old, new in card.changes.items():
         assert old in text, old
@@ -183,13 +183,13 @@ def gpu(card: Card, number: int, processes: str = "") -> str:
 
 def process(pid: int, name: str, memory: str = "9000 MiB") -> str:
     return f"""
-			<process_info>
-				<gpu_instance_id>N/A</gpu_instance_id>
-				<pid>{pid}</pid>
-				<type>C</type>
-				<process_name>{name}</process_name>
-				<used_memory>{memory}</used_memory>
-			</process_info>"""
+      <process_info>
+        <gpu_instance_id>N/A</gpu_instance_id>
+        <pid>{pid}</pid>
+        <type>C</type>
+        <process_name>{name}</process_name>
+        <used_memory>{memory}</used_memory>
+      </process_info>"""
 
 
 def xml(*cards: Card, driver: str = "580.105.08", cuda: str = "13.0") -> str:
@@ -197,10 +197,10 @@ def xml(*cards: Card, driver: str = "580.105.08", cuda: str = "13.0") -> str:
     return f"""<?xml version="1.0" ?>
 <!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_v12.dtd">
 <nvidia_smi_log>
-	<timestamp>Wed Jan  7 10:00:00 2026</timestamp>
-	<driver_version>{driver}</driver_version>
-	<cuda_version>{cuda}</cuda_version>
-	<attached_gpus>{len(cards)}</attached_gpus>
+  <timestamp>Wed Jan  7 10:00:00 2026</timestamp>
+  <driver_version>{driver}</driver_version>
+  <cuda_version>{cuda}</cuda_version>
+  <attached_gpus>{len(cards)}</attached_gpus>
 {"".join(gpu(card, number) for number, card in enumerate(cards))}
 </nvidia_smi_log>
 """

@@ -11,8 +11,8 @@ from __future__ import annotations
 import csv
 import re
 import typing as t
-import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from xml.etree import ElementTree
 
 from .card import Ecc, Gpu, Heat, Link, Peer, Power, Process, Rows, Slice
 

@@ -21,7 +21,8 @@ PEER_BYTES = 64 << 20
 
 
 def tell(what: str, ok: bool, **more: t.Any) -> bool:
-    print(json.dumps({"what": what, "ok": ok, **more}), flush=True)
+    sys.stdout.write(json.dumps({"what": what, "ok": ok, **more}) + "\n")
+    sys.stdout.flush()
     return ok
 
 
