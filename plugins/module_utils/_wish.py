@@ -34,6 +34,7 @@ INPUTS = (
     "train_reward_from",
     "train_datasets",
     "train_eval_datasets",
+    "train_tokenized",
     "train_engine",
     "train_lock",
     "train_global_batch_size",
@@ -111,6 +112,8 @@ class Wish:
     retry: bool
     refresh: bool
     max_restarts: int
+    tokenized: bool = False
+    """Its data is tokenized when it is staged, not by its ranks."""
     family: str = ""
     """The model at the beginning of a chain of runs, where an earlier one is this one's model."""
 
@@ -205,6 +208,7 @@ def read(
         retry=_inputs.switch(variables, "train_retry"),
         refresh=_inputs.one_of(variables, "train_resolve", ("record", "refresh")) == "refresh",
         max_restarts=_inputs.number(variables, "train_max_restarts"),
+        tokenized=_inputs.switch(variables, "train_tokenized"),
     )
 
 

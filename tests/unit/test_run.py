@@ -61,6 +61,7 @@ def spec(root: Path, **changes: t.Any) -> Spec:
             }
         ],
         "media": {},
+        "tokens": {},
         "model": {"build": False, "hub": "", "local": "", "path": "org/model", "identity": ""},
         "root": str(root),
         "compared": False,
