@@ -59,6 +59,8 @@ def notices(
         drawn, most = source.dataset.options.get("num_samples"), plan.resolved["arguments"].get("max_samples")
         if drawn and most and drawn > most:
             told.append(f"Dataset {source.dataset.name}: of its num_samples {drawn}, max_samples keeps {most}.")
+        if drawn and plan.resolved["arguments"].get("streaming"):
+            told.append(f"Dataset {source.dataset.name}: a stream passes over num_samples.")
         if source.unread:
             told.append(
                 f"Dataset {source.dataset.name}: its records are read when the environment is there, and the plan is "

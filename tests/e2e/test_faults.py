@@ -131,13 +131,37 @@ def test_the_play_may_be_killed_and_the_next_one_adopts_the_run(world: World, qu
 
 
 def test_a_killed_trainer_goes_on_from_its_newest_whole_checkpoint(world: World, quiet: str) -> None:
+    """With data that was tokenized when it was staged, by no rank: the weights are those of a run without."""
     plan = BASE / "killer-trainer.json"
     write_plan(plan, [["checkpoint-16", "complete.json"]])
-    done = world.play(variables={"train_name": "killed"}, environment=killer(plan))
+    variables = {"train_name": "killed", "train_tokenized": True}
+    shutil.rmtree(world.root / "tokenized", ignore_errors=True)
+    predicted = world.play("train.yml", "--check", variables=variables)
+    done = world.play(variables=variables, environment=killer(plan))
     assert done.rc == 0, done.text
     assert done.run["attempt"] == 2 and done.run["from_step"] == 16
     assert weights(world.folder(done)) == quiet
     assert "attempt 2 from step 16" in done.text
+    (tokens,) = (world.root / "tokenized").iterdir()
+    assert ("build", str(tokens)) in done.changes and ("build", str(tokens)) in predicted.changes
+    log = (world.folder(done) / "logs/attempt-1.log").read_text(encoding="utf-8")
+    assert f"Loaded tokenized dataset from {tokens}" in log and "Running tokenizer" not in log
+
+
+def test_tokens_are_shared_by_runs_that_would_make_the_same_and_made_again_where_damaged(
+    world: World, quiet: str
+) -> None:
+    variables = {"train_name": "other-rate", "train_tokenized": True, "train_state": "staged"}
+    other = world.play(variables=variables, learning_rate=1e-4)
+    assert other.rc == 0, other.text
+    (tokens,) = (world.root / "tokenized").iterdir()
+    assert not [path for _action, path in other.changes if path == str(tokens)]
+    data = next(tokens.glob("train/*.arrow"))
+    whole = data.read_bytes()
+    data.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    mended = world.play(variables=variables, learning_rate=1e-4)
+    assert mended.changes == [("update", str(tokens))], mended.text
+    assert data.stat().st_size == len(whole) and list((world.root / "tokenized").iterdir()) == [tokens]
 
 
 def killer(plan: Path) -> dict[str, str]:
@@ -205,6 +229,35 @@ def test_two_ranks_go_on_too(world: World, demo: Demo) -> None:
     assert killed.rc == 0, killed.text
     assert killed.run["attempt"] == 2
     assert weights(world.folder(killed)) == weights(world.folder(whole))
+
+
+def test_streams_of_two_sets_go_on_in_the_pass_they_were_in(world: World, demo: Demo) -> None:
+    """The smaller set, which is drawn more often, ends a pass after five steps or so. Two ranks share a stream."""
+    variables = {
+        "train_name": "stream",
+        "train_datasets": ["demo", "demo_heldout"],
+        "train_eval_datasets": [],
+        "train_processes_per_node": 2,
+    }
+    short: dict[str, t.Any] = {
+        "streaming": True,
+        "mix_strategy": "interleave_under",
+        "interleave_probs": "0.4,0.6",
+        "buffer_size": 16,
+        "dataloader_num_workers": 1,
+        "accelerator_config": {"dispatch_batches": False},
+        "max_samples": None,
+    }
+    whole = world.play(variables=variables, **short)
+    assert whole.rc == 0, whole.text
+    plan = BASE / "killer-stream.json"
+    write_plan(plan, [["checkpoint-8", "complete.json"], ["checkpoint-16", "complete.json"]])
+    killed = world.play(variables={**variables, "train_name": "stream-killed"}, environment=killer(plan), **short)
+    assert killed.rc == 0, killed.text
+    assert killed.run["attempt"] == 3
+    assert weights(world.folder(killed)) == weights(world.folder(whole))
+    state = read(world.folder(whole) / "output/checkpoint-16/trainer_state.json")
+    assert state["epoch"] > 2, "whole passes at the last death"
 
 
 def test_a_second_run_is_refused_and_stop_leaves_nothing(world: World, demo: Demo) -> None:
