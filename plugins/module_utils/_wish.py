@@ -118,6 +118,11 @@ class Wish:
     """The model at the beginning of a chain of runs, where an earlier one is this one's model."""
 
     @property
+    def objects(self) -> list[str]:
+        """Addresses of what is in S3."""
+        return [dataset.where for dataset in (*self.datasets, *self.eval_datasets) if dataset.source == "s3"]
+
+    @property
     def hub(self) -> dict[str, str]:
         """The model and its revision as asked for, where it is one of a hub."""
         elsewhere = self.model.startswith(("/", EARLIER, _sent_model.PREFIX))

@@ -231,35 +231,6 @@ def test_two_ranks_go_on_too(world: World, demo: Demo) -> None:
     assert weights(world.folder(killed)) == weights(world.folder(whole))
 
 
-def test_streams_of_two_sets_go_on_in_the_pass_they_were_in(world: World, demo: Demo) -> None:
-    """The smaller set, which is drawn more often, ends a pass after five steps or so. Two ranks share a stream."""
-    variables = {
-        "train_name": "stream",
-        "train_datasets": ["demo", "demo_heldout"],
-        "train_eval_datasets": [],
-        "train_processes_per_node": 2,
-    }
-    short: dict[str, t.Any] = {
-        "streaming": True,
-        "mix_strategy": "interleave_under",
-        "interleave_probs": "0.4,0.6",
-        "buffer_size": 16,
-        "dataloader_num_workers": 1,
-        "accelerator_config": {"dispatch_batches": False},
-        "max_samples": None,
-    }
-    whole = world.play(variables=variables, **short)
-    assert whole.rc == 0, whole.text
-    plan = BASE / "killer-stream.json"
-    write_plan(plan, [["checkpoint-8", "complete.json"], ["checkpoint-16", "complete.json"]])
-    killed = world.play(variables={**variables, "train_name": "stream-killed"}, environment=killer(plan), **short)
-    assert killed.rc == 0, killed.text
-    assert killed.run["attempt"] == 3
-    assert weights(world.folder(killed)) == weights(world.folder(whole))
-    state = read(world.folder(whole) / "output/checkpoint-16/trainer_state.json")
-    assert state["epoch"] > 2, "whole passes at the last death"
-
-
 def test_a_second_run_is_refused_and_stop_leaves_nothing(world: World, demo: Demo) -> None:
     started, folder = start(world, "first", **LONG)
     wait_for(lambda: step(folder) > 2)

@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where in a stream a trainer goes on. That the weights come out the same is seen in tests/e2e/test_faults.py."""
+"""Where in a stream a trainer goes on. That the weights come out the same is seen in tests/e2e/test_streams.py."""
 
 from __future__ import annotations
 
