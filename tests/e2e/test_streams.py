@@ -31,8 +31,8 @@ def bucket() -> t.Iterator[dict[str, str]]:
 
 
 def test_streams_of_two_sets_go_on_in_the_pass_they_were_in(world: World, demo: Demo, bucket: dict[str, str]) -> None:
-    """The smaller set, which comes from S3 and is drawn more often, ends a pass after five steps or so. Two ranks share
-    a stream."""
+    """The smaller set, which comes from S3 and is drawn more often, ends a pass after five steps or so. Two ranks read
+    the stream, with more workers than ranks."""
     cache = {"XDG_CACHE_HOME": str(BASE / "cache-of-objects")}
     variables = {
         "train_name": "stream",
@@ -46,7 +46,7 @@ def test_streams_of_two_sets_go_on_in_the_pass_they_were_in(world: World, demo: 
         "mix_strategy": "interleave_under",
         "interleave_probs": "0.4,0.6",
         "buffer_size": 16,
-        "dataloader_num_workers": 1,
+        "dataloader_num_workers": 3,
         "accelerator_config": {"dispatch_batches": False},
         "max_samples": None,
     }

@@ -22,7 +22,7 @@ import traceback
 import typing as t
 from pathlib import Path
 
-from . import checkpoint, exchange, files, methods, peers, resume, shared, trackers
+from . import checkpoint, exchange, files, methods, peers, resume, shared, streams, trackers
 from .state import Run
 
 RESUME = "LLMOPS_RESUME"
@@ -124,7 +124,8 @@ def _train(run: Run, here: peers.Node, store: peers.Store | None) -> None:
 
     torch.serialization.register_package(0, lambda _: None, _restore_on_cpu)
     methods.amend(arguments)
-    resume.amend(arguments)
+    resume.amend()
+    streams.amend(arguments)
     _shard_on_cpu()
     callback = _callback(run, here, store, keep)
     _after_saving(callback.saved)

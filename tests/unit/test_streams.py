@@ -8,14 +8,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils._engine import resume
+from ansible_collections.llmops.finetune.plugins.module_utils._engine import streams
 
 
 @pytest.mark.parametrize("accumulation", [1, 3, 8])
 @pytest.mark.parametrize("max_steps", [7, 24, 100_000])
 def test_the_state_of_a_checkpoint_tells_pass_and_step(max_steps: int, accumulation: int) -> None:
     state = SimpleNamespace(epoch=0.0)
-    length = resume.PassLength(max_steps, SimpleNamespace(state=state))
+    length = streams.PassLength(max_steps, SimpleNamespace(state=state))
     for passes in (0, 1, 2, 999):
         for steps in (1, 2, max_steps // 2, max_steps - 1):
             batches = steps * accumulation
@@ -28,5 +28,5 @@ def test_the_state_of_a_checkpoint_tells_pass_and_step(max_steps: int, accumulat
 
 def test_what_is_left_of_a_pass_and_that_nothing_is() -> None:
     told: list[str] = []
-    assert list(resume.Rest([1, 2], lambda: told.append("nothing"))) == [1, 2] and told == []
-    assert list(resume.Rest([], lambda: told.append("nothing"))) == [] and told == ["nothing"]
+    assert list(streams.Rest([1, 2], lambda: told.append("nothing"))) == [1, 2] and told == []
+    assert list(streams.Rest([], lambda: told.append("nothing"))) == [] and told == ["nothing"]
