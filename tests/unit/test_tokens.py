@@ -145,6 +145,7 @@ def test_every_key_that_nobody_named_counts_where_the_loader_sees_its_group() ->
     [
         ({"train_set": "tokenized_path=/t"}, "names another"),
         ({"train_set": "streaming=true max_steps=3 dataloader_num_workers=1"}, "A stream is tokenized while"),
+        ({"train_recipe": "megatron", "facts": node(2)}, "With Megatron"),
         ({"train_tokenized": "perhaps"}, "train_tokenized is 'perhaps'"),
     ],
 )
