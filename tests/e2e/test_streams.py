@@ -21,12 +21,13 @@ def bucket() -> t.Iterator[dict[str, str]]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     place = "http://{}:{}".format(*server.get_host_and_port())
+    key, secret = "somebodys-key", "nobodys-secret"
     client = boto3.client(
-        "s3", endpoint_url=place, aws_access_key_id="a", aws_secret_access_key="b", region_name="us-east-1"
+        "s3", endpoint_url=place, aws_access_key_id=key, aws_secret_access_key=secret, region_name="us-east-1"
     )
     client.create_bucket(Bucket="records")
     client.upload_file(str(REPOSITORY / "roles/train/files/demo_heldout.jsonl"), "records", "held/out.jsonl")
-    yield {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_ENDPOINT_URL_S3": place}
+    yield {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret, "AWS_ENDPOINT_URL_S3": place}
     server.stop()
 
 
