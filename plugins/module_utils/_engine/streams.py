@@ -17,8 +17,8 @@ def amend(arguments: t.Mapping[str, t.Any]) -> None:
 
 def _end_a_pass_together() -> None:
     """Of a stream in more parts than there are ranks, accelerate gives each rank parts of its own, which end at other
-    steps: each rank would count for itself, and wait for the others at a checkpoint. So all read all of it, and take
-    batches in turn."""
+    steps, and the state of a checkpoint tells the pass of one rank alone. So all read all of it, and take batches in
+    turn."""
     from accelerate import data_loader
 
     data_loader.is_datasets_available = lambda: False
