@@ -71,7 +71,7 @@ def _client(secrets: t.Mapping[str, t.Any]) -> t.Any:
 def _fetched(address: str, client: t.Any) -> Path:
     from botocore.exceptions import BotoCoreError, ClientError
 
-    bucket, _, key = address.removeprefix("s3://").partition("/")
+    bucket, _slash, key = address.removeprefix("s3://").partition("/")
     try:
         head = client.head_object(Bucket=bucket, Key=key)
         place = _place(address, head["ETag"])

@@ -25,7 +25,7 @@ def main(path: str) -> None:
     from llamafactory.hparams import get_train_args
     from llamafactory.model import load_tokenizer
 
-    model_args, data_args, training_args, finetuning_args, _ = get_train_args(files.read_json(Path(path)))
+    model_args, data_args, training_args, finetuning_args, _generating = get_train_args(files.read_json(Path(path)))
     tokenizer = load_tokenizer(model_args)
     template = get_template_and_fix_tokenizer(tokenizer["tokenizer"], data_args)
     stage = LOADED_AS.get(finetuning_args.stage, finetuning_args.stage)
