@@ -13,7 +13,7 @@ from ansible.plugins.action import ActionBase
 
 from ..module_utils import _chain, _config, _plan, _profile, _schema, _sources, _trackers, _wish
 from ..module_utils._errors import FinetuneError
-from ..plugin_utils import _import, _recipes
+from ..plugin_utils import _import, _recipes, _s3
 
 MADE = "llmops_runs"
 """A fact: by name, the runs that were planned in this play, for later ones that begin with them."""
@@ -49,7 +49,9 @@ class ActionModule(ActionBase):
                     "datasets": [*_entries(variables, "train_datasets"), *_entries(variables, "train_eval_datasets")],
                 }
             facts = {host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]}
-            sources = _sources.sources(wish, self._folders(known), facts)
+            secrets = self._templar.template(known.get("train_secrets")) or {}
+            fetched = _s3.fetch(wish.objects, secrets)
+            sources = _sources.sources(wish, self._folders(known), facts, fetched)
             model = _sources.model(wish, self._folders(known))
             profile = _profile.find(wish.environment, wish.lock, self._folders(known))
             schema = schemas[wish.environment]

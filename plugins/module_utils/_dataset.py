@@ -45,8 +45,12 @@ TAGS_OF = {"alpaca": TAGS, "sharegpt": TAGS, "openai": OPENAI_TAGS}
 SUFFIXES = (".json", ".jsonl", ".csv", ".txt", *_tables.SUFFIXES)
 """Endings of files that LLaMA-Factory reads."""
 
-Origin = t.Literal["file", "path", "hub", "registered"]
-_SOURCES: tuple[Origin, ...] = ("file", "path", "hub", "registered")
+Origin = t.Literal["file", "s3", "path", "hub", "registered"]
+_SOURCES: tuple[Origin, ...] = ("file", "s3", "path", "hub", "registered")
+_FILES = ("file", "s3", "path")
+"""Sources that are one file each."""
+S3 = "s3://"
+_OBJECT = re.compile(S3 + r"[a-z0-9][a-z0-9.-]+/[^/].*")
 _KEYS = {*_SOURCES, "name", "formatting", "ranking", "columns", "tags", "split", "subset", "num_samples"}
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -147,12 +151,14 @@ def parse(entries: t.Any, variable: str, described: t.Mapping[str, str] = Mappin
 def _entry(entry: t.Any, where: str) -> Dataset:
     if isinstance(entry, str):
         if Path(entry).suffix in SUFFIXES or ("/" in entry and HUB_ID.fullmatch(entry)):
-            source = "file" if Path(entry).suffix in SUFFIXES else "hub"
+            source = "s3" if entry.startswith(S3) else "file" if Path(entry).suffix in SUFFIXES else "hub"
             raise FinetuneError(f"{entry!r} is no name.", where=where, change=f"write {{{source}: {entry}}}")
         entry = {"name": entry, "registered": entry}
     if not isinstance(entry, t.Mapping):
         raise FinetuneError(
-            f"{entry!r} is no dataset.", where=where, change="write a name, or a dict with `file`, `path` or `hub`"
+            f"{entry!r} is no dataset.",
+            where=where,
+            change="write a name, or a dict with `file`, `s3`, `path` or `hub`",
         )
     unknown = sorted(set(entry) - _KEYS, key=str)
     if unknown:
@@ -160,7 +166,7 @@ def _entry(entry: t.Any, where: str) -> Dataset:
     sources = [source for source in _SOURCES if entry.get(source)]
     if len(sources) != 1:
         raise FinetuneError(
-            "A dataset comes from exactly one of file (on this controller), path (on the node), hub, registered.",
+            "A dataset comes from exactly one of file (on this controller), s3, path (on the node), hub, registered.",
             where=where,
             change=f"keep one of {', '.join(sources)}" if sources else "add one of them",
         )
@@ -195,7 +201,11 @@ def _entry(entry: t.Any, where: str) -> Dataset:
             where=f"{where}.columns",
             change="add `messages: conversations`, or the field's name in your file",
         )
-    if source in ("file", "path") and Path(place).suffix not in SUFFIXES:
+    if source == "s3" and not _OBJECT.fullmatch(place):
+        raise FinetuneError(
+            f"{place!r} is no object in S3.", where=f"{where}.s3", change="write s3://bucket/key, with all of the key"
+        )
+    if source in _FILES and Path(place).suffix not in SUFFIXES:
         raise FinetuneError(
             f"{place} has no ending of a file with records.",
             where=f"{where}.{source}",
@@ -208,7 +218,7 @@ def _entry(entry: t.Any, where: str) -> Dataset:
             change="give the full path on the node, or `file` for one on this controller",
         )
     options = {key: entry[key] for key in ("split", "subset", "num_samples") if key in entry}
-    if source in ("file", "path") and not _TRAIN.fullmatch(str(options.get("split") or "train")):
+    if source in _FILES and not _TRAIN.fullmatch(str(options.get("split") or "train")):
         raise FinetuneError(
             f"split is {options['split']!r}, and a file has no split but train.",
             where=f"{where}.split",

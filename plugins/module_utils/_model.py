@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 import typing as t
 from pathlib import Path
 
+from ._engine.files import sha256
 from ._errors import FinetuneError
 
 _LIMIT = 32 * 2**20
 """Bytes of JSON that are read at most: an index of many thousand weights is a few MB."""
 _WEIGHTS = ("model", "pytorch_model")
+_WORDS = (".json", ".jinja", ".model", ".py", ".tiktoken", ".txt")
 
 
 class Model(t.NamedTuple):
@@ -40,6 +43,8 @@ class Model(t.NamedTuple):
     """Names of the modules beside the layers."""
     modules: t.Sequence[str] = ()
     """Last names of all modules that have weights."""
+    words: str = ""
+    """Digest of the files that texts, images and sounds become tokens by."""
 
 
 def facts(folder: Path) -> dict[str, t.Any]:
@@ -51,6 +56,7 @@ def facts(folder: Path) -> dict[str, t.Any]:
         )
     try:
         files, names = _weights(folder)
+        words = _words(folder)
     except OSError as error:
         raise FinetuneError(
             f"{error.filename or folder} cannot be read: {error.strerror}.",
@@ -58,7 +64,13 @@ def facts(folder: Path) -> dict[str, t.Any]:
             change="let the account that runs belong to read the folder and its files",
         ) from None
     there = [name for name in files if (folder / name).is_file() and (folder / name).stat().st_size]
-    return Model(**_described(config), absent=[name for name in files if name not in there], **_named(names))._asdict()
+    found = Model(
+        **_described(config),
+        absent=[name for name in files if name not in there],
+        **_named(names),
+        words=words,
+    )
+    return found._asdict()
 
 
 def _described(config: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
@@ -96,6 +108,15 @@ def _weights(folder: Path) -> tuple[list[str], list[str]]:
             entries = entries if isinstance(entries, dict) else {}
             return sorted(set(map(str, entries.values()))) or [whole.name], list(entries)
     return ["model.safetensors"], []
+
+
+def _words(folder: Path) -> str:
+    """Of all that is no weight, as tokenizers have many names for their files, and code is one of them."""
+    found = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _WORDS and not path.name.endswith(".index.json") and path.is_file():
+            found.update(f"{path.name} {sha256(path)}\n".encode())
+    return found.hexdigest()
 
 
 def _header(path: Path) -> list[str]:

@@ -11,17 +11,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import typing as t
 from pathlib import Path
 
-from . import _hub, _media_set, _node
+from . import _hub, _media_set, _node, _workshop
 from ._changes import Changes
-from ._engine import files
 from ._errors import FinetuneError
 
 MAKING_SECONDS, FETCHING_SECONDS = 600.0, 24 * 3600.0
 """How long an apply waits for another one that makes the same model, or fetches it."""
+WHAT = "the model"
 
 Spec = dict[str, t.Any]
 
@@ -32,47 +31,29 @@ def stage(spec: Spec, changes: Changes, secrets: t.Mapping[str, t.Any], *, start
     folder = Path(model["path"])
     if model["build"] and not _node.model_intact(folder, model["identity"]):
         if changes.add("update" if folder.exists() else "build", folder):
-            _alone(folder, MAKING_SECONDS, lambda _lock: _make(spec, folder))
+            _workshop.alone(folder, WHAT, MAKING_SECONDS, lambda _lock: _make(spec, folder))
     elif model["local"] and starting:
         if not _node.intact(folder) and changes.add("update" if folder.exists() else "create", folder):
-            _alone(folder, MAKING_SECONDS, lambda _lock: _store(model, folder))
+            _workshop.alone(folder, WHAT, MAKING_SECONDS, lambda _lock: _store(model, folder))
     elif model["hub"] and starting:
         if not _node.intact(folder) and changes.add("update" if folder.exists() else "fetch", folder):
-            _alone(folder, FETCHING_SECONDS, lambda lock: _fetch(spec, folder, secrets, lock))
+            _workshop.alone(folder, WHAT, FETCHING_SECONDS, lambda lock: _fetch(spec, folder, secrets, lock))
         if not changes.dry:
             _hub.remember(folder.parent, model["hub"], model["asked"], model["identity"])
-
-
-def _alone(folder: Path, patience: float, work: t.Callable[[int], None]) -> None:
-    """Do it while no other apply does. The work gets the lock, for a process of its own that outlives this one."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = folder.with_name(f".{folder.name}.lock")
-    held = files.lock(lock, patience=patience)
-    if held is None:
-        raise FinetuneError(
-            f"Another apply has been at work on the model for {patience / 60:.0f} minutes.",
-            where=str(folder),
-            change="see what it does, or wait for it and run again",
-        )
-    try:
-        work(held)
-    finally:
-        lock.unlink(missing_ok=True)
-        os.close(held)
 
 
 def _make(spec: Spec, folder: Path) -> None:
     if _node.model_intact(folder, spec["model"]["identity"]):
         return  # another apply made it meanwhile
     shutil.rmtree(folder, ignore_errors=True)
-    with _Workshop(folder, spec) as workshop:
+    with _workshop.Workshop(folder, spec) as workshop:
         corpus = workshop / "corpus.jsonl"
         corpus.write_text(spec["model"]["corpus"], encoding="utf-8")
-        made = _engine(spec, workshop, "base_model", ["--corpus", str(corpus), "--output", str(folder)], {})
+        made = _workshop.run(spec, workshop, "base_model", ["--corpus", str(corpus), "--output", str(folder)], {})
     if made.returncode != 0 or not _node.model_intact(folder, spec["model"]["identity"]):
         raise FinetuneError(
             "The embedded base model could not be made.",
-            where=_last(made),
+            where=_workshop.last(made),
             change="see the lines above; the environment playbook checks the packages",
         )
 
@@ -92,9 +73,9 @@ def _fetch(spec: Spec, folder: Path, secrets: t.Mapping[str, t.Any], lock: int) 
     shutil.rmtree(folder, ignore_errors=True)
     asked = ["--model", model["hub"], "--asked", model["asked"], "--revision", model["identity"]]
     given = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **secrets}
-    with _Workshop(folder, spec) as workshop:
+    with _workshop.Workshop(folder, spec) as workshop:
         given |= {name: str(workshop / "client") for name in ("MODELSCOPE_HOME", "MODELSCOPE_CACHE")}
-        done = _engine(
+        done = _workshop.run(
             spec, workshop, "hub_model", [*asked, "--folder", str(partial)], {**given, "HF_HUB_OFFLINE": "0"}, lock
         )
     told = _answer(done.stdout)
@@ -102,42 +83,10 @@ def _fetch(spec: Spec, folder: Path, secrets: t.Mapping[str, t.Any], lock: int) 
         raise _hub.refusal(told, model["hub"], model["asked"], "train_model")
     if done.returncode != 0 or not told:
         raise FinetuneError(
-            f"The model {model['hub']} could not be fetched.", where=_last(done), change="see the lines above"
+            f"The model {model['hub']} could not be fetched.", where=_workshop.last(done), change="see the lines above"
         )
     _node.seal(partial, told["files"], told["files"])
     os.replace(partial, folder)
-
-
-class _Workshop:
-    """A folder beside the model with the sources of the engine, for as long as it takes."""
-
-    def __init__(self, folder: Path, spec: Spec) -> None:
-        self.path = folder.with_name(f".{folder.name}.{os.getpid()}")
-        self.sources = {f"engine/{name}": text for name, text in spec["engine"].items()}
-
-    def __enter__(self) -> Path:
-        files.write_texts(self.path, self.sources)
-        return self.path
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-
-
-def _engine(
-    spec: Spec, workshop: Path, module: str, arguments: list[str], variables: t.Mapping[str, t.Any], *kept: int
-) -> subprocess.CompletedProcess[str]:
-    """Run a module of the engine to its end. kept: descriptors that it holds too."""
-    given = {**os.environ, **spec["launch"]["environment"], **variables}
-    return subprocess.run(
-        [spec["launch"]["python"], "-m", f"engine.{module}", *arguments],
-        cwd=workshop,
-        env={name: str(value) for name, value in given.items()},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        pass_fds=kept,
-    )
 
 
 def _answer(said: str) -> dict[str, t.Any]:
@@ -146,8 +95,3 @@ def _answer(said: str) -> dict[str, t.Any]:
     except (IndexError, ValueError):
         return {}
     return told if isinstance(told, dict) else {}
-
-
-def _last(done: subprocess.CompletedProcess[str]) -> str:
-    last = "\n          ".join((done.stdout + done.stderr).strip().splitlines()[-5:])
-    return last or f"exit status {done.returncode}"

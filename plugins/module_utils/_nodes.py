@@ -7,7 +7,19 @@ from __future__ import annotations
 
 import typing as t
 
-from . import _addresses, _config, _dataset, _hub, _media_set, _origin, _parallel, _ranks, _sent_model, _trackers
+from . import (
+    _addresses,
+    _config,
+    _dataset,
+    _hub,
+    _media_set,
+    _origin,
+    _parallel,
+    _ranks,
+    _sent_model,
+    _tokens,
+    _trackers,
+)
 from ._dataset import Source
 from ._engine import base_model, lease
 from ._engine.state import EARLIER
@@ -53,6 +65,7 @@ def node(
         "before": _origin.named(plan.resolved),
         "state": facts["runs"].get(plan.id, {}).get("state", "absent"),
         "arguments": _arguments(plan, sources, root, folder, ranks),
+        "tokens": _tokens.on_node(plan.tokens, root, _inputs(plan, sources, root)),
         "deepspeed": _parallel.deepspeed(plan.resolved["engine"]),
         "dataset_info": {
             source.dataset.name: _dataset.info(source.dataset, source.file_name(root), source.fields, wish.stage)
@@ -132,13 +145,9 @@ def _arguments(
     plan: Plan, sources: t.Sequence[Source], root: str, folder: str, ranks: t.Mapping[str, int]
 ) -> list[dict[str, str]]:
     """Every line of train.yaml: key, value as YAML, where it came from."""
-    paths: dict[str, t.Any] = {"model_name_or_path": _model(plan, root)["path"]}
-    paths["dataset"] = ",".join(source.dataset.name for source in sources if not source.evaluates)
-    if any(source.evaluates for source in sources):
-        paths["eval_dataset"] = ",".join(source.dataset.name for source in sources if source.evaluates)
-    paths["dataset_dir"] = folder
-    if plan.media:
-        paths["media_dir"] = f"{_media_folder(plan, root)}/{_media_set.CONTENT}"
+    paths = {**_inputs(plan, sources, root), "dataset_dir": folder}
+    if plan.tokens:
+        paths["tokenized_path"] = _tokens.on_node(plan.tokens, root, {})["folder"]
     paths["output_dir"] = f"{folder}/output"
     if _parallel.deepspeed(plan.resolved["engine"]):
         paths["deepspeed"] = f"{folder}/deepspeed.json"
@@ -150,6 +159,7 @@ def _arguments(
         "eval_dataset": "train_eval_datasets",
         "dataset_dir": "the run's folder",
         "media_dir": "train_datasets",
+        "tokenized_path": "train_tokenized",
         "output_dir": "the run's folder",
         **dict.fromkeys(("deepspeed", *engine), f"train_engine {plan.resolved['engine']}"),
     }
@@ -165,6 +175,17 @@ def _arguments(
         here = _origin.folder(value, root) if key in _MODELS and isinstance(value, str) else value
         lines.append({"key": key, "value": _config.to_yaml(here), "origin": plan.origins.get(key, "record")})
     return lines
+
+
+def _inputs(plan: Plan, sources: t.Sequence[Source], root: str) -> dict[str, t.Any]:
+    """Keys that lead to the model and the data."""
+    paths = {"model_name_or_path": _model(plan, root)["path"]}
+    paths["dataset"] = ",".join(source.dataset.name for source in sources if not source.evaluates)
+    if any(source.evaluates for source in sources):
+        paths["eval_dataset"] = ",".join(source.dataset.name for source in sources if source.evaluates)
+    if plan.media:
+        paths["media_dir"] = f"{_media_folder(plan, root)}/{_media_set.CONTENT}"
+    return paths
 
 
 def _variables(
@@ -196,7 +217,8 @@ def _variables(
         variables["DS_ACCELERATOR"] = "cpu"
         demo = plan.resolved["model"]["name"] == DEMO_MODEL
         variables["OMP_NUM_THREADS"] = str(base_model.THREADS if demo else max(1, node["cpus"] // ranks))
-    if all(source.dataset.source in ("file", "path") for source in sources) and not _asks_hub(plan):
+    loads_here = plan.tokens or all(source.dataset.source in ("file", "path") for source in sources)
+    if loads_here and not _asks_hub(plan):
         variables["HF_HUB_OFFLINE"] = "1"
     return variables
 

@@ -52,6 +52,8 @@ def notices(
         told.append("Without `ref_model`, DPO of all weights keeps a second copy of the model in memory.")
     if "eval_steps" in wish.args and plan.resolved["arguments"].get("eval_strategy", "no") == "no":
         told.append("eval_steps is passed over: eval_strategy is no.")
+    if plan.resolved["arguments"].get("tokenized_path"):
+        told.append("Where tokenized_path holds tokens already, they are trained on, whatever data and template are.")
     for source in sources:
         known = bool(plan.resolved["arguments"].get("template"))
         doubts = _tools.with_template(source.doubts) if known else source.doubts
@@ -59,6 +61,8 @@ def notices(
         drawn, most = source.dataset.options.get("num_samples"), plan.resolved["arguments"].get("max_samples")
         if drawn and most and drawn > most:
             told.append(f"Dataset {source.dataset.name}: of its num_samples {drawn}, max_samples keeps {most}.")
+        if drawn and plan.resolved["arguments"].get("streaming"):
+            told.append(f"Dataset {source.dataset.name}: a stream passes over num_samples.")
         if source.unread:
             told.append(
                 f"Dataset {source.dataset.name}: its records are read when the environment is there, and the plan is "

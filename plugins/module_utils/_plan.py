@@ -32,6 +32,7 @@ from . import (
     _sent_model,
     _situation,
     _state,
+    _tokens,
 )
 from ._dataset import Source
 from ._engine import base_model
@@ -65,6 +66,8 @@ class Plan:
     """Where its model comes from, which is sent from the controller: folder, and digests of its files."""
     media: dict[str, t.Any] = field(default_factory=dict)
     """The images, videos and audios that its datasets bring along: digest, number, and where they come from."""
+    tokens: dict[str, t.Any] = field(default_factory=dict)
+    """Where its data is tokenized when it is staged: the digest of what decides the tokens."""
     held: str = ""
     """Why an apply would be refused now: another run has what this one needs, or the environment has no lock. Empty
     when nothing stands in the way."""
@@ -171,6 +174,7 @@ def make(
         _output.refuse_foreign(run_id, plan.shared, facts, retry=wish.retry)
     current = plan.resolved["environment"] == environment and bool(environment["digest"])
     plan.environment = {**plan.resolved["environment"], "current": current}
+    plan.tokens = _tokens.plan(wish, plan, sources, facts, schema)
     plan.difference = _against_last(plan, first)
     plan.media = media
     plan.model = {"local": model.local, "files": model.files} if model else {}
@@ -224,6 +228,7 @@ def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Fact
         "  data    "
         + ", ".join(source.dataset.name + (" (held out)" if source.evaluates else "") for source in sources)
         + (f", with {plan.media['count']} file{'s' * (plan.media['count'] > 1)} of media" if plan.media else ""),
+        *([f"  tokens  {_tokens.FOLDER}/{plan.tokens['digest']}, made when the run is staged"] if plan.tokens else []),
         f"  batch   {resolved['global_batch_size']} = {batch}",
         f"  engine  {resolved['engine']}",
         *(

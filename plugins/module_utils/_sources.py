@@ -11,6 +11,7 @@ import os
 import typing as t
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from . import _dataset, _digests, _lookup, _profile, _recipe, _records, _schema, _sent_model, _tables
 from ._dataset import Source
@@ -48,8 +49,14 @@ def schemas() -> dict[str, _schema.Schema]:
     return found
 
 
-def sources(wish: Wish, folders: t.Sequence[Path], facts: t.Mapping[str, Facts]) -> list[Source]:
-    """Every dataset of the wish with its digest. folders: where relative files are looked for, in order."""
+def sources(
+    wish: Wish,
+    folders: t.Sequence[Path],
+    facts: t.Mapping[str, Facts],
+    fetched: t.Mapping[str, str] = MappingProxyType({}),
+) -> list[Source]:
+    """Every dataset of the wish with its digest. folders: where relative files are looked for, in order. fetched: files
+    of this controller by the addresses that they were fetched from."""
     found = []
     for variable, datasets, evaluates in (
         ("train_datasets", wish.datasets, False),
@@ -57,6 +64,9 @@ def sources(wish: Wish, folders: t.Sequence[Path], facts: t.Mapping[str, Facts])
     ):
         for dataset in datasets:
             where = dataset.described or variable
+            if dataset.source == "s3":
+                where = f"{where}, {dataset.where}"
+                dataset = replace(dataset, source="file", where=fetched[dataset.where])
             if dataset.source == "registered":
                 dataset = _registered(dataset, where)
             _refuse_other_answers(dataset, where, wish.stage)

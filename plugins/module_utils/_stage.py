@@ -14,7 +14,7 @@ import time
 import typing as t
 from pathlib import Path
 
-from . import _explain, _media_set, _models, _node, _output, _place, _proof, _run, _state
+from . import _explain, _media_set, _models, _node, _output, _place, _proof, _run, _state, _tokenized
 from ._changes import Changes
 from ._engine import files, state, supervisor
 from ._errors import FinetuneError
@@ -47,6 +47,8 @@ def stage(
     if spec["media"]:
         _stage_media(spec["media"], changes)
     _models.stage(spec, changes, secrets or {}, starting=step == "start")
+    if spec["tokens"] and step == "start":
+        _tokenized.stage(spec, changes, secrets or {})
     _stage_files(run, spec, changes, starting=step == "start")
     _stage_secrets(run, secrets or {}, changes)
     restored = now == "finished" and step == "start"

@@ -34,6 +34,7 @@ INPUTS = (
     "train_reward_from",
     "train_datasets",
     "train_eval_datasets",
+    "train_tokenized",
     "train_engine",
     "train_lock",
     "train_global_batch_size",
@@ -113,8 +114,15 @@ class Wish:
     retry: bool
     refresh: bool
     max_restarts: int
+    tokenized: bool = False
+    """Its data is tokenized when it is staged, not by its ranks."""
     family: str = ""
     """The model at the beginning of a chain of runs, where an earlier one is this one's model."""
+
+    @property
+    def objects(self) -> list[str]:
+        """Addresses of what is in S3."""
+        return [dataset.where for dataset in (*self.datasets, *self.eval_datasets) if dataset.source == "s3"]
 
     @property
     def hub(self) -> dict[str, str]:
@@ -209,6 +217,7 @@ def read(
         retry=_inputs.switch(variables, "train_retry"),
         refresh=_inputs.one_of(variables, "train_resolve", ("record", "refresh")) == "refresh",
         max_restarts=_inputs.number(variables, "train_max_restarts"),
+        tokenized=_inputs.switch(variables, "train_tokenized"),
     )
 
 

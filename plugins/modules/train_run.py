@@ -23,7 +23,7 @@ options:
         is touched.
       - V(stopped) has nothing running; a checkpoint is saved first.
       - V(absent) has the folder of the run gone, and what it shares with other nodes, unless the O(plan) leaves some of
-        these out. Environments, models, datasets and media stay.
+        these out. Environments, models, datasets, tokens and media stay.
     type: str
     choices: [staged, started, released, stopped, absent]
     required: true

@@ -16,7 +16,7 @@ from . import _import_json
 
 _KEPT = ("formatting", "ranking", "columns", "tags", "split", "subset", "num_samples")
 _SOURCES = ("file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
-"""Where LLaMA-Factory may have a set from. The first two are taken."""
+"""Where LLaMA-Factory may have a set from. The first two are taken, and the last one where it is in S3."""
 _ONLINE, _REMOTE = "ONLINE", "REMOTE:"
 """A dataset_dir that makes names of a hub of all, and one that has dataset_info.json on a hub."""
 
@@ -72,7 +72,9 @@ def _entry(name: str, info: t.Mapping[str, t.Any], place: Path | None, found: Im
     where = f"train_config, {place}, entry {name}"
     if not isinstance(entry, dict):
         raise FinetuneError(f"{name} is no dict.", where=where, change='write {"file_name": "data.json"}')
-    sources = [source for source in _SOURCES[:2] if entry.get(source)]
+    in_s3 = str(entry.get("cloud_file_name") or "").startswith(_dataset.S3)
+    taken = (*_SOURCES[:2], *(_SOURCES[-1:] if in_s3 else ()))
+    sources = [source for source in taken if entry.get(source)]
     if not sources:
         if known:
             return name
@@ -86,7 +88,7 @@ def _entry(name: str, info: t.Mapping[str, t.Any], place: Path | None, found: Im
     if sources[0] == "file_name":
         described = {"name": name, "file": str(place.parent / source if place else source), **kept}
     else:
-        described = {"name": name, "hub": source, **kept}
+        described = {"name": name, "hub" if sources[0] == "hf_hub_url" else "s3": source, **kept}
     others = [other for other in entry if other not in (*_KEPT, *_SOURCES)]
     found.notices += [f"{place}, entry {name}: {other} is not taken over." for other in others]
     return _checked(described, where, found)

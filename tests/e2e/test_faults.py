@@ -131,13 +131,37 @@ def test_the_play_may_be_killed_and_the_next_one_adopts_the_run(world: World, qu
 
 
 def test_a_killed_trainer_goes_on_from_its_newest_whole_checkpoint(world: World, quiet: str) -> None:
+    """With data that was tokenized when it was staged, by no rank: the weights are those of a run without."""
     plan = BASE / "killer-trainer.json"
     write_plan(plan, [["checkpoint-16", "complete.json"]])
-    done = world.play(variables={"train_name": "killed"}, environment=killer(plan))
+    variables = {"train_name": "killed", "train_tokenized": True}
+    shutil.rmtree(world.root / "tokenized", ignore_errors=True)
+    predicted = world.play("train.yml", "--check", variables=variables)
+    done = world.play(variables=variables, environment=killer(plan))
     assert done.rc == 0, done.text
     assert done.run["attempt"] == 2 and done.run["from_step"] == 16
     assert weights(world.folder(done)) == quiet
     assert "attempt 2 from step 16" in done.text
+    (tokens,) = (world.root / "tokenized").iterdir()
+    assert ("build", str(tokens)) in done.changes and ("build", str(tokens)) in predicted.changes
+    log = (world.folder(done) / "logs/attempt-1.log").read_text(encoding="utf-8")
+    assert f"Loaded tokenized dataset from {tokens}" in log and "Running tokenizer" not in log
+
+
+def test_tokens_are_shared_by_runs_that_would_make_the_same_and_made_again_where_damaged(
+    world: World, quiet: str
+) -> None:
+    variables = {"train_name": "other-rate", "train_tokenized": True, "train_state": "staged"}
+    other = world.play(variables=variables, learning_rate=1e-4)
+    assert other.rc == 0, other.text
+    (tokens,) = (world.root / "tokenized").iterdir()
+    assert not [path for _action, path in other.changes if path == str(tokens)]
+    data = next(tokens.glob("train/*.arrow"))
+    whole = data.read_bytes()
+    data.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    mended = world.play(variables=variables, learning_rate=1e-4)
+    assert mended.changes == [("update", str(tokens))], mended.text
+    assert data.stat().st_size == len(whole) and list((world.root / "tokenized").iterdir()) == [tokens]
 
 
 def killer(plan: Path) -> dict[str, str]:

@@ -61,6 +61,7 @@ def spec(root: Path, **changes: t.Any) -> Spec:
             }
         ],
         "media": {},
+        "tokens": {},
         "model": {"build": False, "hub": "", "local": "", "path": "org/model", "identity": ""},
         "root": str(root),
         "compared": False,
@@ -308,6 +309,8 @@ def test_a_finished_run_is_left_alone(root: Path) -> None:
     answer, changes = stage(spec(root))
     assert (answer["state"], next_step(answer), changes) == ("finished", "nothing", [])
     assert answer["summary"]["weights"] == [str(run_of(spec(root)).output / "adapter_model.safetensors")]
+    tokenized = spec(root, tokens={"folder": str(root / "tokenized/abc")})
+    assert stage(tokenized)[1] == [], "nobody will read them"
 
 
 def test_a_damaged_result_is_refused_and_restored_when_asked(root: Path) -> None:

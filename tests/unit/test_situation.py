@@ -115,6 +115,16 @@ def test_steps_of_an_evaluation_that_there_is_not_are_told(arguments: Variables,
     assert ("eval_steps is passed over: eval_strategy is no." in plan.notices) is told
 
 
+def test_what_tokens_of_ones_own_and_streams_pass_over_is_told() -> None:
+    plan = make({"a": node()}, train_args={"tokenized_path": "/srv/tokens"})
+    assert any(notice.startswith("Where tokenized_path holds tokens already") for notice in plan.notices)
+    drawn = replace(DATA, dataset=replace(DATA.dataset, options={"num_samples": 9}))
+    stream = {"streaming": True, "max_steps": 9, "dataloader_num_workers": 1}
+    told = f"Dataset {DATA.dataset.name}: a stream passes over num_samples."
+    assert told in make({"a": node()}, (drawn,), train_args=stream).notices
+    assert told not in make({"a": node()}, (drawn,)).notices
+
+
 def test_an_evaluation_without_data_is_refused_at_the_key_that_was_written() -> None:
     with pytest.raises(FinetuneError, match="nothing to evaluate on") as refusal:
         make({"a": node()}, train_set="eval_strategy=steps")

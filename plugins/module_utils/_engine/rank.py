@@ -22,7 +22,7 @@ import traceback
 import typing as t
 from pathlib import Path
 
-from . import checkpoint, exchange, files, methods, peers, shared, trackers
+from . import checkpoint, exchange, files, methods, peers, resume, shared, streams, trackers
 from .state import Run
 
 RESUME = "LLMOPS_RESUME"
@@ -124,8 +124,8 @@ def _train(run: Run, here: peers.Node, store: peers.Store | None) -> None:
 
     torch.serialization.register_package(0, lambda _: None, _restore_on_cpu)
     methods.amend(arguments)
-    _end_at_last_step()
-    _skip_within_the_epoch()
+    resume.amend()
+    streams.amend(arguments)
     _shard_on_cpu()
     callback = _callback(run, here, store, keep)
     _after_saving(callback.saved)
@@ -155,18 +155,6 @@ def _restore_on_cpu(storage: t.Any, location: str) -> t.Any:
     return storage if location.startswith("cpu") else None
 
 
-def _end_at_last_step() -> None:
-    """A trainer resumed from the checkpoint of its last step would make one step more, and end with other weights."""
-    from transformers import Trainer
-
-    batches = Trainer.get_batch_samples
-
-    def get_batch_samples(self: t.Any, *args: t.Any, **kwargs: t.Any) -> t.Any:
-        return ([], None) if self.state.global_step >= self.state.max_steps else batches(self, *args, **kwargs)
-
-    Trainer.get_batch_samples = get_batch_samples
-
-
 def _shard_on_cpu() -> None:
     """accelerate leaves FSDP out, without a word, on ranks that have no GPU: each would hold the whole model."""
     from accelerate.state import AcceleratorState, DistributedType, PartialState
@@ -181,21 +169,6 @@ def _shard_on_cpu() -> None:
             self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
     AcceleratorState.__init__ = __init__
-
-
-def _skip_within_the_epoch() -> None:
-    """A trainer resumed in the middle of an epoch would go on in the order of the first one: the loader that skips
-    what was trained on counts its epochs from 0, and tells the sampler so."""
-    from transformers import trainer
-
-    skip = trainer.skip_first_batches
-
-    def skip_first_batches(dataloader: t.Any, num_batches: int = 0) -> t.Any:
-        skipping = skip(dataloader, num_batches)
-        skipping.iteration = dataloader.iteration
-        return skipping
-
-    trainer.skip_first_batches = skip_first_batches
 
 
 def _after_saving(saved: t.Callable[[t.Any, t.Any], None]) -> None:

@@ -30,6 +30,15 @@ def _fetches_alone(c: View) -> bool:
     return config is not None  # a file
 
 
+def _no_parts(words: t.Sequence[str]) -> bool:
+    """These are no parts of 1, to the precision that numpy asks for."""
+    try:
+        parts = [float(word) for word in words]
+    except ValueError:
+        return True
+    return not (all(part >= 0 for part in parts) and math.isclose(sum(parts), 1, abs_tol=1e-8))
+
+
 def _leaves_none(c: View) -> bool:
     """Of as many records as are known."""
     held, records = c["val_size"], c.now.records
@@ -113,6 +122,20 @@ RULES: t.Tuple[Rule, ...] = (
         "interleave_probs needs one number per dataset, and as many held-out datasets or none",
         "give a number for each of train_datasets",
         _DATA,
+    ),
+    Rule(
+        ("interleave_probs",),
+        lambda c: c["interleave_probs"] is not None and _no_parts(c.words("interleave_probs")),
+        "interleave_probs are parts of 1",
+        "use numbers that add up to 1, such as 0.7,0.3",
+        "datasets combine.py interleave_datasets",
+    ),
+    Rule(
+        ("mix_strategy", "train_datasets"),
+        lambda c: c["mix_strategy"] == "interleave_once" and max(c.now.datasets, c.now.eval_datasets) > 1,
+        "the datasets package that LLaMA-Factory takes has no interleave_once",
+        "use interleave_over or interleave_under",
+        "datasets combine.py interleave_datasets",
     ),
     Rule(
         ("streaming", "val_size"),

@@ -26,6 +26,23 @@ CASES: list[Case] = [
         {"interleave_probs": "0.5,0.3,0.2", "mix_strategy": "interleave_under"},
         {"datasets": 3},
     ),
+    *(
+        (
+            "parts of 1",
+            {"interleave_probs": wrong, "mix_strategy": "interleave_over"},
+            {"datasets": 3},
+            {"interleave_probs": "0.1,0.2,0.7", "mix_strategy": "interleave_over"},
+            {"datasets": 3},
+        )
+        for wrong in ("0.5,0.3,0.3", "1,1,-1", "5,3,2", "a,b,c", "nan,0.5,0.5")
+    ),
+    (
+        "no interleave_once",
+        {"mix_strategy": "interleave_once"},
+        {"datasets": 2},
+        {"mix_strategy": "interleave_over"},
+        {"datasets": 2},
+    ),
     ("no known length", {**STREAM, "val_size": 0.1}, {}, {**STREAM, "val_size": 10}, {}),
     ("max_samples does not", {**STREAM, "max_samples": 9}, {}, STREAM, {}),
     ("no known end", {**STREAM, "max_steps": -1}, {}, STREAM, {}),

@@ -1,0 +1,119 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Datasets in S3: an object is fetched to this controller, once as long as it is the same, and is a file from then on.
+
+So it is checked record by record, is part of the run by its content, and reaches nodes that may not read the bucket.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import typing as t
+from pathlib import Path
+
+from ..module_utils._engine import files
+from ..module_utils._errors import FinetuneError
+
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "aws_access_key_id",
+    "AWS_SECRET_ACCESS_KEY": "aws_secret_access_key",
+    "AWS_SESSION_TOKEN": "aws_session_token",
+    "AWS_DEFAULT_REGION": "region_name",
+}
+"""What of train_secrets a session is begun with; what is not there, boto3 looks for in its own places."""
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_REASONS = {
+    "403": (
+        "it may not be read",
+        "put AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of who may read it into train_secrets",
+    ),
+    "404": ("there is no such object", "correct bucket and key"),
+    "412": ("it was replaced while it was fetched", "run again"),
+}
+_PART = 1 << 20
+
+
+def fetch(addresses: t.Iterable[str], secrets: t.Mapping[str, t.Any]) -> dict[str, str]:
+    """Where each object is on this controller, by its address, `s3://bucket/key`."""
+    wanted = list(dict.fromkeys(addresses))
+    client = _client(secrets) if wanted else None
+    return {address: str(_fetched(address, client)) for address in wanted}
+
+
+def _client(secrets: t.Mapping[str, t.Any]) -> t.Any:
+    """Unsigned, as for public buckets, where nobody has credentials."""
+    try:
+        import boto3
+        import botocore
+        from botocore.config import Config
+    except ImportError:
+        raise FinetuneError(
+            "Datasets in S3 are fetched with boto3, which this controller's Python lacks.",
+            where="train_datasets",
+            change="install boto3 beside ansible-core, or fetch the object yourself and name it with `file`",
+        ) from None
+    given = {name: str(secrets[key]) for key, name in CREDENTIALS.items() if secrets.get(key)}
+    endpoint = next((str(secrets[key]) for key in ENDPOINTS if secrets.get(key)), None)
+    try:
+        session = boto3.session.Session(**given)
+        signature = None if session.get_credentials() else botocore.UNSIGNED
+        config = Config(signature_version=signature, connect_timeout=10, retries={"mode": "standard"})
+        return session.client("s3", endpoint_url=endpoint, config=config)
+    except (botocore.exceptions.BotoCoreError, ValueError) as error:
+        raise FinetuneError(
+            f"S3 cannot be asked: {error}.", where="train_secrets", change="correct the AWS_… variables"
+        ) from None
+
+
+def _fetched(address: str, client: t.Any) -> Path:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _slash, key = address.removeprefix("s3://").partition("/")
+    try:
+        head = client.head_object(Bucket=bucket, Key=key)
+        place = _place(address, head["ETag"])
+        if not (place.is_file() and place.stat().st_size == head["ContentLength"]):
+            _store(client.get_object(Bucket=bucket, Key=key, IfMatch=head["ETag"])["Body"], place, head)
+    except ClientError as error:
+        code = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+        told = str(error.response.get("Error", {}).get("Message") or code)
+        what, change = _REASONS.get(code, (told, "see what it says"))
+        raise FinetuneError(f"{address} cannot be fetched: {what}.", where="train_datasets", change=change) from None
+    except (BotoCoreError, OSError) as error:
+        raise FinetuneError(
+            f"{address} cannot be fetched: {error}.",
+            where="train_datasets",
+            change="see that this controller reaches it; AWS_ENDPOINT_URL_S3 in train_secrets names another server",
+        ) from None
+    return place
+
+
+def _place(address: str, tag: str) -> Path:
+    """In the account's place for caches: a folder for each address, one in it for each content."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    words = [hashlib.sha256(text.encode()).hexdigest()[:16] for text in (address, tag)]
+    return cache / "llmops.finetune" / "s3" / words[0] / words[1] / Path(address).name
+
+
+def _store(body: t.Any, place: Path, head: t.Mapping[str, t.Any]) -> None:
+    """Take its place when it is whole; what was there before of the same address goes."""
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    partial = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        with open(partial, "wb") as file:
+            while part := body.read(_PART):
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        if partial.stat().st_size != head["ContentLength"]:
+            raise OSError("it came in part")
+        os.replace(partial, place)
+    finally:
+        partial.unlink(missing_ok=True)
+    files.sync_directory(place.parent)
+    for other in place.parent.parent.iterdir():
+        if other != place.parent:
+            shutil.rmtree(other, ignore_errors=True)
