@@ -50,6 +50,7 @@ class ActionModule(ActionBase):
                 }
             facts = {host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]}
             secrets = self._templar.template(known.get("train_secrets")) or {}
+            told = _trackers.told(secrets)
             fetched = _s3.fetch(wish.objects, secrets)
             sources = _sources.sources(wish, self._folders(known), facts, fetched)
             model = _sources.model(wish, self._folders(known))
@@ -65,7 +66,7 @@ class ActionModule(ActionBase):
                 environment=profile.identity,
                 model=model,
                 made=made,
-                variables=_trackers.told(self._templar.template(known.get("train_secrets") or {})),
+                variables=told,
             )
         except FinetuneError as error:
             return {"failed": True, "msg": str(error)}
