@@ -88,10 +88,31 @@ def test_a_beating_node_is_not_lost_and_one_that_is_done_need_not_beat(monkeypat
     store, told = Memory(), []  # type: Memory, list[str]
     one, two = (peers.Liveness(lambda: store, peers.Node(node, 0, node, 2, 2), told.append) for node in (0, 1))
     time.sleep(0.5)
-    two.farewell()
+    leaving = threading.Thread(target=two.farewell)
+    leaving.start()
     time.sleep(0.5)
+    assert leaving.is_alive(), "it stays until all are done"
     one.farewell()
-    assert told == [] and store.check(["done/0", "done/1"])
+    leaving.join(5)
+    assert told == [] and store.check(["done/0", "done/1"]) and not leaving.is_alive()
+
+
+def test_a_node_that_is_lost_while_others_are_done_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(peers, "SILENCE_SECONDS", 0.2)
+    store, told = Memory(), []  # type: Memory, list[str]
+    one, two = (peers.Liveness(lambda: store, peers.Node(node, 0, node, 2, 2), told.append) for node in (0, 1))
+    until = time.monotonic() + 5
+    while not store.check(["beat/1"]) and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    leaving = threading.Thread(target=one.farewell, daemon=True)
+    leaving.start()
+    two.over.set()  # it beats no more, and was not done
+    while not told and time.monotonic() < until:
+        time.sleep(0.02)
+    assert told == ["Node 1 fell silent."]
+    two.farewell()
 
 
 class Client(Memory):

@@ -162,6 +162,25 @@ def test_torchrun_that_waits_for_a_lost_node_is_ended_soon_after_the_first_error
     assert staged.written()["attempt"] == 2
 
 
+def test_torchrun_that_waits_for_a_node_that_went_after_the_end_is_ended(stage: Stage) -> None:
+    staged = stage("finish hang", nnodes=2)
+    staged.acts("finish hang", aftermath=0.3)
+    assert staged.work() == 0
+    assert staged.written()["state"] == "finished" and files.read_json(staged.run.artefacts)
+
+
+def test_a_node_that_was_lost_right_after_the_end_is_finished_when_it_is_back(stage: Stage) -> None:
+    staged = stage("finish hang", nnodes=2)
+    lost = staged.start()
+    until(staged.run.trained.exists)
+    lost.kill()
+    lost.wait()
+    assert staged.written()["state"] == "running"
+    assert staged.work() == 0
+    assert staged.written()["state"] == "finished" and files.read_json(staged.run.artefacts)
+    assert len(staged.seen()) == 1
+
+
 def test_a_used_up_budget_is_a_failure_with_the_last_diagnosis(stage: Stage) -> None:
     staged = stage("save=5 exit=1", "exit=1", "kill", "finish", max_restarts=1)
     assert staged.work() == 1

@@ -45,12 +45,12 @@ def mark(checkpoint: Path, nodes: t.Sequence[dict[str, int]] = ()) -> None:
     files.write_json(checkpoint / MARK, {"step": step_of(checkpoint), "files": sizes(checkpoint), **told})
 
 
-def sync(checkpoint: Path) -> None:
-    """Make every file of the checkpoint durable."""
-    for path in _members(checkpoint):
+def sync(place: Path) -> None:
+    """Make every file of a checkpoint durable, or of the whole output."""
+    for path in _members(place):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-    for folder in {path.parent for path in _members(checkpoint)} | {checkpoint}:
+    for folder in {path.parent for path in _members(place)} | {place}:
         files.sync_directory(folder)
 
 

@@ -18,8 +18,6 @@ import typing as t
 BEAT_SECONDS = 2.0
 SILENCE_SECONDS = 12.0
 """Six beats: a node that is silent for so long is lost."""
-FAREWELL_SECONDS = 60.0
-"""How long ranks that are done wait for the others, before the store goes with rank 0."""
 ERRORS_SECONDS = 2.0
 """How long a failing rank looks for the errors of others: its own may only follow from theirs."""
 LOST = 75
@@ -123,14 +121,12 @@ class Liveness:
             self._lost(why)
 
     def farewell(self) -> None:
-        """This node is done: nobody waits for it any more, and rank 0 stays until all are."""
-        self.over.set()
+        """This node is done, and stays until all are: one that is lost meanwhile lacks what the others have."""
         self.store.set(f"done/{self.here.node}", "1")
-        if self.here.rank == 0:
-            keys = [f"done/{node}" for node in range(self.here.nodes)]
-            deadline = time.monotonic() + FAREWELL_SECONDS
-            while not self.store.check(keys) and time.monotonic() < deadline:
-                time.sleep(0.2)
+        keys = [f"done/{node}" for node in range(self.here.nodes)]
+        while not self.store.check(keys):
+            time.sleep(0.2)
+        self.over.set()
 
 
 def ends_at(store: Store, rank: int, step: int, wanted: bool) -> bool:

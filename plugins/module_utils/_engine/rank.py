@@ -47,10 +47,11 @@ def main() -> int:
     here = peers.here()
     store = peers.connect() if here.world_size > 1 else None
     liveness = peers.Liveness(peers.connect, here, lambda why: _leave(run, here, why)) if here.nodes > 1 else None
+    ended = False
     try:
         _train(run, here, store)
     except Ended:
-        pass
+        ended = True
     except BaseException as error:
         if isinstance(error, SystemExit) and not error.code:
             return 0
@@ -65,6 +66,8 @@ def main() -> int:
         return 1
     if liveness:
         liveness.farewell()
+    if here.leads and not ended:
+        files.write_json(run.trained, {"attempt": int(os.environ.get(ATTEMPT, "0")), "time": time.time()})
     return 0
 
 
@@ -134,7 +137,7 @@ def _train(run: Run, here: peers.Node, store: peers.Store | None) -> None:
     if store and here.nodes > 1 and launch.get("shared"):
         shared.ended(here, store)
     if here.leads:
-        files.write_json(run.trained, {"attempt": int(os.environ.get(ATTEMPT, "0")), "time": time.time()})
+        checkpoint.sync(run.output)
 
 
 def _agreed(run: Run, here: peers.Node, store: peers.Store, launch: dict[str, t.Any]) -> str | None:

@@ -82,6 +82,8 @@ class Supervisor:
 
     def _attempts(self, token: str) -> int:
         attempt, fruitless = int(self.state.get("attempt", 0)), 0
+        if self.state.get("state") == "running" and self._came_to_its_end():  # this node was lost right after
+            return self._finish()
         while True:
             attempt += 1
             if self.launch.get("shared") and not (self.run.output.is_symlink() and self.run.output.is_dir()):
@@ -94,11 +96,8 @@ class Supervisor:
             code, stalled = self._attempt(attempt, start)
             ended_by_kernel = processes.killed_for_memory() - ended_by_kernel
             processes.end_all()
-            if code == 0 and files.read_json(self.run.trained).get("attempt") == attempt:
-                if not (self.launch.get("shared") and self.launch["node_rank"]):
-                    files.write_json(self.run.artefacts, state.inventory(self.run))
-                self._write("finished")
-                return 0
+            if code == 0 and self._came_to_its_end():
+                return self._finish()
             if self.asked_to_end:
                 stopped = self.run.stop_request.exists()
                 self._write("stopped" if stopped else "interrupted")
@@ -113,6 +112,17 @@ class Supervisor:
                 self._write("failed", diagnosis=diagnosis._asdict())
                 return 1
             self._write("running", diagnosis=diagnosis._asdict())
+
+    def _came_to_its_end(self) -> bool:
+        """The ranks of the last attempt said so: the results are here, and each other node has its own."""
+        trained = files.read_json(self.run.trained)
+        return bool(trained) and trained["attempt"] == self.state.get("attempt")
+
+    def _finish(self) -> int:
+        if not (self.launch.get("shared") and self.launch["node_rank"]):
+            files.write_json(self.run.artefacts, state.inventory(self.run))
+        self._write("finished")
+        return 0
 
     def _ready(self) -> Path | None:
         """The checkpoint to go on from. What several nodes share rank 0 puts in order, when it has met the others."""
@@ -182,7 +192,7 @@ class Supervisor:
 
     def _watch(self, child: subprocess.Popen[bytes]) -> tuple[int, str]:
         gpus = [key for key in self.launch["leases"] if key != lease.CPU]
-        meter, began, measured, give_up, failed = processes.Meter(gpus), time.time(), 0.0, 0.0, 0.0
+        meter, began, measured, give_up, failed, ended = processes.Meter(gpus), time.time(), 0.0, 0.0, 0.0, 0.0
         while (code := child.poll()) is None:
             time.sleep(POLL_SECONDS)
             now = time.time()
@@ -192,6 +202,11 @@ class Supervisor:
                     "engine.rank", but="torch.distributed.run"
                 )
                 files.write_json(self.run.usage, {**meter.read(), "waiting": waiting})
+                ended = (ended or now) if waiting and self._came_to_its_end() else 0.0
+                if ended and now - ended > AFTERMATH_SECONDS:  # torchrun waits for a node that went after its end
+                    processes.end_all()
+                    child.wait()
+                    return 0, ""
                 if stalled := self._stalled(began, now):
                     processes.end_all()
                     child.wait()
