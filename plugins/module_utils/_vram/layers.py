@@ -1,0 +1,230 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Layers as the classes of transformers and PEFT run them, line by line, on tensors without content."""
+
+from __future__ import annotations
+
+import typing as t
+
+from . import kernels, ops
+from .engines import Engine
+from .physics import Physics
+from .shape import Shape
+from .tape import FULL, HALF, Node, Parameter, Storage, Tape, Tensor
+
+BLOCK_OF_4BIT = 64
+"""Weights that share a scale in bitsandbytes."""
+BLOCK_OF_SCALES = 256
+"""Scales that share one, with double quantization."""
+
+
+class Weights:
+    """Makes the weights of one part of the model, and counts them."""
+
+    def __init__(self, tape: Tape, physics: Physics, engine: Engine, trained: bool, adapted: bool = True) -> None:
+        self.tape = tape
+        self.physics = physics
+        self.engine = engine
+        self.trained = trained
+        """Its own weights are, besides adapters."""
+        self.adapted = adapted
+        """Its linear modules get adapters, where physics has a rank."""
+        self.found: list[Parameter] = []
+        """All that are trained."""
+        self.frozen: list[Parameter] = []
+        self.stored: list[Storage] = []
+        """Quantized weights and their scales."""
+        self.quantized_count = 0
+
+    def parameter(self, rows: int, columns: int = 1, *, adapter: bool = False) -> Parameter:
+        trained, physics, engine = adapter or self.trained, self.physics, self.engine
+        width = physics.adapter_width if adapter else physics.trained_width if trained else physics.frozen_width
+        count = rows * columns
+        kept = engine.kept(count, width) if trained else None
+        if physics.layerwise and trained:
+            kept = 0  # the optimizer takes each gradient as it comes
+        loaded = Storage(self.tape.meter, count * HALF) if width == FULL and not engine.sharded_weights else None
+        made = Parameter(self.tape, rows, columns, width, trained, engine.stored(count, width), kept)
+        del loaded
+        (self.found if trained else self.frozen).append(made)
+        return made
+
+    def quantized(self, count: int) -> None:
+        """bitsandbytes: values, their scales in blocks, and the tables to read them with."""
+        physics, scales, share = self.physics, -(-count // BLOCK_OF_4BIT), self.engine.stored(1, 1)
+        loaded = Storage(self.tape.meter, count * HALF)
+        if physics.quantization == 8:
+            sizes = [count * share, count**0.5 * FULL]
+        elif physics.double_quantization:
+            sizes = [count / 2 * share, scales, -(-scales // BLOCK_OF_SCALES) * FULL, 256 * FULL, FULL, 16 * FULL]
+        else:
+            sizes = [count / 2 * share, scales * FULL, 16 * FULL]
+        self.stored += [Storage(self.tape.meter, size) for size in sizes]
+        self.quantized_count += count
+        del loaded
+
+    @property
+    def elements(self) -> int:
+        return sum(one.count for one in (*self.found, *self.frozen)) + self.quantized_count
+
+
+class Linear:
+    """A linear module: trained, frozen, or quantized, with or without an adapter."""
+
+    def __init__(self, weights: Weights, name: str, rows: int, columns: int, bias: bool = False) -> None:
+        physics = weights.physics
+        self.physics, self.rows, self.columns = physics, rows, columns
+        self.weight: Parameter | None = None
+        if physics.quantization and name != "lm_head":
+            weights.quantized(rows * columns)
+        else:
+            self.weight = weights.parameter(rows, columns)
+        self.bias = weights.parameter(rows) if bias else None
+        self.low = self.high = self.magnitude = None
+        if weights.adapted and physics.rank and physics.targets_module(name):
+            self.low = weights.parameter(physics.rank, columns, adapter=True)
+            self.high = weights.parameter(rows, physics.rank, adapter=True)
+            if physics.dora:
+                self.magnitude = weights.parameter(rows, adapter=True)
+
+    def __call__(self, tape: Tape, x: Tensor) -> Tensor:
+        result = self.base(tape, x)
+        if self.low is None or self.high is None:
+            return result
+        physics, width = self.physics, result.width
+        if not (physics.quantization and tape.autocast):  # PEFT's quantized layers leave the cast to autocast
+            x = ops.cast(tape, x, self.low.width)
+        if self.magnitude is not None:  # DoRA makes the product of the two, to scale its rows
+            tape.meter.scratch(self.columns**2 * x.width + 2 * self.rows * self.columns * x.width)
+        update = ops.linear(tape, ops.linear(tape, ops.dropout(tape, x, physics.dropout), self.low), self.high)
+        update = ops.scale(tape, update)
+        if physics.quantization:
+            update = ops.cast(tape, update, width)
+        result = ops.add(tape, result, update)
+        del update
+        return ops.cast(tape, result, width)
+
+    def base(self, tape: Tape, x: Tensor) -> Tensor:
+        if self.weight is not None:
+            return ops.linear(tape, x, self.weight, self.bias)
+        half = ops.cast(tape, x, HALF)
+        out = tape.empty(x.count // self.columns * self.rows, HALF)
+        self._dequantize(tape)
+        return ops.cast(tape, tape.record(out, self._back, (half,), ()), x.width)
+
+    def _back(self, tape: Tape, node: Node, grad: Tensor) -> t.Sequence[Tensor]:
+        found = tape.empty(grad.count // self.rows * self.columns, grad.width)
+        self._dequantize(tape)
+        return (found,)
+
+    def _dequantize(self, tape: Tape) -> None:
+        """The whole matrix in half precision, and its scales in fp32 where they are quantized themselves."""
+        count = self.rows * self.columns
+        if self.physics.quantization == 4:
+            scales = count / BLOCK_OF_4BIT * FULL if self.physics.double_quantization else 0
+            tape.meter.scratch(count * HALF + scales)
+
+
+class Norm:
+    """RMSNorm, Gemma's form of it, and LayerNorm."""
+
+    def __init__(self, weights: Weights, size: int, kind: str = "rms") -> None:
+        self.kind, self.size = kind, size
+        self.liger = weights.physics.liger
+        self.weight = weights.parameter(size)
+        self.bias = weights.parameter(size) if kind == "layer" else None
+
+    def __call__(self, tape: Tape, x: Tensor) -> Tensor:
+        rows = x.count // self.size
+        if self.kind == "layer" or self.liger:
+            full = tape.autocast and not self.liger
+            return kernels.norm(tape, ops.cast(tape, x, FULL) if full else x, self.weight, self.bias, rows)
+        full = ops.cast(tape, x, FULL)
+        variance = ops.mean(tape, ops.square(tape, full), rows)
+        full = ops.multiply(tape, full, ops.inverse_root(tape, variance))
+        if self.kind == "gemma":  # (1 + weight) in fp32, then back
+            return ops.cast(tape, ops.multiply(tape, full, ops.cast(tape, self.weight, FULL)), x.width)
+        return ops.multiply(tape, self.weight, ops.cast(tape, full, x.width))
+
+
+class Mlp:
+    def __init__(self, weights: Weights, shape: Shape, size: int) -> None:
+        self.size, self.liger = size, weights.physics.liger
+        hidden, bias, names = shape.hidden, shape.mlp_bias, shape.mlp_names
+        self.down = Linear(weights, names[-1], hidden, size, bias)
+        self.both = self.gate = None
+        if shape.gated and shape.fused_gate:
+            self.both = Linear(weights, names[0], 2 * size, hidden, bias)
+        else:
+            self.gate = Linear(weights, names[0], size, hidden, bias) if shape.gated else None
+            self.up = Linear(weights, names[-2], size, hidden, bias)
+
+    def __call__(self, tape: Tape, x: Tensor) -> Tensor:
+        if self.both is not None:
+            both = self.both(tape, x)
+            gate, up = ops.split(tape, both, both.count // 2), ops.split(tape, both, both.count // 2)
+            del both
+            return self.down(tape, self._gated(tape, gate, up))
+        if self.gate is None:
+            return self.down(tape, ops.activate(tape, self.up(tape, x)))
+        if self.liger:
+            return self.down(tape, kernels.swiglu(tape, self.gate(tape, x), self.up(tape, x)))
+        return self.down(tape, ops.multiply(tape, ops.activate(tape, self.gate(tape, x)), self.up(tape, x)))
+
+    def _gated(self, tape: Tape, gate: Tensor, up: Tensor) -> Tensor:
+        return kernels.swiglu(tape, gate, up) if self.liger else ops.multiply(tape, up, ops.activate(tape, gate))
+
+
+CHUNKS = 4
+"""In how many turns the experts of a layer are walked. Each has its own in transformers 4: what is live for one expert
+alone is overrated, what is kept for backward is not."""
+
+
+class Mixture:
+    """Experts behind a router: all have weights, a token goes through some of them."""
+
+    def __init__(self, weights: Weights, shape: Shape) -> None:
+        assert shape.experts is not None
+        self.shape, self.wide = shape, shape.experts
+        self.router = weights.parameter(self.wide.count, shape.hidden)
+        physics = weights.physics
+        per = self.wide.count / CHUNKS
+        # Weights of all experts of a turn together; an adapter of each is as many times as large.
+        self.turns = [
+            [_Stack(weights, per, self.wide.intermediate, shape.hidden, name, physics) for name in shape.mlp_names]
+            for _turn in range(CHUNKS)
+        ]
+        self.shared = Mlp(weights, shape, self.wide.shared) if self.wide.shared else None
+
+    def __call__(self, tape: Tape, x: Tensor) -> Tensor:
+        hidden, wide = self.shape.hidden, self.wide
+        tokens = x.count // hidden
+        scores = ops.linear(tape, x, self.router)
+        weights = kernels.softmax(tape, scores)
+        out = tape.empty(x.count, x.width)
+        for gate, up, down in self.turns:
+            rows = int(tokens * wide.chosen / CHUNKS)
+            part = ops.gather(tape, x, rows * hidden)
+            inner = ops.multiply(tape, ops.activate(tape, gate(tape, part)), up(tape, part))
+            part = ops.multiply(tape, down(tape, inner), ops.gather(tape, weights, rows))
+            out = kernels.index_add(tape, out, ops.cast(tape, part, x.width))
+            del part, inner
+        return ops.add(tape, out, self.shared(tape, x)) if self.shared else out
+
+
+class _Stack(Linear):
+    """One matrix of some experts, each of which sees its own tokens."""
+
+    def __init__(self, weights: Weights, experts: float, inner: int, hidden: int, name: str, physics: Physics) -> None:
+        rows, columns = (hidden, inner) if name in ("down_proj", "w2") else (inner, hidden)
+        self.experts = max(1, int(experts))
+        super().__init__(weights, name, rows, columns)
+        others = self.experts - 1
+        if self.weight is not None:
+            weights.parameter(rows * others, columns)
+        else:
+            weights.quantized(rows * columns * others)
+        if self.low is not None:
+            weights.parameter(physics.rank * others, columns, adapter=True)
+            weights.parameter(rows * others, physics.rank, adapter=True)

@@ -1,0 +1,158 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One step of each stage, as transformers, trl and LLaMA-Factory run it: from tokens to gradients.
+
+Measured: sft. dpo is checked against the real classes on tensors without content; rm, kto and ppo are read from code.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from . import kernels, ops
+from .decoder import Step
+from .model import Model
+from .tape import FULL, HALF, LONG, Storage, Tape, Tensor
+
+PAIRED = ("rm", "dpo")
+"""Stages whose records are two sequences."""
+WITHOUT_REFERENCE = ("orpo", "simpo")
+
+
+class Run(t.NamedTuple):
+    """What a step is made of besides the model."""
+
+    batch: int
+    """Records of a rank's micro-batch."""
+    length: int
+    """Tokens of a sequence."""
+    loss: str = "sigmoid"
+    """pref_loss."""
+    answer: int = 0
+    """Tokens that ppo generates."""
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.length
+
+
+def micro_step(tape: Tape, model: Model, run: Run) -> Tensor | None:
+    """Forward and backward of one micro-batch. Returns what the trainer still holds afterwards."""
+    stage = model.physics.stage
+    paired = stage in PAIRED
+    length = run.length + (run.answer if stage == "ppo" else 0)
+    run = run._replace(batch=run.batch * (2 if paired else 1), length=length)
+    tokens = tape.empty(run.tokens, LONG)
+    tape.meter.moment("forward")
+    held = Storage(tape.meter, model.gathered)
+    loss, outputs = _FORWARD[stage](tape, model, tokens, run)
+    if not model.physics.keeps_outputs:
+        outputs = None
+    tape.meter.moment("loss backward")
+    tape.backward(loss, ops.like(tape, loss))
+    tape.meter.moment("backward end")
+    return outputs
+
+
+def evaluation(tape: Tape, model: Model, run: Run) -> None:
+    """A forward pass without a graph. LLaMA-Factory keeps no logits unless it is to count with them."""
+    tokens = tape.empty(run.tokens, LONG)
+    tape.meter.moment("evaluation")
+    held = Storage(tape.meter, model.gathered)
+    tape.without_grad(lambda: _language(tape, model, tokens, run))
+    tape.meter.moment("evaluation")
+    del held
+
+
+def _language(tape: Tape, model: Model, tokens: Tensor, run: Run) -> tuple[Tensor, Tensor | None]:
+    """pt, sft."""
+
+    def forward() -> tuple[Tensor, Tensor | None]:
+        step = Step(run.batch, run.length)
+        if model.physics.liger:
+            x = model.hidden(tape, tokens, step)
+            return kernels.fused_cross_entropy(tape, x, model.head, _shifted(tape, tokens)), None
+        logits, last = model.logits(tape, tokens, step)
+        loss = _cross_entropy(tape, model, logits, tokens)
+        del last
+        return loss, logits
+
+    loss, logits = tape.under_autocast(forward, model.physics.autocast)
+    if logits is not None and model.physics.outputs_in_full:
+        logits = ops.cast(tape, logits, FULL)
+    return loss, logits
+
+
+def _cross_entropy(tape: Tape, model: Model, logits: Tensor, tokens: Tensor) -> Tensor:
+    logits = ops.cast(tape, logits, FULL)
+    if model.physics.full_logits_kept:
+        logits = ops.copy(tape, logits)
+    return kernels.cross_entropy(tape, logits, _shifted(tape, tokens))
+
+
+def _shifted(tape: Tape, tokens: Tensor) -> Tensor:
+    padded = ops.like(tape, tokens)
+    return ops.like(tape, padded)
+
+
+def _log_probabilities(tape: Tape, model: Model, tokens: Tensor, run: Run) -> tuple[Tensor, Tensor]:
+    """Of each sequence, and the logits in fp32, which metrics want."""
+
+    def forward() -> Tensor:
+        return model.logits(tape, tokens, Step(run.batch, run.length))[0]
+
+    logits: Tensor = tape.under_autocast(forward, model.physics.autocast)
+    logits = ops.cast(tape, logits, FULL)
+    labels = ops.like(tape, tokens)
+    return kernels.cross_entropy(tape, logits, labels), logits
+
+
+def _preference(tape: Tape, model: Model, tokens: Tensor, run: Run) -> tuple[Tensor, Tensor]:
+    """dpo: the policy, then the reference without a graph, while the policy's logits wait for the metrics."""
+    loss, logits = _log_probabilities(tape, model, tokens, run)
+    if run.loss not in WITHOUT_REFERENCE:
+        tape.without_grad(lambda: _log_probabilities(tape, model, tokens, run))
+    return loss, logits
+
+
+def _kto(tape: Tape, model: Model, tokens: Tensor, run: Run) -> tuple[Tensor, Tensor]:
+    """The policy, its KL estimate on other answers, and the reference on both."""
+    loss, logits = _log_probabilities(tape, model, tokens, run)
+    for _each in range(3):
+        tape.without_grad(lambda: _log_probabilities(tape, model, tokens, run))
+    return loss, logits
+
+
+def _reward(tape: Tape, model: Model, tokens: Tensor, run: Run) -> tuple[Tensor, Tensor]:
+    """trl's value head: logits are made and cast, and nobody uses them."""
+
+    def forward() -> Tensor:
+        logits, last = model.logits(tape, tokens, Step(run.batch, run.length))
+        ops.cast(tape, logits, FULL)
+        return last
+
+    last: Tensor = tape.under_autocast(forward, model.physics.autocast)
+    return ops.mean(tape, ops.cast(tape, last, FULL), run.tokens), last
+
+
+def _policy(tape: Tape, model: Model, tokens: Tensor, run: Run) -> tuple[Tensor, Tensor]:
+    """ppo: a pass over prompts and answers with logits in fp32, beside those of the reference; before that, answers are
+    made with a cache of keys and values."""
+    shape = model.shape
+    cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * HALF * run.tokens
+    tape.meter.moment("generation")
+    tape.meter.scratch(cache + run.batch * shape.vocab * FULL * 2)
+    tape.meter.moment("forward")
+    tape.without_grad(lambda: _log_probabilities(tape, model, tokens, run))
+    return _log_probabilities(tape, model, tokens, run)
+
+
+_FORWARD: dict[str, t.Callable[[Tape, Model, Tensor, Run], t.Tuple[Tensor, t.Optional[Tensor]]]] = {
+    "pt": _language,
+    "sft": _language,
+    "rm": _reward,
+    "ppo": _policy,
+    "dpo": _preference,
+    "kto": _kto,
+}
