@@ -55,7 +55,7 @@ class Attention:
             k = self.k(tape, x)
             k = self.k_norm(tape, k) if self.k_norm else k
             v = self.v(tape, x)
-        if step.cos is not None and step.sin is not None and not self.physics.liger:  # Liger turns them in place
+        if step.cos is not None and step.sin is not None and not self.physics.fused:  # Liger turns them in place
             q, k = _rotated(tape, q, k, step.cos, step.sin)
         return self.o(tape, attend(tape, self.physics, q, k, v, self.shape.heads, self.shape.head_dim, step))
 

@@ -82,6 +82,23 @@ def _unnll(tape: Tape, node: Node, grad: Tensor) -> Grads:
     return (ops.like(tape, (node.saved or ())[0]),)
 
 
+CHUNKS = 8
+"""In how many parts torchtune's loss looks at logits."""
+
+
+def chunked_cross_entropy(tape: Tape, logits: Tensor, labels: Tensor) -> Tensor:
+    """Keeps logits as they are; copies in fp32 are of one part at a time."""
+    tape.meter.scratch(2 * FULL * logits.count / CHUNKS)
+    return tape.record(tape.empty(1, FULL), _unchunked, (logits,), (logits, labels))
+
+
+def _unchunked(tape: Tape, node: Node, grad: Tensor) -> Grads:
+    logits = (node.saved or ())[0]
+    found = ops.like(tape, logits)
+    tape.meter.scratch(2 * FULL * logits.count / CHUNKS)
+    return (found,)
+
+
 def fused_cross_entropy(tape: Tape, x: Tensor, weight: Parameter, labels: Tensor) -> Tensor:
     """Liger's head and loss in one: gradients are made in forward, chunk of tokens by chunk (fused_linear_cross_entropy.py).
 
@@ -146,7 +163,8 @@ def checkpoint(
     place: `host`, where the input lies in the memory of the host meanwhile (unsloth).
     """
     out: Tensor = tape.without_grad(lambda: run(x))
-    if tape.grad:  # its wrapper lets inputs require gradients, whatever made them
+    if tape.grad:
+        x.needs = True  # set by the wrapper; where nothing before is trained, the input is a leaf with a gradient
         kept = (x.count, x.width) if place == "host" else x
         tape.attach(out, _again if reentrant else _resume, (x,), (kept, run, tape.autocast))
     return out
@@ -176,8 +194,10 @@ def _resume(tape: Tape, node: Node, grad: Tensor) -> Grads:
 
 def boundary(tape: Tape, x: Tensor, forward: str, backward: str) -> Tensor:
     """Where one moment ends and the next begins, on the way there and on the way back."""
+    if not tape.grad:
+        return x
     tape.meter.moment(forward)
-    if x.needs and tape.grad:
+    if x.needs:
         out = ops.view(x)
         return tape.record(out, lambda tape, _node, grad: _mark(tape, backward, grad), (x,), ())
     return x

@@ -81,7 +81,9 @@ class Linear:
         else:
             self.weight = weights.parameter(rows, columns)
         self.bias = weights.parameter(rows) if bias else None
-        self.low = self.high = self.magnitude = None
+        self.low = self.high = self.magnitude = self.turn = None
+        if weights.adapted and physics.turned and physics.targets_module(name):
+            self.turn = weights.parameter(columns * (physics.turned - 1) // 2, adapter=True)
         if weights.adapted and physics.rank and physics.targets_module(name):
             self.low = weights.parameter(physics.rank, columns, adapter=True)
             self.high = weights.parameter(rows, physics.rank, adapter=True)
@@ -89,6 +91,8 @@ class Linear:
                 self.magnitude = weights.parameter(rows, adapter=True)
 
     def __call__(self, tape: Tape, x: Tensor) -> Tensor:
+        if self.turn is not None:  # OFT: the input, in the type of the adapter, times small blocks
+            x = ops.cast(tape, ops.multiply(tape, ops.cast(tape, x, self.turn.width), self.turn), x.width)
         result = self.base(tape, x)
         if self.low is None or self.high is None:
             return result
@@ -131,14 +135,14 @@ class Norm:
 
     def __init__(self, weights: Weights, size: int, kind: str = "rms") -> None:
         self.kind, self.size = kind, size
-        self.liger = weights.physics.liger
+        self.fused = weights.physics.fused
         self.weight = weights.parameter(size)
         self.bias = weights.parameter(size) if kind == "layer" else None
 
     def __call__(self, tape: Tape, x: Tensor) -> Tensor:
         rows = x.count // self.size
-        if self.kind == "layer" or self.liger:
-            full = tape.autocast and not self.liger
+        if self.kind == "layer" or self.fused:
+            full = tape.autocast and not self.fused
             return kernels.norm(tape, ops.cast(tape, x, FULL) if full else x, self.weight, self.bias, rows)
         full = ops.cast(tape, x, FULL)
         variance = ops.mean(tape, ops.square(tape, full), rows)
@@ -150,7 +154,7 @@ class Norm:
 
 class Mlp:
     def __init__(self, weights: Weights, shape: Shape, size: int) -> None:
-        self.size, self.liger = size, weights.physics.liger
+        self.size, self.fused = size, weights.physics.fused
         hidden, bias, names = shape.hidden, shape.mlp_bias, shape.mlp_names
         self.down = Linear(weights, names[-1], hidden, size, bias)
         self.both = self.gate = None
@@ -168,12 +172,12 @@ class Mlp:
             return self.down(tape, self._gated(tape, gate, up))
         if self.gate is None:
             return self.down(tape, ops.activate(tape, self.up(tape, x)))
-        if self.liger:
+        if self.fused:
             return self.down(tape, kernels.swiglu(tape, self.gate(tape, x), self.up(tape, x)))
         return self.down(tape, ops.multiply(tape, ops.activate(tape, self.gate(tape, x)), self.up(tape, x)))
 
     def _gated(self, tape: Tape, gate: Tensor, up: Tensor) -> Tensor:
-        return kernels.swiglu(tape, gate, up) if self.liger else ops.multiply(tape, up, ops.activate(tape, gate))
+        return kernels.swiglu(tape, gate, up) if self.fused else ops.multiply(tape, up, ops.activate(tape, gate))
 
 
 CHUNKS = 4

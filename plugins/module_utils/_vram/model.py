@@ -79,10 +79,7 @@ class Model:
     def hidden(self, tape: Tape, tokens: Tensor, step: Step) -> Tensor:
         """The last hidden state, behind the norm."""
         shape, physics = self.shape, self.physics
-        embedded = ops.embedding(tape, tokens, self.embedding)
-        if physics.checkpointing != "off" and tape.grad:
-            embedded.needs = True  # a leaf where the embedding is frozen, so that checkpoints have a graph to be in
-        x = embedded
+        x = embedded = ops.embedding(tape, tokens, self.embedding)
         positions = tape.empty(step.length, LONG)
         step.cos, step.sin = (tape.empty(step.length * shape.head_dim, x.width) for _each in range(2))
         if physics.attention == "eager" or (physics.padded and physics.attention == "sdpa"):
@@ -96,7 +93,7 @@ class Model:
             else:
                 x = kernels.checkpoint(tape, x, _bound(tape, layer, step), physics.reentrant, physics.checkpointing)
             before = name
-        del positions
+        del positions, embedded
         x = kernels.boundary(tape, x, "loss forward", f"backward {before}")
         return self.norm(tape, x)
 

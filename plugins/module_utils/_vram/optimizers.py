@@ -107,6 +107,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "adagrad": Optimizer(_as_weight(1), together=_as_weight(1)),
     "rmsprop": Optimizer(_as_weight(1), together=_as_weight(1)),
     "adam_mini": Optimizer(lambda weight: [_count(weight) * FULL, weight[0] * FULL], alone=_full(1)),
+    "badam": Optimizer(_full(4)),  # a copy, its gradient and two states in fp32, of the active block
     "muon": Optimizer(_muon, alone=_newton_schulz),
 }
 

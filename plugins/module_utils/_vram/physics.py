@@ -31,6 +31,8 @@ class Physics:
     """Names of the modules that get adapters; empty: all linear ones but the head."""
     dropout: float = 0.0
     dora: bool = False
+    turned: int = 0
+    """oft_block_size, where adapters turn inputs in blocks (OFT)."""
     trains_ends: bool = False
     """Embedding and head are trained beside the adapters."""
     quantization: int = 0
@@ -44,15 +46,16 @@ class Physics:
     """The form of checkpointing: LLaMA-Factory's, but with FSDP2; transformers 5 has the other one by itself."""
     attention: str = "sdpa"
     """sdpa, fa2 or eager."""
-    liger: bool = False
+    fused: bool = False
+    """Norm, rotary embedding and MLP are one kernel each, as Liger's are; about what torch.compile makes of them."""
+    loss: str = "plain"
+    """plain; liger, where head and loss are one; chunked, where logits stay in half and are looked at in parts."""
     padded: bool = False
     """Batches come with a mask."""
     keeps_outputs: bool = False
     """The logits live while backward runs."""
     outputs_in_full: bool = True
     """accelerate casts outputs to fp32, logits among them."""
-    full_logits_kept: bool = False
-    """transformers before 4.45: fp32 logits stay, and a shifted copy of them is made."""
     layerwise: bool = False
     """The optimizer takes each gradient as it comes, none is kept."""
     reference: bool = False

@@ -70,7 +70,7 @@ def _language(tape: Tape, model: Model, tokens: Tensor, run: Run) -> tuple[Tenso
 
     def forward() -> tuple[Tensor, Tensor | None]:
         step = Step(run.batch, run.length)
-        if model.physics.liger:
+        if model.physics.loss == "liger":
             x = model.hidden(tape, tokens, step)
             return kernels.fused_cross_entropy(tape, x, model.head, _shifted(tape, tokens)), None
         logits, last = model.logits(tape, tokens, step)
@@ -85,9 +85,9 @@ def _language(tape: Tape, model: Model, tokens: Tensor, run: Run) -> tuple[Tenso
 
 
 def _cross_entropy(tape: Tape, model: Model, logits: Tensor, tokens: Tensor) -> Tensor:
+    if model.physics.loss == "chunked":
+        return kernels.chunked_cross_entropy(tape, logits, _shifted(tape, tokens))
     logits = ops.cast(tape, logits, FULL)
-    if model.physics.full_logits_kept:
-        logits = ops.copy(tape, logits)
     return kernels.cross_entropy(tape, logits, _shifted(tape, tokens))
 
 

@@ -19,10 +19,10 @@ from .model import Groups, Model, groups
 from .optimizers import Optimizer
 from .physics import Physics
 from .shape import Shape
-from .tape import FULL, HALF, Meter, Storage, Tape
+from .tape import FULL, Meter, Storage, Tape
 
-FEW = 8
-"""Layers of a kind that are walked."""
+FEW, FEW_MIXED = 8, 3
+"""Layers of a kind that are walked, of a mixture of experts fewer."""
 HANDLES = 2
 """cuBLAS has a workspace for the thread that runs forward, and one for autograd's."""
 
@@ -71,7 +71,8 @@ class Walk:
 def walk(job: Job, thorough: bool = False) -> Walk:
     """thorough: every layer through the allocator; else a few of each kind."""
     whole = groups(job.shape, job.physics)
-    few = whole if thorough else [(kind, min(count, FEW)) for kind, count in whole]
+    most = FEW_MIXED if job.shape.experts else FEW
+    few = whole if thorough else [(kind, min(count, most)) for kind, count in whole]
     shown = _walk(job, few, replays=True)
     found = Walk(dict(shown.moments), shown.unsplit, shown.cached, *_numbers(shown))
     for index, (kind, count) in enumerate(whole):
@@ -172,4 +173,4 @@ def _replay(job: Job, meter: Meter, cuts: t.Sequence[int], found: Walk) -> None:
     found.cached = allocator.reserved - peak
 
 
-__all__ = ["FEW", "HALF", "Job", "Walk", "walk"]
+__all__ = ["Job", "Walk", "walk"]
