@@ -58,7 +58,9 @@ def report(title: str, made: t.Sequence[rows.Made], given: argparse.Namespace) -
         print(f"  left out: {count:3}  {why}")
     if given.rows:
         for one, estimate in found:
-            told = [f"{level} {percent:+.2f} %" for level in LEVELS if (percent := error(one, estimate, level)) is not None]
+            told = [
+                f"{level} {percent:+.2f} %" for level in LEVELS if (percent := error(one, estimate, level)) is not None
+            ]
             print(f"  {one.name:44} {one.group:44} {', '.join(told)}")
     print(f"  {'':50} {'level':10} {'rows':>5} {'mean':>8} {'median':>8} {'lowest':>9} {'highest':>9}")
     for level in LEVELS:
@@ -85,9 +87,7 @@ def error(row: rows.Row, estimate: Estimate, level: str) -> float | None:
 def line(name: str, level: str, errors: t.Sequence[float]) -> str:
     mean = statistics.mean(map(abs, errors))
     middle = statistics.median(map(abs, errors))
-    return (
-        f"  {name:50} {level:10} {len(errors):5} {mean:6.2f} % {middle:6.2f} % {min(errors):+7.2f} % {max(errors):+7.2f} %"
-    )
+    return f"  {name:50} {level:10} {len(errors):5} {mean:6.2f} % {middle:6.2f} % {min(errors):+7.2f} % {max(errors):+7.2f} %"
 
 
 def highest(row: rows.Row) -> tuple[str, float]:

@@ -33,4 +33,8 @@ def llamafactory(row: Row, parameters: int) -> float:
     return each * parameters
 
 
-OTHERS = {"accelerate estimate-memory": accelerate, "DeepSpeed ZeRO-2": deepspeed, "LLaMA-Factory's table": llamafactory}
+OTHERS = {
+    "accelerate estimate-memory": accelerate,
+    "DeepSpeed ZeRO-2": deepspeed,
+    "LLaMA-Factory's table": llamafactory,
+}

@@ -57,7 +57,9 @@ def records(path: Path) -> list[Record]:
 
 def configs(folder: Path) -> dict[str, dict[str, t.Any]]:
     """By name of the model; the files have __ for /."""
-    return {path.stem.replace("__", "/"): json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")}
+    return {
+        path.stem.replace("__", "/"): json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")
+    }
 
 
 def truth(record: Record, known: t.Mapping[str, t.Any]) -> Made:

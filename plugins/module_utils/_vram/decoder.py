@@ -87,7 +87,10 @@ class LatentAttention:
         v = ops.split(tape, kv, tokens * heads * latent.value)
         if self.physics.attention != "eager":  # flash wants one width for all three
             v = ops.gather(tape, v, tokens * heads * width)
-        return self.o(tape, ops.split(tape, attend(tape, self.physics, q, k, v, heads, width, step), tokens * heads * latent.value))
+        return self.o(
+            tape,
+            ops.split(tape, attend(tape, self.physics, q, k, v, heads, width, step), tokens * heads * latent.value),
+        )
 
 
 def _rotated(tape: Tape, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

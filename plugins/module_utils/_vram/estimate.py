@@ -89,8 +89,7 @@ class Estimate:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(t.NamedTuple):
     fits: bool
     free: int
     """Left over, by the bound; negative where it does not fit."""

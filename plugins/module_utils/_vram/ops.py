@@ -167,7 +167,9 @@ def linear(tape: Tape, x: Tensor, weight: Parameter, bias: Parameter | None = No
 
 def _unlinear(tape: Tape, node: Node, grad: Tensor) -> Grads:
     x, w, inputs, weights, rows = node.saved or ()
-    bias = [tape.empty(rows, grad.width)] if len(node.inputs) == 3 and node.wants(2) else [None] * (len(node.inputs) - 2)
+    bias = (
+        [tape.empty(rows, grad.width)] if len(node.inputs) == 3 and node.wants(2) else [None] * (len(node.inputs) - 2)
+    )
     found = [
         tape.empty(inputs, grad.width) if node.wants(0) else None,
         tape.empty(weights, grad.width) if node.wants(1) else None,

@@ -148,7 +148,9 @@ class Tape:
     def empty(self, count: float, width: int) -> Tensor:
         return Tensor(Storage(self.meter, count * width), int(count), width)
 
-    def record(self, output: Tensor, backward: Backward, inputs: t.Sequence[Tensor], saved: t.Sequence[t.Any]) -> Tensor:
+    def record(
+        self, output: Tensor, backward: Backward, inputs: t.Sequence[Tensor], saved: t.Sequence[t.Any]
+    ) -> Tensor:
         """Make the output part of the graph, where an input is."""
         if self.grad:
             for tensor in inputs:
