@@ -87,7 +87,8 @@ def error(row: rows.Row, estimate: Estimate, level: str) -> float | None:
 def line(name: str, level: str, errors: t.Sequence[float]) -> str:
     mean = statistics.mean(map(abs, errors))
     middle = statistics.median(map(abs, errors))
-    return f"  {name:50} {level:10} {len(errors):5} {mean:6.2f} % {middle:6.2f} % {min(errors):+7.2f} % {max(errors):+7.2f} %"
+    ends = f"{min(errors):+7.2f} % {max(errors):+7.2f} %"
+    return f"  {name:50} {level:10} {len(errors):5} {mean:6.2f} % {middle:6.2f} % {ends}"
 
 
 def highest(row: rows.Row) -> tuple[str, float]:

@@ -30,8 +30,8 @@ options:
     required: true
   args:
     description:
-      - LLaMA-Factory's keys, as in C(train_args). What is left out has LLaMA-Factory's default; sequences are taken to be
-        C(cutoff_len) long.
+      - LLaMA-Factory's keys, as in C(train_args). What is left out has LLaMA-Factory's default. Sequences are taken to
+        be C(cutoff_len) long.
       - Unknown keys and values of another type are refused.
     type: dict
     default: {}

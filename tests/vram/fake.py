@@ -36,10 +36,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 DEVICE, HALF = "cpu", torch.bfloat16
-FIELDS = (
-    "kind model method precision quant lora_rank lora_dropout grad_ckpt attn micro_batch seq_len optimizer "
-    "static_bytes peak_fwd peak_bwd peak_opt peak_bytes peak_gib measured_gib fake_vs_measured_pct note"
-).split()
+FIELDS = [
+    "kind",
+    "model",
+    "method",
+    "precision",
+    "quant",
+    "lora_rank",
+    "lora_dropout",
+    "grad_ckpt",
+    "attn",
+    "micro_batch",
+    "seq_len",
+    "optimizer",
+    "static_bytes",
+    "peak_fwd",
+    "peak_bwd",
+    "peak_opt",
+    "peak_bytes",
+    "peak_gib",
+    "measured_gib",
+    "fake_vs_measured_pct",
+    "note",
+]
 
 
 class Case(t.NamedTuple):
@@ -315,7 +334,7 @@ def with_checkpoints(model: t.Any) -> None:
     run = partial(checkpointing.checkpoint, use_reentrant=True, preserve_rng_state=False)
 
     def wrapped(func: t.Any, *args: t.Any, **more: t.Any) -> t.Any:
-        inner = func.func if isinstance(func, partial) else func
+        inner: t.Any = func.func if isinstance(func, partial) else func
         if not any(weight.requires_grad for weight in inner.__self__.parameters()):
             return func(*args, **more)
         for one in args:

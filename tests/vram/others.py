@@ -14,7 +14,7 @@ GB = 10**9
 
 
 def accelerate(row: Row, parameters: int) -> float:
-    """estimate-memory: with Adam four times the weights in the type they are loaded in; it does not know of adapters."""
+    """estimate-memory: with Adam four times the weights, in the type that they have; it knows no adapters."""
     return 4 * parameters * (row.job.physics.trained_width if row.job.physics.method == "full" else row.bits / 8)
 
 
@@ -27,10 +27,8 @@ def llamafactory(row: Row, parameters: int) -> float:
     """The table of its README, by billions of weights: 18, 8 with pure_bf16, 2 with adapters, 1 and 0.5 quantized."""
     physics = row.job.physics
     if physics.method == "full":
-        each = 18.0 if physics.autocast else 8.0
-    else:
-        each = {4: 0.5, 8: 1.0, 16: 2.0}[row.bits]
-    return each * parameters
+        return (18 if physics.autocast else 8) * parameters
+    return {4: 0.5, 8: 1.0, 16: 2.0}[row.bits] * parameters
 
 
 OTHERS = {

@@ -24,6 +24,7 @@ class Step:
         self.cos: Tensor | None = None
         self.sin: Tensor | None = None
         self.mask: Tensor | None = None
+        self.other_mask: Tensor | None = None
 
 
 class Attention:
@@ -56,8 +57,8 @@ class Attention:
             k = self.k_norm(tape, k) if self.k_norm else k
             v = self.v(tape, x)
         if step.cos is not None and step.sin is not None and not self.physics.fused:  # Liger turns them in place
-            q, k = _rotated(tape, q, k, step.cos, step.sin)
-        return self.o(tape, attend(tape, self.physics, q, k, v, self.shape.heads, self.shape.head_dim, step))
+            q, k = _rotated(tape, q, k, step.cos, step.sin, self.shape.turned)
+        return self.o(tape, attend(tape, self.physics, q, k, v, self.shape, self.shape.head_dim, step))
 
 
 class LatentAttention:
@@ -89,36 +90,52 @@ class LatentAttention:
             v = ops.gather(tape, v, tokens * heads * width)
         return self.o(
             tape,
-            ops.split(tape, attend(tape, self.physics, q, k, v, heads, width, step), tokens * heads * latent.value),
+            ops.split(
+                tape, attend(tape, self.physics, q, k, v, self.shape, width, step), tokens * heads * latent.value
+            ),
         )
 
 
-def _rotated(tape: Tape, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    return ops.rotary(tape, q, cos, sin), ops.rotary(tape, k, cos, sin)
+def _rotated(tape: Tape, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, part: float) -> tuple[Tensor, Tensor]:
+    if part == 1:
+        return ops.rotary(tape, q, cos, sin), ops.rotary(tape, k, cos, sin)
+    halves = [
+        (ops.split(tape, one, round(one.count * part)), ops.split(tape, one, round(one.count * (1 - part))))
+        for one in (q, k)
+    ]
+    turned = [ops.rotary(tape, first, cos, sin) for first, _rest in halves]
+    return (
+        ops.join(tape, turned[0], halves[0][1]),
+        ops.join(tape, turned[1], halves[1][1]),
+    )
 
 
 def attend(
-    tape: Tape, physics: Physics, q: Tensor, k: Tensor, v: Tensor, heads: int, head_dim: int, step: Step
+    tape: Tape, physics: Physics, q: Tensor, k: Tensor, v: Tensor, shape: Shape, head_dim: int, step: Step
 ) -> Tensor:
     if physics.attention == "eager":
-        return _eager(tape, q, k, v, heads, step)
+        return _eager(tape, q, k, v, shape, step)
     bias = None
     if step.mask is not None:  # all heads have keys and values then, and the mask becomes a bias
         if k.count < q.count:
             k, v = ops.gather(tape, k, q.count), ops.gather(tape, v, q.count)
         bias = tape.empty(step.mask.count, HALF)
-    return kernels.flash(tape, q, k, v, heads, head_dim, (step.batch, step.length), bias)
+    return kernels.flash(tape, q, k, v, shape.heads, head_dim, (step.batch, step.length), bias)
 
 
-def _eager(tape: Tape, q: Tensor, k: Tensor, v: Tensor, heads: int, step: Step) -> Tensor:
+def _eager(tape: Tape, q: Tensor, k: Tensor, v: Tensor, shape: Shape, step: Step) -> Tensor:
     """Scores as a matrix; softmax in fp32."""
-    width, scores = q.width, step.tokens * heads * step.length
+    width, scores = q.width, step.tokens * shape.heads * step.length
     if k.count < q.count:
         k, v = ops.gather(tape, k, q.count), ops.gather(tape, v, q.count)
     elif step.batch > 1:  # a matrix product wants the batch and the heads side by side
         k, v = ops.copy(tape, k), ops.copy(tape, v)
     weights = ops.product(tape, ops.copy(tape, q) if step.batch > 1 else q, k, scores)
     weights = ops.scale(tape, weights)
+    if shape.soft_capped:
+        weights = ops.scale(tape, weights)
+        weights = ops.activate(tape, weights)
+        weights = ops.scale(tape, weights)
     if step.mask is not None:
         weights = ops.add(tape, weights, step.mask)
     weights = ops.cast(tape, kernels.softmax(tape, weights), width)

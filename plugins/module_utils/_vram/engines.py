@@ -100,5 +100,11 @@ def find(name: str, world: int) -> Engine:
             weights_on_host=offload and stage == 3,
             buckets="zero3" if stage == 3 else "zero2",
         )
-    sharded = {"sharded_weights": True, "sharded_gradients": True, "sharded_states": True, "buckets": "fsdp"}
-    return Engine(**made, **sharded, stored_width=FULL if name == "fsdp2" else 0)
+    return Engine(
+        **made,
+        sharded_weights=True,
+        sharded_gradients=True,
+        sharded_states=True,
+        stored_width=FULL if name == "fsdp2" else 0,
+        buckets="fsdp",
+    )

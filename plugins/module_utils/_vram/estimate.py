@@ -39,7 +39,8 @@ ADVICE = {
     "forward": "a shorter cutoff_len or a smaller per_device_train_batch_size; gradient checkpointing, if it is off",
     "loss, forward": "enable_liger_kernel (pt and sft), a smaller per_device_train_batch_size or cutoff_len",
     "loss, backward": "enable_liger_kernel (pt and sft), a smaller per_device_train_batch_size or cutoff_len",
-    "backward of the layers": "a shorter cutoff_len or a smaller per_device_train_batch_size; gradient checkpointing, if it is off",
+    "backward of the layers": "a shorter cutoff_len, a smaller per_device_train_batch_size, or gradient checkpointing, "
+    "if it is off",
     "end of backward": "pure_bf16, lora, or an engine that shards (zero2, zero3, fsdp2)",
     "optimizer step": "optim adamw_torch_fused or an 8-bit one, lora, or an engine that shards (zero2, zero3, fsdp2)",
     "evaluation": "a smaller per_device_eval_batch_size",

@@ -29,7 +29,7 @@ class Gpu(t.NamedTuple):
 
     @property
     def workspace(self) -> int:
-        """Bytes of one workspace of cuBLAS: 4096 KiB × 2 + 16 KiB × 8, from Hopper on 32 MiB (PyTorch, CUDABlas.cpp)."""
+        """Bytes of one workspace of cuBLAS: 8.1 MiB, from Hopper on 32 MiB (PyTorch, CUDABlas.cpp)."""
         return 32 * MIB if self.capability >= 9 else 8_519_680
 
     @property
@@ -62,7 +62,7 @@ _DEFAULTS = {"A100": "A100-80GB", "V100": "V100-SXM2-16GB"}
 
 
 def find(wanted: str) -> Gpu:
-    """By a name as people or nvidia-smi write it (NVIDIA H100 80GB HBM3, h100), or an amount of memory (24GiB, 80GB)."""
+    """By a name as people or nvidia-smi write it (NVIDIA H100 80GB HBM3, h100), or by its memory (24GiB, 80GB)."""
     text = wanted.strip()
     amount = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|GB|MiB|MB)", text, re.IGNORECASE)
     if amount:

@@ -100,7 +100,7 @@ def _unchunked(tape: Tape, node: Node, grad: Tensor) -> Grads:
 
 
 def fused_cross_entropy(tape: Tape, x: Tensor, weight: Parameter, labels: Tensor) -> Tensor:
-    """Liger's head and loss in one: gradients are made in forward, chunk of tokens by chunk (fused_linear_cross_entropy.py).
+    """Liger's head and loss in one: gradients are made in forward, for some tokens at a time.
 
     A chunk has about as many logits as x has elements; each is there in half, in fp32, and as gradient.
     """

@@ -142,8 +142,9 @@ class Norm:
     def __call__(self, tape: Tape, x: Tensor) -> Tensor:
         rows = x.count // self.size
         if self.kind == "layer" or self.fused:
-            full = tape.autocast and not self.fused
-            return kernels.norm(tape, ops.cast(tape, x, FULL) if full else x, self.weight, self.bias, rows)
+            if tape.autocast and not self.fused:
+                x = ops.cast(tape, x, FULL)
+            return kernels.norm(tape, x, self.weight, self.bias, rows)
         full = ops.cast(tape, x, FULL)
         variance = ops.mean(tape, ops.square(tape, full), rows)
         full = ops.multiply(tape, full, ops.inverse_root(tape, variance))

@@ -70,7 +70,7 @@ class Model:
         self.tables = [Storage(tape.meter, shape.head_dim // 2 * FULL) for _each in range(2)]
         self.gathered = ends.elements * HALF if engine.sharded_weights else 0
         self.elements = sum(part.elements for part in parts)
-        self.largest = max(part.elements for part in parts)
+        self.largest = max(part.elements for part in parts[1:])
 
     def copies(self) -> list[float]:
         """Bytes of a frozen copy of each part, on this rank."""
@@ -80,11 +80,15 @@ class Model:
         """The last hidden state, behind the norm."""
         shape, physics = self.shape, self.physics
         x = embedded = ops.embedding(tape, tokens, self.embedding)
+        if shape.scaled:
+            x = ops.scale(tape, x)
         positions = tape.empty(step.length, LONG)
         step.cos, step.sin = (tape.empty(step.length * shape.head_dim, x.width) for _each in range(2))
         if physics.attention == "eager" or (physics.padded and physics.attention == "sdpa"):
             width = x.width if physics.attention == "eager" else BYTE
             step.mask = tape.empty(step.batch * step.length**2, width)
+            if shape.soft_capped:  # of layers with a sliding window
+                step.other_mask = tape.empty(step.batch * step.length**2, width)
         before = "end"
         for name, layer, trained in self.layers:
             x = kernels.boundary(tape, x, f"forward {name}", f"backward {before}")

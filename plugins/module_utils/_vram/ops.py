@@ -166,7 +166,7 @@ def linear(tape: Tape, x: Tensor, weight: Parameter, bias: Parameter | None = No
 
 
 def _unlinear(tape: Tape, node: Node, grad: Tensor) -> Grads:
-    x, w, inputs, weights, rows = node.saved or ()
+    _x, _w, inputs, weights, rows = node.saved or ()
     bias = (
         [tape.empty(rows, grad.width)] if len(node.inputs) == 3 and node.wants(2) else [None] * (len(node.inputs) - 2)
     )
@@ -210,6 +210,16 @@ def _ungather(tape: Tape, node: Node, grad: Tensor) -> Grads:
 def split(tape: Tape, x: Tensor, count: int) -> Tensor:
     """A part of its columns: a view; backward puts it into zeros of the size that it had."""
     return tape.record(Tensor(x.storage, count, x.width), _ungather, (x,), (x.count,))
+
+
+def join(tape: Tape, a: Tensor, b: Tensor) -> Tensor:
+    """Columns side by side again; backward looks at each part."""
+    return tape.record(tape.empty(a.count + b.count, a.width), _unjoin, (a, b), (a.count, b.count))
+
+
+def _unjoin(tape: Tape, node: Node, grad: Tensor) -> Grads:
+    saved = node.saved or ()
+    return [Tensor(grad.storage, saved[index], grad.width) if node.wants(index) else None for index in (0, 1)]
 
 
 # Rotary embeddings

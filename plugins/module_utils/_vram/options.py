@@ -16,7 +16,7 @@ from .optimizers import Optimizer
 from .physics import Physics
 from .shape import Shape
 from .stages import PAIRED, WITHOUT_REFERENCE, Run
-from .tape import FULL, HALF
+from .tape import HALF
 from .walk import Job
 
 DEFAULTS: dict[str, t.Any] = {
@@ -168,9 +168,7 @@ def _physics(shape: Shape, given: t.Mapping[str, t.Any], situation: Situation, e
         layerwise=bool(
             (given["use_galore"] and given["galore_layerwise"]) or (given["use_apollo"] and given["apollo_layerwise"])
         ),
-        reference=stage in ("dpo", "kto", "ppo")
-        and method != "lora"
-        and given["pref_loss"] not in WITHOUT_REFERENCE
+        reference=(stage in ("dpo", "kto", "ppo") and method != "lora" and given["pref_loss"] not in WITHOUT_REFERENCE)
         or bool(given["ref_model"]),
     )
     if given["use_badam"]:

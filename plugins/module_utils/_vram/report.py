@@ -20,7 +20,7 @@ def lines(found: Estimate, verdict: Verdict | None, ranks: int) -> list[str]:
         f"Memory of the GPU{each}: {gib(found.process)}, taken for at most {gib(found.bound)}",
         f"  weights   {_count(found.parameters)} parameters, {_count(found.trainable)} of them trained",
         f"  resident  {gib(found.resident)} between steps",
-        f"  peak      {gib(found.tensors)} of tensors, {gib(found.allocated)} allocated, {gib(found.reserved)} reserved",
+        f"  peak      {gib(found.tensors)} tensors, {gib(found.allocated)} allocated, {gib(found.reserved)} reserved",
     ]
     for name, size in found.moments.items():
         mark = "  <- decides" if name == found.binding else ""

@@ -87,7 +87,11 @@ class Shape:
     output_name: str = "o_proj"
     mlp_names: t.Tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
     soft_capped: bool = False
-    """Logits go through a tanh, and attention cannot be sdpa."""
+    """Scores and logits go through a tanh, and attention cannot be sdpa."""
+    scaled: bool = False
+    """What is embedded is multiplied by a number."""
+    turned: float = 1.0
+    """The part of a head that rotary embeddings turn."""
     experts: Experts | None = None
     latent: Latent | None = None
     vision: Vision | None = None
@@ -109,6 +113,7 @@ class Shape:
 
 
 _FUSED = {"fused_qkv": "qkv_proj", "fused_gate": True, "mlp_names": ("gate_up_proj", "down_proj")}
+_GEMMA = {"norm": "gemma", "scaled": True}
 _NEOX = {"norm": "layer", "gated": False, "qkv_bias": True, "output_bias": True, "mlp_bias": True}
 
 FAMILIES: dict[str, dict[str, t.Any]] = {
@@ -121,9 +126,9 @@ FAMILIES: dict[str, dict[str, t.Any]] = {
     "mixtral": {},
     "deepseek_v2": {},
     "deepseek_v3": {},
-    "gemma": {"norm": "gemma", "tied": True},
-    "gemma2": {"norm": "gemma", "tied": True, "post_norms": True, "soft_capped": True},
-    "gemma3_text": {"norm": "gemma", "tied": True, "post_norms": True, "qk_norm": True},
+    "gemma": _GEMMA,
+    "gemma2": {**_GEMMA, "post_norms": True, "soft_capped": True},
+    "gemma3_text": {**_GEMMA, "post_norms": True, "qk_norm": True},
     "phi": {**_NEOX, "parallel": 1, "output_name": "dense", "mlp_names": ("fc1", "fc2"), "head_bias": True},
     "phi3": _FUSED,
     "glm": {"fused_gate": True, "mlp_names": ("gate_up_proj", "down_proj")},
@@ -178,9 +183,10 @@ def read(config: Config, where: str = "config.json") -> Shape:
         **sizes,
         "kv_heads": int(text.get("num_key_value_heads") or groups or heads),
         "head_dim": int(text.get("head_dim") or text.get("kv_channels") or sizes["hidden"] // heads),
-        "tied": bool(text.get("tie_word_embeddings", named in _TIED)),
+        "tied": bool(text.get("tie_word_embeddings", family in _TIED)),
         "family": family,
         "known": own is not None,
+        "turned": float(text.get("partial_rotary_factor") or text.get("rotary_pct") or _TURNED.get(family, 1.0)),
         "experts": _experts(text),
         "latent": _latent(text),
         "vision": _vision(config),
@@ -193,6 +199,7 @@ def read(config: Config, where: str = "config.json") -> Shape:
 
 
 _FIELDS = {one.name for one in fields(Shape)}
+_TURNED = {"phi": 0.5, "glm": 0.5, "glm4": 0.5, "chatglm": 0.5, "gpt_neox": 0.25}
 _TIED = ("gemma", "gemma2", "gemma3_text")
 
 

@@ -45,7 +45,7 @@ def micro_step(tape: Tape, model: Model, run: Run) -> Tensor | None:
     run = run._replace(batch=run.batch * (2 if paired else 1), length=length)
     tokens = tape.empty(run.tokens, LONG)
     tape.meter.moment("forward")
-    held = Storage(tape.meter, model.gathered)
+    _held = Storage(tape.meter, model.gathered)  # until the step is over
     loss, outputs = _FORWARD[stage](tape, model, tokens, run)
     if not model.physics.keeps_outputs:
         outputs = None
@@ -59,10 +59,8 @@ def evaluation(tape: Tape, model: Model, run: Run) -> None:
     """A forward pass without a graph. LLaMA-Factory keeps no logits unless it is to count with them."""
     tokens = tape.empty(run.tokens, LONG)
     tape.meter.moment("evaluation")
-    held = Storage(tape.meter, model.gathered)
+    _held = Storage(tape.meter, model.gathered)
     tape.without_grad(lambda: _language(tape, model, tokens, run))
-    tape.meter.moment("evaluation")
-    del held
 
 
 def _language(tape: Tape, model: Model, tokens: Tensor, run: Run) -> tuple[Tensor, Tensor | None]:
@@ -148,7 +146,7 @@ def _policy(tape: Tape, model: Model, tokens: Tensor, run: Run) -> tuple[Tensor,
     return _log_probabilities(tape, model, tokens, run)
 
 
-_FORWARD: dict[str, t.Callable[[Tape, Model, Tensor, Run], t.Tuple[Tensor, t.Optional[Tensor]]]] = {
+_FORWARD: dict[str, t.Callable[[Tape, Model, Tensor, Run], tuple[Tensor, Tensor | None]]] = {
     "pt": _language,
     "sft": _language,
     "rm": _reward,

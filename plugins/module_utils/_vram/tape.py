@@ -40,7 +40,7 @@ class Meter:
             self.peaks[self._moment] = max(self._peak, self.peaks.get(self._moment, 0))
         self._moment, self._peak = name, self.live
 
-    def scratch(self, size: int) -> None:
+    def scratch(self, size: float) -> None:
         """What a kernel takes and gives back while it runs."""
         Storage(self, size)
 
@@ -203,8 +203,8 @@ class Tape:
         self.grad = before
 
     def _deliver(self, ready: list[tuple[int, Node]], edge: Node | Tensor, hand: list[Tensor]) -> None:
-        """The first gradient is taken as it is, unless it is a leaf's and others hold it too. Further ones are added, in
-        place where nobody else holds the sum (ATen, autograd/input_buffer.cpp, accumulate_grad.h)."""
+        """The first gradient is taken as it is, unless it is a leaf's and others hold it too. Further ones are added,
+        in place where nobody else holds the sum (autograd/input_buffer.cpp, accumulate_grad.h)."""
         if isinstance(edge, Parameter) and edge.kept is not None:
             if edge.grad is None and edge.kept:
                 edge.grad = self.empty(edge.kept, 1)

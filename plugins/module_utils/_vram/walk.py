@@ -35,7 +35,7 @@ class Job:
     physics: Physics
     optimizer: Optimizer
     run: stages.Run
-    engine: Engine = Engine()
+    engine: Engine = field(default_factory=Engine)
     accumulation: int = 1
     evaluation: stages.Run | None = None
     expandable: bool = True
@@ -125,7 +125,7 @@ def _walk(job: Job, shown: Groups, replays: bool) -> Walk:
     meter.moment("done")
     cuts.append(len(meter.events))
     late = ("load", "optimizer", "between steps", "evaluation")
-    moments = {name: size + (0 if name in late else added) for name, size in meter.peaks.items()}
+    moments: dict[str, float] = {name: size + (0 if name in late else added) for name, size in meter.peaks.items()}
     found = Walk(moments, 0, 0, resident, model.elements, trained, added)
     if replays:
         _replay(job, meter, cuts, found)
