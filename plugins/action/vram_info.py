@@ -44,8 +44,8 @@ class ActionModule(ActionBase):
         given = {key: value for key, value in self._task.args.items() if value is not None and value != ""}
         try:
             gpu = hardware.find(str(given["gpu"])) if "gpu" in given else None
-            used = hardware.find(str(given["used"])).memory if "used" in given else 0
-            ranks = int(given.get("world_size", 1))
+            used = hardware.amount(str(given["used"]), "used") if "used" in given else 0
+            ranks = _ranks(given.get("world_size", 1))
             situation = Situation(
                 world=ranks,
                 engine=_engine(str(given.get("engine", "auto"))),
@@ -89,6 +89,13 @@ def _read(path: Path) -> dict[str, t.Any]:
     if not isinstance(found, dict):
         raise FinetuneError(f"{path} is no JSON object.", where="config", change="give the model's config.json")
     return found
+
+
+def _ranks(given: t.Any) -> int:
+    text = str(given)
+    if not text.isdigit() or int(text) < 1:
+        raise FinetuneError(f"world_size is {text}.", where="world_size", change="use a whole number from 1")
+    return int(text)
 
 
 def _engine(wanted: str) -> str:

@@ -195,6 +195,13 @@ def test_what_is_not_known_is_refused(arguments: dict[str, t.Any], word: str) ->
 # GPUs and verdicts
 
 
+@pytest.mark.parametrize(("text", "size"), [("1.5GiB", 3 << 29), ("2 GB", 2 * 10**9), ("800MiB", 800 << 20)])
+def test_amounts_of_memory(text: str, size: int) -> None:
+    assert hardware.amount(text, "used") == size
+    with pytest.raises(FinetuneError, match="used"):
+        hardware.amount(f"{text}s", "used")
+
+
 @pytest.mark.parametrize(
     ("wanted", "name", "mib"),
     [

@@ -5,7 +5,7 @@
 
 Run by the Python of a node's environment, for versions are what it is about:
 
-    ENVIRONMENT/bin/python tests/vram/fake.py tests/vram/configs tests/vram/truth.csv
+    ENVIRONMENT/bin/python tests/vram/fake.py tests/vram/configs tests/vram/truth.csv [MODEL:METHOD …]
 
 Every case trains two steps under FakeTensorMode on device cpu; a dispatch mode counts what is live, rounded up to 512
 bytes, and the second step is read. Where CPU and CUDA differ in what they keep, CUDA's way is put in place of it
@@ -193,7 +193,19 @@ def _flash_scratch(query: torch.Tensor, key: torch.Tensor) -> int:
 def like_cuda(module: types.ModuleType, masked: bool) -> t.Iterator[None]:
     """What differs on the CPU, put right. module: of the model; masked: it makes a mask of its own."""
     old_autocast, old_attention = torch.is_autocast_enabled, functional.scaled_dot_product_attention
-    old_device = checkpointing._infer_device_type
+    old_device, old_dropout = checkpointing._infer_device_type, functional.dropout
+    old_pow, old_norm = torch.pow, functional.layer_norm
+
+    def norm(x: t.Any, shape: t.Any, weight: t.Any = None, bias: t.Any = None, eps: float = 1e-5) -> t.Any:
+        if torch.is_autocast_enabled(DEVICE):  # CUDA's autocast has it in fp32
+            x, weight, bias = (one if one is None else one.float() for one in (x, weight, bias))
+        return old_norm(x, shape, weight, bias, eps)
+
+    def power(x: t.Any, exponent: t.Any) -> t.Any:  # in fp32 under CUDA's autocast
+        return old_pow(x.float() if torch.is_autocast_enabled(DEVICE) else x, exponent)
+
+    def dropout(x: t.Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> t.Any:
+        return torch.native_dropout(x, p, training)[0] if p and training else x  # its mask has a byte per element
 
     def enabled(device: str | None = None) -> bool:  # PEFT asks for CUDA's, which is without a name
         return bool(old_autocast(device or DEVICE))
@@ -214,14 +226,16 @@ def like_cuda(module: types.ModuleType, masked: bool) -> t.Iterator[None]:
             changed[name] = getattr(module, name)
             setattr(module, name, lambda *_args, **_more: None)
     torch.is_autocast_enabled = enabled  # type: ignore[assignment]
-    functional.scaled_dot_product_attention = attention
+    functional.scaled_dot_product_attention, functional.dropout = attention, dropout
+    torch.pow, functional.layer_norm = power, norm
     checkpointing._infer_device_type = lambda *_args: DEVICE
     checkpointing.DefaultDeviceType.set_device_type(DEVICE)
     try:
         yield
     finally:
         torch.is_autocast_enabled, functional.scaled_dot_product_attention = old_autocast, old_attention
-        checkpointing._infer_device_type = old_device
+        checkpointing._infer_device_type, functional.dropout = old_device, old_dropout
+        torch.pow, functional.layer_norm = old_pow, old_norm
         for name, old in changed.items():
             setattr(module, name, old)
 
@@ -441,7 +455,7 @@ def main(folder: Path, written: Path, wanted: t.Container[str] = ()) -> None:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         writer.writeheader()
         for case in CASES:
-            if not wanted or case.model in wanted:
+            if not wanted or f"{case.model}:{case.method}" in wanted:
                 config = json.loads((folder / f"{case.model}.json").read_text(encoding="utf-8"))
                 writer.writerow(record(case, run(case, config)))
                 file.flush()

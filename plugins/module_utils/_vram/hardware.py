@@ -61,13 +61,23 @@ _TOTALS: dict[str, tuple[int, float]] = {
 _DEFAULTS = {"A100": "A100-80GB", "V100": "V100-SXM2-16GB"}
 
 
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*(GiB|GB|MiB|MB)", re.IGNORECASE)
+_UNITS = {"gib": GIB, "gb": 10**9, "mib": MIB, "mb": 10**6}
+
+
+def amount(text: str, where: str) -> int:
+    """Bytes of 24GiB, 1.5 GB, 800MiB. where: the option that it is in."""
+    found = _AMOUNT.fullmatch(text.strip())
+    if not found:
+        raise FinetuneError(f"{text!r} is no amount of memory.", where=where, change="write it as 1.5GiB")
+    return int(float(found.group(1)) * _UNITS[found.group(2).lower()])
+
+
 def find(wanted: str) -> Gpu:
     """By a name as people or nvidia-smi write it (NVIDIA H100 80GB HBM3, h100), or by its memory (24GiB, 80GB)."""
     text = wanted.strip()
-    amount = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|GB|MiB|MB)", text, re.IGNORECASE)
-    if amount:
-        unit = {"gib": GIB, "gb": 10**9, "mib": MIB, "mb": 10**6}[amount.group(2).lower()]
-        return Gpu(text, int(float(amount.group(1)) * unit), 8.0)
+    if _AMOUNT.fullmatch(text):
+        return Gpu(text, amount(text, "gpu"), 8.0)
     words = _words(text)
     for name in sorted((*_TOTALS, *_DEFAULTS), key=len, reverse=True):
         if _words(name) <= words:

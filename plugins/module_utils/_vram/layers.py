@@ -153,9 +153,14 @@ class Norm:
         return ops.multiply(tape, self.weight, ops.cast(tape, full, x.width))
 
 
+_FROM_PARTS = ("gelu_new", "gelu_fast")
+"""Activations that are no one kernel."""
+
+
 class Mlp:
     def __init__(self, weights: Weights, shape: Shape, size: int) -> None:
         self.size, self.fused = size, weights.physics.fused
+        self.activate = ops.new_gelu if shape.activation in _FROM_PARTS else ops.activate
         hidden, bias, names = shape.hidden, shape.mlp_bias, shape.mlp_names
         self.down = Linear(weights, names[-1], hidden, size, bias)
         self.both = self.gate = None
@@ -172,13 +177,13 @@ class Mlp:
             del both
             return self.down(tape, self._gated(tape, gate, up))
         if self.gate is None:
-            return self.down(tape, ops.activate(tape, self.up(tape, x)))
+            return self.down(tape, self.activate(tape, self.up(tape, x)))
         if self.fused:
             return self.down(tape, kernels.swiglu(tape, self.gate(tape, x), self.up(tape, x)))
-        return self.down(tape, ops.multiply(tape, ops.activate(tape, self.gate(tape, x)), self.up(tape, x)))
+        return self.down(tape, ops.multiply(tape, self.activate(tape, self.gate(tape, x)), self.up(tape, x)))
 
     def _gated(self, tape: Tape, gate: Tensor, up: Tensor) -> Tensor:
-        return kernels.swiglu(tape, gate, up) if self.fused else ops.multiply(tape, up, ops.activate(tape, gate))
+        return kernels.swiglu(tape, gate, up) if self.fused else ops.multiply(tape, up, self.activate(tape, gate))
 
 
 CHUNKS = 4

@@ -145,6 +145,21 @@ def activate(tape: Tape, x: Tensor) -> Tensor:
     return tape.record(like(tape, x), _unscale, (x,), (x,))
 
 
+def tanh(tape: Tape, x: Tensor) -> Tensor:
+    """Keeps its result."""
+    out = like(tape, x)
+    return tape.record(out, _unscale, (x,), (result(out),))
+
+
+def new_gelu(tape: Tape, x: Tensor) -> Tensor:
+    """GELU from its parts, as transformers' gelu_new has it; autocast has powers in fp32."""
+    half = scale(tape, x)
+    cube = square(tape, cast(tape, x, FULL) if tape.autocast else x)
+    inner = tanh(tape, scale(tape, add(tape, x, scale(tape, cube))))
+    del cube
+    return multiply(tape, half, copy(tape, inner))
+
+
 def dropout(tape: Tape, x: Tensor, chance: float) -> Tensor:
     """Keeps a mask of a byte per element."""
     if not chance:

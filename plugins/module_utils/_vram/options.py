@@ -214,7 +214,8 @@ def _version(text: str) -> tuple[int, int]:
     return (numbers[0], numbers[1] if len(numbers) > 1 else 0)
 
 
-_REPLAYED_FAMILIES = ("llama", "mistral", "qwen2")
+_REPLAYED_FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "glm4"]
+"""Those of tests/vram/truth.csv."""
 
 
 def _tag(

@@ -69,6 +69,8 @@ class Shape:
     """model_type, as config.json has it."""
     known: bool = True
     """The family is one of those below; else it is taken for the common kind of decoder."""
+    activation: str = "silu"
+    """hidden_act."""
     norm: str = "rms"
     """rms, gemma (in fp32 throughout), layer."""
     qkv_bias: bool = False
@@ -187,6 +189,7 @@ def read(config: Config, where: str = "config.json") -> Shape:
         "family": family,
         "known": own is not None,
         "turned": float(text.get("partial_rotary_factor") or text.get("rotary_pct") or _TURNED.get(family, 1.0)),
+        "activation": str(text.get("hidden_act") or ("gelu_new" if family == "phi" else "silu")),
         "experts": _experts(text),
         "latent": _latent(text),
         "vision": _vision(config),
