@@ -10,6 +10,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
+from ansible_collections.llmops.finetune.plugins.module_utils._vram.estimate import of_job
 
 from .. import bench_vram
 from ..conftest import REPOSITORY
@@ -66,7 +67,7 @@ def test_a_figure_is_held_against_what_it_is_a_figure_of(changes: dict[str, str]
 def test_the_report_counts_rows_errors_and_wrong_verdicts(tmp_path: Path, capsys: t.Any) -> None:
     row = measured(process_gib="1")
     assert isinstance(row, rows.Row)
-    told = bench_vram.of_job(row.job, row.gpu, row.tag, thorough=True).process / rows.GIB
+    told = of_job(row.job, row.gpu, row.tag, thorough=True).process / rows.GIB
     path = tmp_path / "measured.csv"
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
