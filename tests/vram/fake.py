@@ -28,9 +28,9 @@ from pathlib import Path
 
 import peft
 import torch
-import torch.nn.functional as functional
 import transformers
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
 from torch.utils import checkpoint as checkpointing
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

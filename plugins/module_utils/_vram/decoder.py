@@ -146,10 +146,9 @@ class Layer:
     """Attention and MLP, each behind its norm, beside the residual stream."""
 
     def __init__(self, weights: Weights, shape: Shape, dense: bool) -> None:
-        mixed = shape.experts is not None and not dense
-        latent = shape.latent
+        wide, latent = None if dense else shape.experts, shape.latent
         # in the order of their names, in which they are loaded
-        self.mlp: Mixture | Mlp = Mixture(weights, shape) if mixed else Mlp(weights, shape, shape.intermediate)
+        self.mlp: Mixture | Mlp = Mixture(weights, shape, wide) if wide else Mlp(weights, shape, shape.intermediate)
         self.attention = LatentAttention(weights, shape, latent) if latent else Attention(weights, shape)
         self.parallel = shape.parallel
         self.norms = [Norm(weights, shape.hidden, shape.norm) for _each in range(_norms(shape))]

@@ -10,7 +10,7 @@ import typing as t
 from . import kernels, ops
 from .engines import Engine
 from .physics import Physics
-from .shape import Shape
+from .shape import Experts, Shape
 from .tape import FULL, HALF, Node, Parameter, Storage, Tape, Tensor
 
 BLOCK_OF_4BIT = 64
@@ -194,9 +194,8 @@ alone is overrated, what is kept for backward is not."""
 class Mixture:
     """Experts behind a router: all have weights, a token goes through some of them."""
 
-    def __init__(self, weights: Weights, shape: Shape) -> None:
-        assert shape.experts is not None
-        self.shape, self.wide = shape, shape.experts
+    def __init__(self, weights: Weights, shape: Shape, wide: Experts) -> None:
+        self.shape, self.wide = shape, wide
         self.router = weights.parameter(self.wide.count, shape.hidden)
         physics = weights.physics
         per = self.wide.count / CHUNKS

@@ -191,8 +191,7 @@ class Tape:
         del grad
         while ready:
             node = heapq.heappop(ready)[1]
-            given, node.grad = node.grad, None
-            assert given is not None
+            given, node.grad = t.cast(Tensor, node.grad), None
             found = list(node.backward(self, node, given))
             node.saved = given = None
             for edge in node.inputs:
