@@ -25,7 +25,7 @@ def ask(world: World, folder: Path, **options: object) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_it_says_what_fits_and_refuses_what_it_cannot_read(world: World, tmp_path: Path) -> None:
+def test_it_says_what_fits_and_refuses_what_it_cannot_read(world: World, demo: object, tmp_path: Path) -> None:
     config = str(FOLDER / "configs" / "llama3-8b.json")
     small = {"bf16": True, "per_device_train_batch_size": 1, "cutoff_len": 1024}
     rc, text = ask(world, tmp_path, config=config, recipe="qlora_sft", args=small, gpu="RTX 4090")
