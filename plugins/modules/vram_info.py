@@ -63,7 +63,10 @@ options:
     type: str
     default: 2.8.0
   expandable_segments:
-    description: Whether C(PYTORCH_CUDA_ALLOC_CONF) has C(expandable_segments:True), as in runs of this collection.
+    description:
+      - Whether C(PYTORCH_CUDA_ALLOC_CONF) has C(expandable_segments:True), as in runs of this collection.
+      - Without it, and without packing, records of many lengths leave blocks behind that fit no other, and up to twice
+        as much is reserved. That is estimated too.
     type: bool
     default: true
   quick:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import subprocess
 import sys
@@ -182,6 +183,16 @@ def test_a_few_layers_tell_of_all(name: str) -> None:
     assert few.moments == all_.moments
     assert (few.resident, few.trained, few.elements) == (all_.resident, all_.trained, all_.elements)
     assert few.cached == pytest.approx(all_.cached, abs=0.12 * all_.peak)
+
+
+def test_lengths_that_vary_cost_memory_without_expandable_segments() -> None:
+    fixed = walk.Job(LLAMA, Physics(), FUSED, Run(1, 2048), expandable=False)
+    varied = dataclasses.replace(fixed, varied=True)
+    grows = dataclasses.replace(varied, expandable=True)
+    steady, many, one = (walk.walk(job) for job in (fixed, varied, grows))
+    assert steady.moments == many.moments == one.moments
+    assert many.cached > 1.5 * steady.cached
+    assert one.cached < 1.1 * steady.cached
 
 
 def test_an_estimate_takes_less_than_20_ms() -> None:

@@ -154,6 +154,7 @@ def measured(record: Record, known: t.Mapping[str, t.Any]) -> Made:
         Run(int(record["micro_batch"]), int(length.group())),
         accumulation=accumulation,
         expandable=expandable,
+        varied="swift" in record["source"],  # PEFT's comparison, whose lengths vary too, empties the cache
         workspace=gpu.workspace if gpu else 0,
     )
     allocated, reserved, process = (_bytes(record[key]) for key in ("alloc_gib", "reserved_gib", "process_gib"))
@@ -199,8 +200,10 @@ def _profile(record: Record) -> Parts | str:
     if "Unsloth" in record["engine"]:
         physics = _replaced(physics, fused=True, loss="chunked", checkpointing="host")
         return physics, "adamw_torch", accumulation, False, FORMULA
-    known = REPLAYED if "PEFT" in source else FORMULA
-    return physics, "adamw_torch", accumulation, False, known if _gpu(record["gpu"]) or "PEFT" in source else UNVERIFIED
+    if "swift" in source and method == "full":  # its weights stay in half, as their size shows
+        physics = _replaced(physics, trained_width=HALF)
+    told = "PEFT" in source or _gpu(record["gpu"])
+    return physics, "adamw_torch", accumulation, False, FORMULA if told else UNVERIFIED
 
 
 def _common(record: Record) -> Physics:
@@ -218,7 +221,7 @@ def _common(record: Record) -> Physics:
         turned=32 if method == "oft" else 0,
         dora=method == "dora",
         targets=named,
-        quantization=4 if "nf4" in record["quant"] else 8 if "int8" in record["quant"] else 0,
+        quantization=4 if "4" in record["quant"] else 8 if "8" in record["quant"] else 0,
         double_quantization="True" in record["double_quant"],
         checkpointing="off" if record["grad_ckpt"] == "False" else "on",
         attention="fa2" if record["attn"] == "FA2" else "eager" if "eager" in record["attn"] else "sdpa",

@@ -118,6 +118,7 @@ def read(shape: Shape, arguments: t.Mapping[str, t.Any], situation: Situation) -
         int(given["gradient_accumulation_steps"]),
         Run(int(given["per_device_eval_batch_size"]), length) if evaluates else None,
         situation.expandable,
+        not (situation.expandable or _packed(given)),
         situation.gpu.workspace if situation.gpu else 0,
     )
     tag, reasons = _tag(shape, given, physics, engine, name, stage)
@@ -133,8 +134,7 @@ def _engine_name(given: t.Mapping[str, t.Any], situation: Situation) -> str:
 
 def _physics(shape: Shape, given: t.Mapping[str, t.Any], situation: Situation, engine: Engine, batch: int) -> Physics:
     method, stage = str(given["finetuning_type"]), str(given["stage"])
-    packed = bool(given["neat_packing"] or (stage == "pt" if given["packing"] is None else given["packing"]))
-    padded = (batch > 1 or stage in PAIRED) and not packed if situation.padded is None else situation.padded
+    padded = (batch > 1 or stage in PAIRED) and not _packed(given) if situation.padded is None else situation.padded
     attention = {"auto": "sdpa", "disabled": "eager"}.get(str(given["flash_attn"]), str(given["flash_attn"]))
     bits = int(given["quantization_bit"] or 0)
     if attention == "sdpa" and shape.soft_capped:
@@ -174,6 +174,11 @@ def _physics(shape: Shape, given: t.Mapping[str, t.Any], situation: Situation, e
     if given["use_badam"]:
         found = replace(found, trained_layers=-1)
     return _precision(found, given, engine)
+
+
+def _packed(given: t.Mapping[str, t.Any]) -> bool:
+    """All sequences are as long as they may be."""
+    return bool(given["neat_packing"] or (given["stage"] == "pt" if given["packing"] is None else given["packing"]))
 
 
 def _precision(physics: Physics, given: t.Mapping[str, t.Any], engine: Engine) -> Physics:

@@ -23,6 +23,8 @@ from .tape import FULL, Meter, Storage, Tape
 
 FEW, FEW_MIXED = 8, 3
 """Layers of a kind that are walked, of a mixture of experts fewer."""
+LENGTHS = (0.4, 0.9, 0.2, 0.7, 0.5, 0.95, 0.3, 0.8, 0.6, 0.1)
+"""Parts of the whole length that are trained on first, where lengths vary."""
 HANDLES = 2
 """cuBLAS has a workspace for the thread that runs forward, and one for autograd's."""
 
@@ -40,6 +42,9 @@ class Job:
     evaluation: stages.Run | None = None
     expandable: bool = True
     """PYTORCH_CUDA_ALLOC_CONF has expandable_segments, as in runs of this collection."""
+    varied: bool = False
+    """Batches have many lengths, up to that of the run. Without expandable segments each new one finds blocks of the
+    wrong size, and more is reserved, up to twice as much."""
     workspace: int = 0
     """Bytes of one workspace of cuBLAS."""
 
@@ -113,10 +118,8 @@ def _walk(job: Job, shown: Groups, replays: bool) -> Walk:
     states = _states(job, model, meter)
     added = meter.live - before
     cuts.append(len(meter.events))
-    _optimizer_step(job, model, meter)
+    _end_step(job, model, meter)
     del outputs
-    for one in model.trained:
-        one.grad = None
     cuts.append(len(meter.events))
     meter.moment("between steps")
     resident = meter.live
@@ -124,11 +127,17 @@ def _walk(job: Job, shown: Groups, replays: bool) -> Walk:
         stages.evaluation(tape, model, job.evaluation)
     meter.moment("done")
     cuts.append(len(meter.events))
+    lengths = [len(meter.events)]
+    peaks = dict(meter.peaks)
+    for part in LENGTHS if replays and job.varied else ():
+        stages.micro_step(tape, model, job.run._replace(length=max(8, round(job.run.length * part))))
+        _end_step(job, model, meter)
+        lengths.append(len(meter.events))
     late = ("load", "optimizer", "between steps", "evaluation")
-    moments: dict[str, float] = {name: size + (0 if name in late else added) for name, size in meter.peaks.items()}
+    moments: dict[str, float] = {name: size + (0 if name in late else added) for name, size in peaks.items()}
     found = Walk(moments, 0, 0, resident, model.elements, trained, added)
     if replays:
-        _replay(job, meter, cuts, found)
+        _replay(job, meter, cuts, lengths, found)
     del states, held
     return found
 
@@ -146,27 +155,25 @@ def _states(job: Job, model: Model, meter: Meter) -> list[Storage]:
     return found
 
 
-def _optimizer_step(job: Job, model: Model, meter: Meter) -> None:
+def _end_step(job: Job, model: Model, meter: Meter) -> None:
     share = job.engine.share()
     weights = [(one.rows, one.columns, one.width) for one in model.trained]
     together = sum(sum(job.optimizer.together(weight)) for weight in weights)
     alone = max((sum(job.optimizer.alone(weight)) for weight in weights), default=0)
     meter.scratch((together + alone) * share + job.engine.in_step(sum(one.count for one in model.trained)))
+    for one in model.trained:
+        one.grad = None
 
 
-def _replay(job: Job, meter: Meter, cuts: t.Sequence[int], found: Walk) -> None:
-    """Two steps: states of the optimizer come to lie where the first one left room."""
+def _replay(job: Job, meter: Meter, cuts: t.Sequence[int], lengths: t.Sequence[int], found: Walk) -> None:
+    """Two steps, after those of other lengths: states of the optimizer come to lie where the first one left room."""
     allocator = Allocator(job.expandable)
     events, sizes = meter.events, meter.sizes
     loaded, stepped, stated, ended, evaluated = cuts
-    for part in (
-        events[:loaded],
-        events[loaded:stepped],
-        events[stepped:ended],
-        events[loaded:stepped],
-        events[stated:ended],
-        events[ended:evaluated],
-    ):
+    step = events[loaded:stepped] + events[stated:ended]
+    others = [events[begin:end] for begin, end in zip(lengths, lengths[1:], strict=False)]
+    first, *rest = [*others, step]
+    for part in (events[:loaded], first, events[stepped:stated], *rest, step, events[ended:evaluated]):
         allocator.replay(part, sizes)
     peak = max(size for name, size in found.moments.items())
     found.unsplit = max(0, allocator.peak - peak)
