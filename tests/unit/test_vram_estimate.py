@@ -205,15 +205,9 @@ def test_amounts_of_memory(text: str, size: int) -> None:
 @pytest.mark.parametrize(
     ("wanted", "name", "mib"),
     [
-        ("H100", "H100", 81_559),
-        ("NVIDIA H100 80GB HBM3", "H100", 81_559),
-        ("NVIDIA A100-SXM4-40GB", "A100-40GB", 40_960),
-        ("NVIDIA A100-SXM4-80GB", "A100-80GB", 81_920),
-        ("a100", "A100-80GB", 81_920),
-        ("Tesla T4", "T4", 15_360),
-        ("NVIDIA GeForce RTX 4090", "RTX 4090", 24_564),
-        ("rtx4090", "RTX 4090", 24_564),
-        ("NVIDIA L40S", "L40S", 46_068),
+        ("H100", "NVIDIA H100 80GB HBM3", 81_559),
+        ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-40GB", 40_960),
+        ("rtx 4090", "NVIDIA GeForce RTX 4090", 24_564),
         ("24GiB", "24GiB", 24_576),
     ],
 )

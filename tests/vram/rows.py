@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
 import typing as t
 from pathlib import Path
 
+from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 from ansible_collections.llmops.finetune.plugins.module_utils._vram import hardware, optimizers, shape
 from ansible_collections.llmops.finetune.plugins.module_utils._vram.options import FORMULA, REPLAYED, UNVERIFIED
 from ansible_collections.llmops.finetune.plugins.module_utils._vram.physics import Physics
@@ -174,10 +176,10 @@ def _bytes(text: str) -> float:
 
 
 def _gpu(text: str) -> hardware.Gpu | None:
-    try:
-        return hardware.find(text)
-    except Exception:
-        return None
+    for name in (text, f"{text}B", re.sub(r"[- ]\d+GB?$", "", text)):
+        with contextlib.suppress(FinetuneError):
+            return hardware.find(name)
+    return None
 
 
 def _profile(record: Record) -> Parts | str:

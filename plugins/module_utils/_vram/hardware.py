@@ -1,10 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""GPUs by name: their memory, and what CUDA takes of it before the first tensor.
-
-Memory is what nvidia-smi tells as total. Where it comes from, docs/vram.md says.
-"""
+"""A GPU as estimates see it: its memory, and what CUDA takes of it before the first tensor."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ import re
 import typing as t
 
 from .._errors import FinetuneError
+from .._gpu import catalogue
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -40,27 +38,6 @@ class Gpu(t.NamedTuple):
         return 640 * MIB if self.capability >= 9 else 448 * MIB
 
 
-_TOTALS: dict[str, tuple[int, float]] = {
-    "V100-SXM2-16GB": (16_384, 7.0),
-    "V100-SXM2-32GB": (32_768, 7.0),
-    "T4": (15_360, 7.5),
-    "A100-40GB": (40_960, 8.0),
-    "A100-80GB": (81_920, 8.0),
-    "A10G": (23_028, 8.6),
-    "A10": (23_028, 8.6),
-    "A6000": (49_140, 8.6),
-    "RTX 3090": (24_576, 8.6),
-    "RTX 4090": (24_564, 8.9),
-    "L4": (23_034, 8.9),
-    "L40S": (46_068, 8.9),
-    "H100": (81_559, 9.0),
-    "H200": (143_771, 9.0),
-    "B200": (183_359, 10.0),
-}
-"""MiB and compute capability."""
-_DEFAULTS = {"A100": "A100-80GB", "V100": "V100-SXM2-16GB"}
-
-
 _AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*(GiB|GB|MiB|MB)", re.IGNORECASE)
 _UNITS = {"gib": GIB, "gb": 10**9, "mib": MIB, "mb": 10**6}
 
@@ -78,17 +55,11 @@ def find(wanted: str) -> Gpu:
     text = wanted.strip()
     if _AMOUNT.fullmatch(text):
         return Gpu(text, amount(text, "gpu"), 8.0)
-    words = _words(text)
-    for name in sorted((*_TOTALS, *_DEFAULTS), key=len, reverse=True):
-        if _words(name) <= words:
-            known = _DEFAULTS.get(name, name)
-            return Gpu(known, _TOTALS[known][0] * MIB, _TOTALS[known][1])
-    raise FinetuneError(
-        f"{wanted!r} is no GPU that is known here.",
-        where="gpu",
-        change=f"use one of {', '.join(sorted(_TOTALS))}, or its memory, such as 24GiB",
-    )
-
-
-def _words(text: str) -> set[str]:
-    return set(re.findall("[a-z0-9]+", re.sub(r"(rtx|gb)(?=\d)", r"\1 ", text.lower())))
+    known = catalogue.find(text)
+    if known is None:
+        raise FinetuneError(
+            f"{wanted!r} is no GPU that is known here.",
+            where="gpu",
+            change=f"use one of {', '.join(catalogue.names())}, or its memory, such as 24GiB",
+        )
+    return Gpu(known.name, known.memory * MIB, known.compute_capability)
