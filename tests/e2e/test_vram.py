@@ -52,7 +52,7 @@ def test_the_environment_computes_the_same_peaks_again(world: World, demo: objec
     """Another transformers, PEFT or PyTorch in the lock shows here."""
     python = next((world.root / "envs").glob("*/bin/python"))
     written = tmp_path / "truth.csv"
-    done = world.shell([str(python), str(FOLDER / "fake.py"), str(FOLDER / "configs"), str(written), *AGAIN])
+    done = world.shell([str(python), "-m", "tests.vram.fake", str(FOLDER / "configs"), str(written), *AGAIN])
     assert done.returncode == 0, done.stderr
     known = {tuple(record[key] for key in KEYS): record for record in rows.records(FOLDER / "truth.csv")}
     found = rows.records(written)

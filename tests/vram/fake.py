@@ -5,7 +5,7 @@
 
 Run by the Python of a node's environment, for versions are what it is about:
 
-    ENVIRONMENT/bin/python tests/vram/fake.py tests/vram/configs tests/vram/truth.csv [MODEL:METHOD …]
+    ENVIRONMENT/bin/python -m tests.vram.fake tests/vram/configs tests/vram/truth.csv [MODEL:METHOD …]
 
 Every case trains two steps under FakeTensorMode on device cpu; a dispatch mode counts what is live, rounded up to 512
 bytes, and the second step is read. Where CPU and CUDA differ in what they keep, CUDA's way is put in place of it
@@ -22,20 +22,19 @@ import json
 import sys
 import types
 import typing as t
-import weakref
 from functools import partial
 from pathlib import Path
 
 import peft
 import torch
 import transformers
+import trl
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.utils import checkpoint as checkpointing
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-DEVICE, HALF = "cpu", torch.bfloat16
+from .live import DEVICE, HALF, Live, Packed, autocast, like_cuda, packed_forward
+
 FIELDS = [
     "kind",
     "model",
@@ -64,7 +63,7 @@ FIELDS = [
 class Case(t.NamedTuple):
     model: str
     method: str = "lora"
-    """full, freeze (two layers), lora, qlora, dpo lora."""
+    """full, freeze (two layers), lora, qlora; dpo, kto and rm before the first or the second of them."""
     batch: int = 1
     length: int = 2048
     autocast: bool = True
@@ -108,6 +107,11 @@ CASES = [
     Case("llama3-8b", "qlora", checkpoints=False),
     Case("llama3-8b", "qlora", length=512, double_quantization=False),
     Case("llama3-8b", "dpo lora", length=1024),
+    Case("qwen2.5-0.5b", "dpo full", length=1024),
+    Case("llama3-8b", "kto lora", batch=2, length=1024),
+    Case("llama3-8b", "rm lora", length=1024),
+    Case("llama3-8b", "rm lora", length=1024, checkpoints=False),
+    Case("qwen2.5-0.5b", "rm full", length=1024),
     Case("llama2-7b", length=4096),
     Case("qwen2.5-7b"),
     Case("qwen2.5-7b", "full"),
@@ -126,170 +130,6 @@ CASES = [
     Case("phi3-mini", "full", length=1024),
     Case("glm4-9b", checkpoints=False, length=1024),
 ]
-
-
-class Live(TorchDispatchMode):
-    """Counts live bytes, and their peak in each phase."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = 0
-        self.phase = "load"
-        self.peaks: dict[str, int] = {}
-        self.known: dict[int, t.Any] = {}
-
-    def begin(self, phase: str) -> None:
-        self.phase = phase
-        self.peaks[phase] = max(self.peaks.get(phase, 0), self.live)
-
-    def see(self, tensor: t.Any, counts: bool = True) -> None:
-        if not isinstance(tensor, torch.Tensor) or tensor.device.type != DEVICE:
-            return
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, -(-storage.nbytes() // 512) * 512
-        if key in self.known:
-            return
-        self.known[key] = weakref.ref(storage, partial(self._gone, key, size))
-        self.live += size
-        if counts:
-            self.peaks[self.phase] = max(self.peaks.get(self.phase, 0), self.live)
-
-    def _gone(self, key: int, size: int, _reference: t.Any) -> None:
-        if self.known.pop(key, None) is not None:
-            self.live -= size
-
-    def scratch(self, size: int) -> None:
-        self.peaks[self.phase] = max(self.peaks.get(self.phase, 0), self.live + size)
-
-    def __torch_dispatch__(self, func: t.Any, types: t.Any, args: t.Any = (), kwargs: t.Any = None) -> t.Any:
-        out = func(*args, **(kwargs or {}))
-        name = str(func)
-        summed = name == "aten.add.Tensor" and self.phase == "backward" and _same(args[0], args[1], out)
-        for tensor in tree_leaves(out):  # gradients are summed in place, but for tensors of a subclass
-            self.see(tensor, counts=not (summed and not torch.is_grad_enabled()))
-        if name == "aten._softmax_backward_data.default":  # the kernel writes grad × output first
-            self.scratch(args[0].numel() * args[0].element_size())
-        if "_scaled_dot_product_flash_attention_backward" in name:
-            self.scratch(_flash_scratch(args[1], args[2]))
-        return out
-
-
-def _same(a: t.Any, b: t.Any, out: t.Any) -> bool:
-    return isinstance(b, torch.Tensor) and a.shape == b.shape == out.shape and a.dtype == b.dtype
-
-
-def _flash_scratch(query: torch.Tensor, key: torch.Tensor) -> int:
-    """dq in fp32 of rounded lengths, a sum for each row, dk and dv of all heads where they are fewer."""
-    batch, heads, length, dim = query.shape
-    rows = batch * heads * -(-length // 128) * 128
-    spread = 2 * query.numel() * query.element_size() if key.shape[1] != heads else 0
-    return int(rows * -(-dim // 32) * 32 * 4 + rows * 4 + spread)
-
-
-# CUDA's ways
-
-
-@contextlib.contextmanager
-def like_cuda(module: types.ModuleType, masked: bool) -> t.Iterator[None]:
-    """What differs on the CPU, put right. module: of the model; masked: it makes a mask of its own."""
-    old_autocast, old_attention = torch.is_autocast_enabled, functional.scaled_dot_product_attention
-    old_device, old_dropout = checkpointing._infer_device_type, functional.dropout
-    old_pow, old_norm = torch.pow, functional.layer_norm
-
-    def norm(x: t.Any, shape: t.Any, weight: t.Any = None, bias: t.Any = None, eps: float = 1e-5) -> t.Any:
-        if torch.is_autocast_enabled(DEVICE):  # CUDA's autocast has it in fp32
-            x, weight, bias = (one if one is None else one.float() for one in (x, weight, bias))
-        return old_norm(x, shape, weight, bias, eps)
-
-    def power(x: t.Any, exponent: t.Any) -> t.Any:  # in fp32 under CUDA's autocast
-        return old_pow(x.float() if torch.is_autocast_enabled(DEVICE) else x, exponent)
-
-    def dropout(x: t.Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> t.Any:
-        return torch.native_dropout(x, p, training)[0] if p and training else x  # its mask has a byte per element
-
-    def enabled(device: str | None = None) -> bool:  # PEFT asks for CUDA's, which is without a name
-        return bool(old_autocast(device or DEVICE))
-
-    def attention(
-        query: t.Any, key: t.Any, value: t.Any, attn_mask: t.Any = None, dropout_p: float = 0.0, **more: t.Any
-    ) -> t.Any:
-        if torch.is_autocast_enabled(DEVICE):
-            query, key, value = (one.to(HALF) for one in (query, key, value))
-        scale = more.get("scale")
-        flash = torch.ops.aten._scaled_dot_product_flash_attention
-        return flash(query, key, value, dropout_p, more.get("is_causal", False), False, scale=scale)[0]
-
-    changed: dict[str, t.Any] = {}
-    names = ("create_causal_mask", "create_sliding_window_causal_mask") if not masked else ()
-    for name in names:  # a batch without padding has none, which cannot be seen without content
-        if hasattr(module, name):
-            changed[name] = getattr(module, name)
-            setattr(module, name, lambda *_args, **_more: None)
-    torch.is_autocast_enabled = enabled  # type: ignore[assignment]
-    functional.scaled_dot_product_attention, functional.dropout = attention, dropout
-    torch.pow, functional.layer_norm = power, norm
-    checkpointing._infer_device_type = lambda *_args: DEVICE
-    checkpointing.DefaultDeviceType.set_device_type(DEVICE)
-    try:
-        yield
-    finally:
-        torch.is_autocast_enabled, functional.scaled_dot_product_attention = old_autocast, old_attention
-        checkpointing._infer_device_type, functional.dropout = old_device, old_dropout
-        torch.pow, functional.layer_norm = old_pow, old_norm
-        for name, old in changed.items():
-            setattr(module, name, old)
-
-
-@contextlib.contextmanager
-def autocast(on: bool) -> t.Iterator[None]:
-    with torch.autocast(DEVICE, HALF, enabled=on):
-        yield
-
-
-class Packed(torch.nn.Module):
-    """A linear module of bitsandbytes: half a byte for a weight, a scale for 64, and the whole matrix while it runs."""
-
-    def __init__(self, rows: int, columns: int, bias: torch.nn.Parameter | None, double: bool) -> None:
-        super().__init__()
-        self.rows, self.columns, self.double, self.bias = rows, columns, double, bias
-        count = rows * columns
-        self.register_buffer("packed", torch.empty(count // 2, dtype=torch.uint8, device="meta"))
-        scales = -(-count // 64)
-        sizes = [(scales, torch.uint8), (-(-scales // 256), torch.float32), (256, torch.float32), (1, torch.float32)]
-        for index, (size, kind) in enumerate(sizes if double else [(scales, torch.float32)]):
-            self.register_buffer(f"scales{index}", torch.empty(size, dtype=kind, device="meta"))
-        self.register_buffer("code", torch.empty(16, dtype=torch.float32, device="meta"))
-
-    def matrix(self) -> torch.Tensor:
-        whole = torch.empty(self.rows, self.columns, dtype=HALF, device=DEVICE)
-        if self.double:
-            torch.empty(-(-self.rows * self.columns // 64), dtype=torch.float32, device=DEVICE)
-        return whole
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = _Product.apply(x.to(HALF), self)
-        return (out if self.bias is None else out + self.bias).to(x.dtype)
-
-
-class _Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: t.Any, x: torch.Tensor, module: Packed) -> torch.Tensor:
-        ctx.module = module
-        return functional.linear(x, module.matrix())
-
-    @staticmethod
-    def backward(ctx: t.Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return grad @ ctx.module.matrix(), None
-
-
-def _packed_forward(self: t.Any, x: torch.Tensor) -> torch.Tensor:
-    """Of PEFT's layer for bitsandbytes: autocast is left to cast the input."""
-    result = self.base_layer(x)
-    low, high = self.lora_A["default"], self.lora_B["default"]
-    plain = not torch.is_autocast_enabled(DEVICE)
-    x = x.to(low.weight.dtype) if plain else x
-    update = high(low(self.lora_dropout["default"](x))) * self.scaling["default"]
-    return result + (update.to(result.dtype) if plain else update)
 
 
 # One case
@@ -318,7 +158,7 @@ def build(case: Case, config: dict[str, t.Any]) -> t.Any:
             if isinstance(one, peft.tuners.lora.layer.Linear):
                 base = one.base_layer
                 one.base_layer = Packed(base.out_features, base.in_features, base.bias, case.double_quantization)
-                one.forward = types.MethodType(_packed_forward, one)
+                one.forward = types.MethodType(packed_forward, one)
     if case.method == "freeze":
         layers = described.num_hidden_layers
         for name, weight in model.named_parameters():
@@ -357,8 +197,7 @@ def with_checkpoints(model: t.Any) -> None:
                 break
         return run(func, *args, **more)
 
-    base = model.base_model.model if isinstance(model, peft.PeftModel) else model
-    base._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=wrapped)
+    model._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=wrapped)
 
 
 def log_probabilities(model: t.Any, ids: torch.Tensor, amp: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -371,15 +210,17 @@ def log_probabilities(model: t.Any, ids: torch.Tensor, amp: bool) -> tuple[torch
     return found.sum(-1), logits
 
 
-def forward(case: Case, model: t.Any) -> torch.Tensor:
-    if case.method == "dpo lora":
-        ids = torch.zeros(2 * case.batch, case.length, dtype=torch.long, device=DEVICE)
-        policy, logits = log_probabilities(model, ids, case.autocast)
-        with torch.no_grad(), model.disable_adapter():
-            reference, others = log_probabilities(model, ids, case.autocast)
-        del logits, others
-        return functional.logsigmoid(policy - reference).mean()
-    ids = torch.zeros(case.batch, case.length, dtype=torch.long, device=DEVICE)
+def tokens(case: Case, each: int = 1) -> torch.Tensor:
+    return torch.zeros(each * case.batch, case.length, dtype=torch.long, device=DEVICE)
+
+
+def forward(case: Case, model: t.Any, reference: t.Any) -> torch.Tensor:
+    stage = case.method.split()[0] if " " in case.method else "sft"
+    return STAGES[stage](case, model, reference)
+
+
+def _answers(case: Case, model: t.Any, _reference: t.Any) -> torch.Tensor:
+    ids = tokens(case)
     with autocast(case.autocast):
         out = model(input_ids=ids, labels=ids, use_cache=False)
     if case.autocast:  # accelerate casts what a model returns
@@ -388,16 +229,73 @@ def forward(case: Case, model: t.Any) -> torch.Tensor:
     return loss
 
 
+def _pairs(case: Case, model: t.Any, reference: t.Any) -> torch.Tensor:
+    """dpo: the logits wait for the metrics."""
+    ids = tokens(case, 2)
+    policy, logits = log_probabilities(model, ids, case.autocast)
+    with torch.no_grad(), without_adapters(model, reference) as other:
+        known, others = log_probabilities(other, ids, case.autocast)
+    del logits, others
+    return functional.logsigmoid(policy - known).mean()
+
+
+def _marked(case: Case, model: t.Any, reference: t.Any) -> torch.Tensor:
+    """kto, half of the answers good."""
+    ids, half = tokens(case), case.batch // 2
+
+    def both(of: t.Any) -> t.Any:
+        known, logits = log_probabilities(of, ids, case.autocast)
+        with torch.no_grad():
+            estimate, _logits = log_probabilities(of, ids, case.autocast)
+        del _logits
+        return known, estimate, logits[:half].clone(), logits[half:].clone()
+
+    policy, estimate, good, bad = both(model)
+    with torch.no_grad(), without_adapters(model, reference) as other:
+        known, others, _good, _bad = both(other)
+    del good, bad, _good, _bad
+    return torch.sigmoid(policy - known - (estimate - others).mean()).mean()
+
+
+def _scores(case: Case, model: t.Any, _reference: t.Any) -> torch.Tensor:
+    """rm, with trl's value head."""
+    with autocast(case.autocast):
+        _logits, _loss, values = model(input_ids=tokens(case, 2), use_cache=False)
+    values = values.float()
+    return -functional.logsigmoid(values[: case.batch, -1] - values[case.batch :, -1]).mean()
+
+
+STAGES = {"sft": _answers, "dpo": _pairs, "kto": _marked, "rm": _scores}
+
+
+@contextlib.contextmanager
+def without_adapters(model: t.Any, reference: t.Any) -> t.Iterator[t.Any]:
+    if reference is not None:
+        yield reference
+    else:
+        with model.disable_adapter():
+            yield model
+
+
 def run(case: Case, config: dict[str, t.Any]) -> dict[str, int]:
     """Bytes: load, forward, backward, optimizer."""
-    model = build(case, config)
-    source = sys.modules[type(model.base_model.model if "lora" in case.method else model).__module__]
+    model, reference = build(case, config), None
+    inner = model.base_model.model if "lora" in case.method else model
+    source = sys.modules[type(inner).__module__]
+    if case.method == "dpo full":
+        reference = build(case, config).requires_grad_(False)
+    if case.method.startswith("rm"):
+        with torch.device("meta"):
+            model = trl.AutoModelForCausalLMWithValueHead(model)
+        model.is_peft_model = inner is not model.pretrained_model
     live = Live()
     with like_cuda(source, masked=case.attention == "eager"), FakeTensorMode(allow_non_fake_inputs=True), live:
         without_content(model, torch.float32 if case.autocast else HALF)
+        if reference is not None:
+            without_content(reference, HALF)
         model.train()
         if case.checkpoints:
-            with_checkpoints(model)
+            with_checkpoints(inner)
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         fused = case.optimizer == "adamw_fused"
         optimizer = torch.optim.AdamW(weights, fused=fused, foreach=not fused)
@@ -407,7 +305,7 @@ def run(case: Case, config: dict[str, t.Any]) -> dict[str, int]:
             live.peaks = {}
             for _micro in range(case.accumulation):
                 live.begin("forward")
-                loss = forward(case, model)
+                loss = forward(case, model, reference)
                 live.begin("backward")
                 loss.backward()
                 del loss

@@ -85,10 +85,10 @@ def truth(record: Record, known: t.Mapping[str, t.Any]) -> Made:
 
 
 def _of_llamafactory(record: Record) -> Physics:
-    method, amp = record["method"], record["precision"] == "amp_bf16"
-    adapters = "lora" in method
+    stage, _blank, method = record["method"].rpartition(" ")
+    amp, adapters = record["precision"] == "amp_bf16", "lora" in record["method"]
     return Physics(
-        stage="dpo" if "dpo" in method else "sft",
+        stage=stage or "sft",
         method="lora" if adapters else method,
         autocast=amp,
         outputs_in_full=amp,
@@ -103,6 +103,7 @@ def _of_llamafactory(record: Record) -> Physics:
         checkpointing="on" if record["grad_ckpt"] == "True" else "off",
         attention=record["attn"],
         padded="mask" in record["note"],
+        reference=stage in ("dpo", "kto") and not adapters,
     )
 
 

@@ -25,6 +25,9 @@ class Kind(t.NamedTuple):
     """Its own weights are, besides adapters."""
 
 
+FROZEN = "frozen"
+"""The method of a model that is there to be compared with."""
+
 Groups = t.List[t.Tuple[Kind, int]]
 """Layers in order: those that are the same, and how many."""
 
@@ -65,6 +68,10 @@ class Model:
                 parts.append(weights)
         self.norm = Norm(ends, shape.hidden, shape.norm)
         self.head = self.embedding if shape.tied else ends.parameter(shape.vocab, shape.hidden)
+        self.value = None
+        if physics.stage in ("rm", "ppo") and physics.method != FROZEN:  # a value head, in fp32
+            self.value = Parameter(tape, 1, shape.hidden, FULL, True)
+            ends.found += [self.value, Parameter(tape, 1, 1, FULL, True)]
         self.parts = parts
         self.trained: list[Parameter] = [one for part in parts for one in part.found]
         self.tables = [Storage(tape.meter, shape.head_dim // 2 * FULL) for _each in range(2)]
@@ -72,12 +79,8 @@ class Model:
         self.elements = sum(part.elements for part in parts)
         self.largest = max(part.elements for part in parts[1:])
 
-    def copies(self) -> list[float]:
-        """Bytes of a frozen copy of each part, on this rank."""
-        return [self.engine.stored(part.elements, HALF) for part in self.parts]
-
-    def hidden(self, tape: Tape, tokens: Tensor, step: Step) -> Tensor:
-        """The last hidden state, behind the norm."""
+    def hidden(self, tape: Tape, tokens: Tensor, step: Step, states: list[Tensor] | None = None) -> Tensor:
+        """The last hidden state, behind the norm. states: to be filled with those of all layers."""
         shape, physics = self.shape, self.physics
         x = embedded = ops.embedding(tape, tokens, self.embedding)
         if shape.scaled:
@@ -92,6 +95,8 @@ class Model:
         before = "end"
         for name, layer, trained in self.layers:
             x = kernels.boundary(tape, x, f"forward {name}", f"backward {before}")
+            if states is not None:
+                states.append(x)
             if physics.checkpointing == "off" or not trained:
                 x = layer(tape, x, step)
             else:
@@ -101,9 +106,11 @@ class Model:
         x = kernels.boundary(tape, x, "loss forward", f"backward {before}")
         return self.norm(tape, x)
 
-    def logits(self, tape: Tape, tokens: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def logits(
+        self, tape: Tape, tokens: Tensor, step: Step, states: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """And the last hidden state."""
-        x = self.hidden(tape, tokens, step)
+        x = self.hidden(tape, tokens, step, states)
         logits = ops.linear(tape, x, self.head)
         if self.shape.soft_capped:
             logits = ops.scale(tape, logits)

@@ -233,7 +233,7 @@ def _tag(
         "experts": shape.experts is not None,
         "latent attention": shape.latent is not None,
         "a tower that sees": shape.vision is not None,
-        f"stage {stage}": stage in ("rm", "kto", "ppo"),
+        f"stage {stage}": stage == "ppo",
         f"finetuning_type {physics.method}": physics.method == "oft",
         f"optimizer {optimizer}": optimizer not in ("adamw_torch", "adamw_torch_fused", "sgd"),
         "quantization in 8 bits": physics.quantization == 8,
@@ -247,7 +247,6 @@ def _tag(
         "Liger's kernels": physics.fused,
         "flash_attn fa2": physics.attention == "fa2",
         "evaluation": bool(given["do_eval"]),
-        "dpo without adapters": stage == "dpo" and physics.reference,
         "DoRA": physics.dora,
     }
     reasons = [what for what, holds in unverified.items() if holds]

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One step of each stage, as transformers, trl and LLaMA-Factory run it: from tokens to gradients.
 
-Measured: sft. dpo is checked against the real classes on tensors without content; rm, kto and ppo are read from code.
+Measured: sft. dpo, kto and rm are checked against the real classes on tensors without content; ppo is read from code.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import typing as t
 from . import kernels, ops
 from .decoder import Step
 from .model import Model
-from .tape import FULL, HALF, LONG, Storage, Tape, Tensor
+from .tape import FULL, HALF, LONG, Parameter, Storage, Tape, Tensor
 
 PAIRED = ("rm", "dpo")
 """Stages whose records are two sequences."""
@@ -37,8 +37,11 @@ class Run(t.NamedTuple):
         return self.batch * self.length
 
 
-def micro_step(tape: Tape, model: Model, run: Run) -> Tensor | None:
-    """Forward and backward of one micro-batch. Returns what the trainer still holds afterwards."""
+def micro_step(tape: Tape, model: Model, run: Run, reference: Model | None = None) -> Tensor | None:
+    """Forward and backward of one micro-batch. Returns what the trainer still holds afterwards.
+
+    reference: a copy of the model; without one its adapters are switched off for it.
+    """
     stage = model.physics.stage
     paired = stage in PAIRED
     length = run.length + (run.answer if stage == "ppo" else 0)
@@ -46,7 +49,7 @@ def micro_step(tape: Tape, model: Model, run: Run) -> Tensor | None:
     tokens = tape.empty(run.tokens, LONG)
     tape.meter.moment("forward")
     _held = Storage(tape.meter, model.gathered)  # until the step is over
-    loss, outputs = _FORWARD[stage](tape, model, tokens, run)
+    loss, outputs = _FORWARD[stage](tape, model, tokens, run, reference or model)
     if not model.physics.keeps_outputs:
         outputs = None
     tape.meter.moment("loss backward")
@@ -60,10 +63,10 @@ def evaluation(tape: Tape, model: Model, run: Run) -> None:
     tokens = tape.empty(run.tokens, LONG)
     tape.meter.moment("evaluation")
     _held = Storage(tape.meter, model.gathered)
-    tape.without_grad(lambda: _language(tape, model, tokens, run))
+    tape.without_grad(lambda: _language(tape, model, tokens, run, model))
 
 
-def _language(tape: Tape, model: Model, tokens: Tensor, run: Run) -> tuple[Tensor, Tensor | None]:
+def _language(tape: Tape, model: Model, tokens: Tensor, run: Run, _reference: Model) -> tuple[Tensor, Tensor | None]:
     """pt, sft."""
 
     def forward() -> tuple[Tensor, Tensor | None]:
@@ -106,35 +109,51 @@ def _log_probabilities(tape: Tape, model: Model, tokens: Tensor, run: Run) -> tu
     return kernels.cross_entropy(tape, logits, labels), logits
 
 
-def _preference(tape: Tape, model: Model, tokens: Tensor, run: Run) -> tuple[Tensor, Tensor]:
+def _preference(tape: Tape, model: Model, tokens: Tensor, run: Run, reference: Model) -> tuple[Tensor, Tensor]:
     """dpo: the policy, then the reference without a graph, while the policy's logits wait for the metrics."""
     loss, logits = _log_probabilities(tape, model, tokens, run)
     if run.loss not in WITHOUT_REFERENCE:
-        tape.without_grad(lambda: _log_probabilities(tape, model, tokens, run))
+        tape.without_grad(lambda: _log_probabilities(tape, reference, tokens, run))
     return loss, logits
 
 
-def _kto(tape: Tape, model: Model, tokens: Tensor, run: Run) -> tuple[Tensor, Tensor]:
-    """The policy, its KL estimate on other answers, and the reference on both."""
+def _kto(tape: Tape, model: Model, tokens: Tensor, run: Run, reference: Model) -> tuple[Tensor, Tensor]:
+    """The policy, its KL estimate on other answers, and the reference on both.
+
+    Logits of good and of bad answers are copied out of those of all, once the estimate is there.
+    """
     loss, logits = _log_probabilities(tape, model, tokens, run)
-    for _each in range(3):
-        tape.without_grad(lambda: _log_probabilities(tape, model, tokens, run))
+    tape.without_grad(lambda: _log_probabilities(tape, model, tokens, run))
+    logits = ops.copy(tape, logits)
+
+    def others() -> None:
+        _loss, kept = _log_probabilities(tape, reference, tokens, run)
+        _log_probabilities(tape, reference, tokens, run)
+        ops.copy(tape, kept)
+
+    tape.without_grad(others)
     return loss, logits
 
 
-def _reward(tape: Tape, model: Model, tokens: Tensor, run: Run) -> tuple[Tensor, Tensor]:
+VALUE_DROPOUT = 0.1
+"""trl's, in front of the value head."""
+
+
+def _reward(tape: Tape, model: Model, tokens: Tensor, run: Run, _reference: Model) -> tuple[Tensor, None]:
     """trl's value head: logits are made and cast, and nobody uses them."""
 
-    def forward() -> Tensor:
-        logits, last = model.logits(tape, tokens, Step(run.batch, run.length))
-        ops.cast(tape, logits, FULL)
-        return last
+    def forward() -> tuple[Tensor, Tensor]:
+        states: list[Tensor] = []  # asked for, and held until it returns
+        logits, last = model.logits(tape, tokens, Step(run.batch, run.length), states)
+        last = ops.cast(tape, ops.dropout(tape, last, VALUE_DROPOUT), FULL)
+        value = ops.linear(tape, last, t.cast(Parameter, model.value))
+        return ops.cast(tape, logits, FULL), value
 
-    last: Tensor = tape.under_autocast(forward, model.physics.autocast)
-    return ops.mean(tape, ops.cast(tape, last, FULL), run.tokens), last
+    _logits, value = tape.under_autocast(forward, model.physics.autocast)
+    return ops.mean(tape, ops.cast(tape, value, FULL), 1), None
 
 
-def _policy(tape: Tape, model: Model, tokens: Tensor, run: Run) -> tuple[Tensor, Tensor]:
+def _policy(tape: Tape, model: Model, tokens: Tensor, run: Run, reference: Model) -> tuple[Tensor, Tensor]:
     """ppo: a pass over prompts and answers with logits in fp32, beside those of the reference; before that, answers are
     made with a cache of keys and values."""
     shape = model.shape
@@ -142,11 +161,11 @@ def _policy(tape: Tape, model: Model, tokens: Tensor, run: Run) -> tuple[Tensor,
     tape.meter.moment("generation")
     tape.meter.scratch(cache + run.batch * shape.vocab * FULL * 2)
     tape.meter.moment("forward")
-    tape.without_grad(lambda: _log_probabilities(tape, model, tokens, run))
+    tape.without_grad(lambda: _log_probabilities(tape, reference, tokens, run))
     return _log_probabilities(tape, model, tokens, run)
 
 
-_FORWARD: dict[str, t.Callable[[Tape, Model, Tensor, Run], tuple[Tensor, Tensor | None]]] = {
+_FORWARD: dict[str, t.Callable[[Tape, Model, Tensor, Run, Model], tuple[Tensor, Tensor | None]]] = {
     "pt": _language,
     "sft": _language,
     "rm": _reward,

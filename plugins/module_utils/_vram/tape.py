@@ -191,8 +191,8 @@ class Tape:
         del grad
         while ready:
             node = heapq.heappop(ready)[1]
-            given, node.grad = t.cast(Tensor, node.grad), None
-            found = list(node.backward(self, node, given))
+            given, node.grad = node.grad, None
+            found = list(node.backward(self, node, t.cast(Tensor, given)))
             node.saved = given = None
             for edge in node.inputs:
                 part = found.pop(0)

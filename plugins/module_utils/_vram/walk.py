@@ -10,12 +10,12 @@ layer, be it of weights, of gradients behind or of activations before; so the pe
 from __future__ import annotations
 
 import typing as t
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from . import stages
 from .allocator import Allocator
 from .engines import Engine
-from .model import Groups, Model, groups
+from .model import FROZEN, Groups, Kind, Model, groups
 from .optimizers import Optimizer
 from .physics import Physics
 from .shape import Shape
@@ -104,14 +104,19 @@ def _walk(job: Job, shown: Groups, replays: bool) -> Walk:
     model = Model(tape, job.shape, job.physics, job.engine, shown)
     trained = sum(one.count for one in model.trained)
     held = [Storage(meter, job.engine.buffers(job.shape, trained, model.largest))]
-    held += [Storage(meter, size) for size in (model.copies() if job.physics.reference else ())]
+    reference = None
+    if job.physics.reference:
+        frozen = replace(job.physics, method=FROZEN, rank=0, turned=0, trains_ends=False, trained_layers=0)
+        reference = Model(
+            tape, job.shape, frozen, job.engine, [(Kind(kind.dense, False), count) for kind, count in shown]
+        )
     held += [Storage(meter, job.workspace) for _handle in range(HANDLES)]
     cuts = [len(meter.events)]
     if job.accumulation > 1:  # the last micro-batch finds the gradients of those before
         for one in model.trained:
             kept = one.count * one.width if one.kept is None else one.kept
             one.grad = tape.empty(kept, 1) if kept else None
-    outputs = stages.micro_step(tape, model, job.run)
+    outputs = stages.micro_step(tape, model, job.run, reference)
     meter.moment("optimizer")
     cuts.append(len(meter.events))
     before = meter.live
@@ -130,7 +135,7 @@ def _walk(job: Job, shown: Groups, replays: bool) -> Walk:
     lengths = [len(meter.events)]
     peaks = dict(meter.peaks)
     for part in LENGTHS if replays and job.varied else ():
-        stages.micro_step(tape, model, job.run._replace(length=max(8, round(job.run.length * part))))
+        stages.micro_step(tape, model, job.run._replace(length=max(8, round(job.run.length * part))), reference)
         _end_step(job, model, meter)
         lengths.append(len(meter.events))
     late = ("load", "optimizer", "between steps", "evaluation")
