@@ -63,7 +63,7 @@ FIELDS = [
 class Case(t.NamedTuple):
     model: str
     method: str = "lora"
-    """full, freeze (two layers), lora, qlora; dpo, kto and rm before the first or the second of them."""
+    """full, freeze (two layers), lora, qlora, lora+dora, oft; full or lora with dpo, kto or rm before it."""
     batch: int = 1
     length: int = 2048
     autocast: bool = True
@@ -112,6 +112,11 @@ CASES = [
     Case("llama3-8b", "rm lora", length=1024),
     Case("llama3-8b", "rm lora", length=1024, checkpoints=False),
     Case("qwen2.5-0.5b", "rm full", length=1024),
+    *(
+        Case("llama3.2-1b", method, length=1024, checkpoints=on)
+        for method in ("lora+dora", "oft")
+        for on in (True, False)
+    ),
     Case("llama2-7b", length=4096),
     Case("qwen2.5-7b"),
     Case("qwen2.5-7b", "full"),
@@ -135,21 +140,28 @@ CASES = [
 # One case
 
 
+def adapts(case: Case) -> bool:
+    return "lora" in case.method or case.method == "oft"
+
+
 def build(case: Case, config: dict[str, t.Any]) -> t.Any:
     """The model on device meta, with adapters; trained weights in fp32 unless it is all in half."""
     given = {key: value for key, value in config.items() if key not in ("architectures", "torch_dtype", "model_type")}
     described = transformers.AutoConfig.for_model(config["model_type"], use_cache=False, **given)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(described, attn_implementation=case.attention, dtype=HALF)
-    if "lora" in case.method:
+    if adapts(case):
         names = {name.split(".")[-1] for name, one in model.named_modules() if isinstance(one, torch.nn.Linear)}
-        wanted = peft.LoraConfig(
+        common: dict[str, t.Any] = {"target_modules": sorted(names - {"lm_head"}), "task_type": "CAUSAL_LM"}
+        wanted: t.Any = peft.LoraConfig(
             r=case.rank,
             lora_alpha=2 * case.rank,
             lora_dropout=case.dropout,
-            target_modules=sorted(names - {"lm_head"}),
-            task_type="CAUSAL_LM",
+            use_dora="dora" in case.method,
+            **common,
         )
+        if case.method == "oft":
+            wanted = peft.OFTConfig(r=0, oft_block_size=32, **common)
         with torch.device("meta"):
             model = peft.get_peft_model(model, wanted, low_cpu_mem_usage=True)
         model.base_model.model.tie_weights()
@@ -280,7 +292,7 @@ def without_adapters(model: t.Any, reference: t.Any) -> t.Iterator[t.Any]:
 def run(case: Case, config: dict[str, t.Any]) -> dict[str, int]:
     """Bytes: load, forward, backward, optimizer."""
     model, reference = build(case, config), None
-    inner = model.base_model.model if "lora" in case.method else model
+    inner = model.base_model.model if adapts(case) else model
     source = sys.modules[type(inner).__module__]
     if case.method == "dpo full":
         reference = build(case, config).requires_grad_(False)

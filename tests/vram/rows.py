@@ -87,6 +87,7 @@ def truth(record: Record, known: t.Mapping[str, t.Any]) -> Made:
 def _of_llamafactory(record: Record) -> Physics:
     stage, _blank, method = record["method"].rpartition(" ")
     amp, adapters = record["precision"] == "amp_bf16", "lora" in record["method"]
+    turned = 32 if method == "oft" else 0
     return Physics(
         stage=stage or "sft",
         method="lora" if adapters else method,
@@ -97,13 +98,14 @@ def _of_llamafactory(record: Record) -> Physics:
         rank=int(record["lora_rank"]) if adapters else 0,
         dropout=float(record["lora_dropout"] or 0),
         dora="dora" in method,
+        turned=turned,
         quantization=4 if "nf4" in record["quant"] else 0,
         double_quantization="dq" in record["quant"],
         trained_layers=2 if method == "freeze" else None,
         checkpointing="on" if record["grad_ckpt"] == "True" else "off",
         attention=record["attn"],
         padded="mask" in record["note"],
-        reference=stage in ("dpo", "kto") and not adapters,
+        reference=stage in ("dpo", "kto") and not (adapters or turned),
     )
 
 

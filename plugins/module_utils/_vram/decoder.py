@@ -86,14 +86,11 @@ class LatentAttention:
         q = ops.copy(tape, q)
         k = ops.gather(tape, kv, tokens * heads * width)
         v = ops.split(tape, kv, tokens * heads * latent.value)
-        if self.physics.attention != "eager":  # flash wants one width for all three
+        wide = self.physics.attention == "fa2"  # which wants one width for all three
+        if wide:
             v = ops.gather(tape, v, tokens * heads * width)
-        return self.o(
-            tape,
-            ops.split(
-                tape, attend(tape, self.physics, q, k, v, self.shape, width, step), tokens * heads * latent.value
-            ),
-        )
+        out = attend(tape, self.physics, q, k, v, self.shape, width, step)
+        return self.o(tape, ops.split(tape, out, tokens * heads * latent.value) if wide else out)
 
 
 def _rotated(tape: Tape, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, part: float) -> tuple[Tensor, Tensor]:

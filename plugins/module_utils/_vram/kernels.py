@@ -64,6 +64,27 @@ def _unflash(tape: Tape, node: Node, grad: Tensor) -> Grads:
     return found
 
 
+def turn(tape: Tape, x: Tensor, weight: Parameter, columns: int) -> Tensor:
+    """OFT: the input times an orthogonal block for each few of its columns (PEFT, tuners/oft/layer.py).
+
+    Cayley's transform makes the blocks of the weight, with some matrices of their size on the way.
+    """
+    block = 2 * weight.count // columns + 1
+    half = ops.autocast(tape, x)
+    kept = (half, tape.empty(_CAYLEY * columns * block, FULL), weight.count)
+    return tape.record(ops.like(tape, half), _unturn, (half, weight), kept)
+
+
+_CAYLEY = 4
+
+
+def _unturn(tape: Tape, node: Node, grad: Tensor) -> Grads:
+    return (
+        ops.like(tape, grad) if node.wants(0) else None,
+        tape.empty((node.saved or ())[-1], FULL) if node.wants(1) else None,
+    )
+
+
 # Loss
 
 

@@ -91,23 +91,46 @@ class Linear:
                 self.magnitude = weights.parameter(rows, adapter=True)
 
     def __call__(self, tape: Tape, x: Tensor) -> Tensor:
-        if self.turn is not None:  # OFT: the input, in the type of the adapter, times small blocks
-            x = ops.cast(tape, ops.multiply(tape, ops.cast(tape, x, self.turn.width), self.turn), x.width)
+        if self.turn is not None:
+            turned = kernels.turn(tape, ops.cast(tape, x, self.turn.width), self.turn, self.columns)
+            x = ops.cast(tape, turned, x.width)
+            del turned
         result = self.base(tape, x)
         if self.low is None or self.high is None:
             return result
         physics, width = self.physics, result.width
         if not (physics.quantization and tape.autocast):  # PEFT's quantized layers leave the cast to autocast
             x = ops.cast(tape, x, self.low.width)
-        if self.magnitude is not None:  # DoRA makes the product of the two, to scale its rows
-            tape.meter.scratch(self.columns**2 * x.width + 2 * self.rows * self.columns * x.width)
-        update = ops.linear(tape, ops.linear(tape, ops.dropout(tape, x, physics.dropout), self.low), self.high)
-        update = ops.scale(tape, update)
-        if physics.quantization:
-            update = ops.cast(tape, update, width)
+        if self.magnitude is not None:
+            update = self._weighed(tape, x, result, self.low, self.high, self.magnitude)
+        else:
+            dropped = ops.dropout(tape, x, physics.dropout)
+            update = ops.scale(tape, ops.linear(tape, ops.linear(tape, dropped, self.low), self.high))
+            del dropped
+            if physics.quantization:
+                update = ops.cast(tape, update, width)
         result = ops.add(tape, result, update)
         del update
         return ops.cast(tape, result, width)
+
+    def _weighed(
+        self, tape: Tape, x: Tensor, result: Tensor, low: Parameter, high: Parameter, magnitude: Parameter
+    ) -> Tensor:
+        """DoRA: the adapter as a whole matrix, by way of a unit matrix, and the sum of it and the weight for its norms;
+        both outputs times a number for each row (PEFT, tuners/lora/dora.py)."""
+        unit = tape.empty(self.columns**2, x.width)
+        matrix = ops.linear(tape, ops.linear(tape, unit, low), high)
+        weight = tape.empty(self.rows * self.columns, x.width)
+        scaled = ops.like(tape, matrix)
+        both = ops.like(tape, weight)
+        del both, scaled
+        share = ops.multiply(tape, magnitude, tape.empty(self.rows, magnitude.width))
+        update = ops.linear(tape, ops.linear(tape, x, low), high)
+        rest = ops.multiply(tape, ops.copy(tape, share), result)
+        update = ops.scale(tape, ops.multiply(tape, share, update))
+        found = ops.add(tape, rest, update)
+        del unit, matrix, weight
+        return found
 
     def base(self, tape: Tape, x: Tensor) -> Tensor:
         if self.weight is not None:

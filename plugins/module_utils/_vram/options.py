@@ -234,7 +234,6 @@ def _tag(
         "latent attention": shape.latent is not None,
         "a tower that sees": shape.vision is not None,
         f"stage {stage}": stage == "ppo",
-        f"finetuning_type {physics.method}": physics.method == "oft",
         f"optimizer {optimizer}": optimizer not in ("adamw_torch", "adamw_torch_fused", "sgd"),
         "quantization in 8 bits": physics.quantization == 8,
         "quantization other than bitsandbytes": bool(physics.quantization) and given["quantization_method"] != "bnb",
@@ -247,7 +246,7 @@ def _tag(
         "Liger's kernels": physics.fused,
         "flash_attn fa2": physics.attention == "fa2",
         "evaluation": bool(given["do_eval"]),
-        "DoRA": physics.dora,
+        "DoRA on quantized weights": physics.dora and bool(physics.quantization),
     }
     reasons = [what for what, holds in unverified.items() if holds]
     weaker = [what for what, holds in formula.items() if holds]
