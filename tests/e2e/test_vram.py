@@ -14,7 +14,7 @@ from ..vram import rows
 from .conftest import REPOSITORY, World
 
 FOLDER = REPOSITORY / "tests" / "vram"
-AGAIN = ("qwen2.5-0.5b:lora", "qwen2.5-0.5b:full")
+AGAIN = ("qwen2.5-0.5b:lora", "qwen2.5-0.5b:dpo full", "qwen2.5-0.5b:rm full")
 """Computed in a few seconds each."""
 KEYS = ("model", "method", "precision", "grad_ckpt", "micro_batch", "seq_len", "optimizer", "note")
 
