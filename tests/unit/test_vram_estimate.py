@@ -28,6 +28,12 @@ def found(arguments: dict[str, t.Any] | None = None, config: t.Any = LLAMA, **si
     return estimate.estimate(config, {**ONE, **(arguments or {})}, Situation(**situation))
 
 
+def test_a_quick_estimate_is_decided_on_with_a_wider_bound() -> None:
+    exact = estimate.estimate(LLAMA, ONE, thorough=True)
+    assert found().tensors == exact.tensors
+    assert found().band == exact.band + estimate.QUICK
+
+
 # Shapes
 
 MIXTURE = {
@@ -127,7 +133,7 @@ def test_defaults_are_those_of_llamafactory() -> None:
 )
 def test_what_nothing_checked_says_so_and_has_a_wider_bound(arguments: dict[str, t.Any], tag: str) -> None:
     told = found(arguments)
-    assert (told.tag, told.band) == (tag, estimate.BAND[tag])
+    assert (told.tag, told.band) == (tag, estimate.BAND[tag] + estimate.QUICK)
     assert bool(told.reasons) is (tag != "replayed")
     assert told.bound == round(told.process * (1 + told.band))
 

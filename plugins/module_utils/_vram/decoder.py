@@ -149,12 +149,12 @@ class Layer:
         self.attention = LatentAttention(weights, shape, latent) if latent else Attention(weights, shape)
         self.parallel = shape.parallel
         self.norms = [Norm(weights, shape.hidden, shape.norm) for _each in range(_norms(shape))]
-        self.gathered = weights.elements * HALF if weights.engine.sharded_weights else 0
+        self.weights = weights
 
     def __call__(self, tape: Tape, x: Tensor, step: Step) -> Tensor:
-        if not self.gathered:
+        if not self.weights.engine.sharded_weights:
             return self.run(tape, x, step)
-        window = _Window(tape, self.gathered)
+        window = _Window(tape, self.weights.elements * HALF)
         return window.leave(tape, self.run(tape, window.enter(tape, x), step))
 
     def run(self, tape: Tape, x: Tensor, step: Step) -> Tensor:

@@ -19,6 +19,8 @@ GIB = 1 << 30
 BAND = {REPLAYED: 0.04, FORMULA: 0.06, UNVERIFIED: 0.20}
 """By how much of itself an estimate may be too low. `replayed` covers what the allocator was seen to do (docs/vram.md);
 the others are a judgement until something is measured."""
+QUICK = 0.03
+"""And by how much more, where a few layers of each kind stand for all: some of what is reserved beside them is missed."""
 PROCESS = 4 * GIB
 """Memory of the host for Python, PyTorch and the file of weights that is being read; not measured."""
 UNKNOWN_CONTEXT = 448 << 20
@@ -123,7 +125,7 @@ def of_job(
     tensors = max(moments.values())
     allocated, reserved = round(tensors + walked.unsplit), round(tensors + walked.cached)
     context = (gpu.context if gpu else UNKNOWN_CONTEXT) + (COLLECTIVE if job.engine.world > 1 else 0)
-    process, band = reserved + context, BAND[tag]
+    process, band = reserved + context, BAND[tag] + (0 if thorough else QUICK)
     return Estimate(
         parameters=round(walked.elements),
         trainable=round(walked.trained),

@@ -36,6 +36,8 @@ class Weights:
         self.stored: list[Storage] = []
         """Quantized weights and their scales."""
         self.quantized_count = 0
+        self._casts: list[tuple[Parameter, float]] = []
+        self._linears: list[Linear] = []
 
     def parameter(self, rows: int, columns: int = 1, *, adapter: bool = False) -> Parameter:
         trained, physics, engine = adapter or self.trained, self.physics, self.engine
@@ -44,9 +46,11 @@ class Weights:
         kept = engine.kept(count, width) if trained else None
         if physics.layerwise and trained:
             kept = 0  # the optimizer takes each gradient as it comes
-        loaded = Storage(self.tape.meter, count * HALF) if width == FULL and not engine.sharded_weights else None
-        made = Parameter(self.tape, rows, columns, width, trained, engine.stored(count, width), kept)
-        del loaded
+        stored = engine.stored(count, width)
+        later = width == FULL and not adapter and not engine.sharded_weights
+        made = Parameter(self.tape, rows, columns, width, trained, count * HALF if later else stored, kept)
+        if later:
+            self._casts.append((made, stored))
         (self.found if trained else self.frozen).append(made)
         return made
 
@@ -64,6 +68,20 @@ class Weights:
         self.quantized_count += count
         del loaded
 
+    def linear(self, one: Linear) -> None:
+        if self.adapted:
+            self._linears.append(one)
+
+    def cast(self) -> None:
+        """To fp32, one weight after the other, once all are loaded."""
+        for one, size in self._casts:
+            one.storage = Storage(self.tape.meter, size)
+
+    def adapt(self) -> None:
+        """Adapters come last."""
+        for one in self._linears:
+            one.adapt(self)
+
     @property
     def elements(self) -> int:
         return sum(one.count for one in (*self.found, *self.frozen)) + self.quantized_count
@@ -74,21 +92,30 @@ class Linear:
 
     def __init__(self, weights: Weights, name: str, rows: int, columns: int, bias: bool = False) -> None:
         physics = weights.physics
-        self.physics, self.rows, self.columns = physics, rows, columns
+        self.physics, self.name, self.rows, self.columns = physics, name, rows, columns
         self.weight: Parameter | None = None
         if physics.quantization and name != "lm_head":
             weights.quantized(rows * columns)
         else:
             self.weight = weights.parameter(rows, columns)
         self.bias = weights.parameter(rows) if bias else None
-        self.low = self.high = self.magnitude = self.turn = None
-        if weights.adapted and physics.turned and physics.targets_module(name):
-            self.turn = weights.parameter(columns * (physics.turned - 1) // 2, adapter=True)
-        if weights.adapted and physics.rank and physics.targets_module(name):
-            self.low = weights.parameter(physics.rank, columns, adapter=True)
-            self.high = weights.parameter(rows, physics.rank, adapter=True)
+        self.low: Parameter | None = None
+        self.high: Parameter | None = None
+        self.magnitude: Parameter | None = None
+        self.turn: Parameter | None = None
+        weights.linear(self)
+
+    def adapt(self, weights: Weights) -> None:
+        physics = self.physics
+        if not physics.targets_module(self.name):
+            return
+        if physics.turned:
+            self.turn = weights.parameter(self.columns * (physics.turned - 1) // 2, adapter=True)
+        if physics.rank:
+            self.low = weights.parameter(physics.rank, self.columns, adapter=True)
+            self.high = weights.parameter(self.rows, physics.rank, adapter=True)
             if physics.dora:
-                self.magnitude = weights.parameter(rows, adapter=True)
+                self.magnitude = weights.parameter(self.rows, adapter=True)
 
     def __call__(self, tape: Tape, x: Tensor) -> Tensor:
         if self.turn is not None:
@@ -220,11 +247,10 @@ class Mixture:
     def __init__(self, weights: Weights, shape: Shape, wide: Experts) -> None:
         self.shape, self.wide = shape, wide
         self.router = weights.parameter(self.wide.count, shape.hidden)
-        physics = weights.physics
         per = self.wide.count / CHUNKS
         # Weights of all experts of a turn together; an adapter of each is as many times as large.
         self.turns = [
-            [_Stack(weights, per, self.wide.intermediate, shape.hidden, name, physics) for name in shape.mlp_names]
+            [_Stack(weights, per, self.wide.intermediate, shape.hidden, name) for name in shape.mlp_names]
             for _turn in range(CHUNKS)
         ]
         self.shared = Mlp(weights, shape, self.wide.shared) if self.wide.shared else None
@@ -248,7 +274,7 @@ class Mixture:
 class _Stack(Linear):
     """One matrix of some experts, each of which sees its own tokens."""
 
-    def __init__(self, weights: Weights, experts: float, inner: int, hidden: int, name: str, physics: Physics) -> None:
+    def __init__(self, weights: Weights, experts: float, inner: int, hidden: int, name: str) -> None:
         rows, columns = (hidden, inner) if name in ("down_proj", "w2") else (inner, hidden)
         self.experts = max(1, int(experts))
         super().__init__(weights, name, rows, columns)
@@ -257,6 +283,10 @@ class _Stack(Linear):
             weights.parameter(rows * others, columns)
         else:
             weights.quantized(rows * columns * others)
+
+    def adapt(self, weights: Weights) -> None:
+        super().adapt(weights)
+        others, rank = self.experts - 1, self.physics.rank
         if self.low is not None:
-            weights.parameter(physics.rank * others, columns, adapter=True)
-            weights.parameter(rows * others, physics.rank, adapter=True)
+            weights.parameter(rank * others, self.columns, adapter=True)
+            weights.parameter(self.rows * others, rank, adapter=True)

@@ -58,13 +58,12 @@ class Model:
         ends = Weights(tape, physics, engine, trained=whole or physics.trains_ends, adapted=False)
         parts = [ends]
         self.embedding = ends.parameter(shape.vocab, shape.hidden)
-        self.layers: list[tuple[str, Layer, bool]] = []
+        layers: list[tuple[str, Layer, Weights]] = []
         for number, (kind, count) in enumerate(shown):
             for index in range(count):
                 place = "first" if index == 0 else "last" if index == count - 1 else "middle"
                 weights = Weights(tape, physics, engine, kind.trained)
-                layer = Layer(weights, shape, kind.dense)
-                self.layers.append((f"{number} {place}", layer, bool(weights.found)))
+                layers.append((f"{number} {place}", Layer(weights, shape, kind.dense), weights))
                 parts.append(weights)
         self.norm = Norm(ends, shape.hidden, shape.norm)
         self.head = self.embedding if shape.tied else ends.parameter(shape.vocab, shape.hidden)
@@ -72,7 +71,11 @@ class Model:
         if physics.stage in ("rm", "ppo") and physics.method != FROZEN:  # a value head, in fp32
             self.value = Parameter(tape, 1, shape.hidden, FULL, True)
             ends.found += [self.value, Parameter(tape, 1, 1, FULL, True)]
-        self.parts = parts
+        for part in parts:
+            part.cast()
+        for part in parts:
+            part.adapt()
+        self.layers = [(name, layer, bool(weights.found)) for name, layer, weights in layers]
         self.trained: list[Parameter] = [one for part in parts for one in part.found]
         self.tables = [Storage(tape.meter, shape.head_dim // 2 * FULL) for _each in range(2)]
         self.gathered = ends.elements * HALF if engine.sharded_weights else 0
