@@ -20,7 +20,7 @@ BAND = {REPLAYED: 0.04, FORMULA: 0.06, UNVERIFIED: 0.20}
 """By how much of itself an estimate may be too low. `replayed` covers what the allocator was seen to do (docs/vram.md);
 the others are a judgement until something is measured."""
 QUICK = 0.03
-"""And by how much more, where a few layers of each kind stand for all: some of what is reserved beside them is missed."""
+"""And by how much more, where a few layers of each kind stand for all: some of what is reserved is missed."""
 PROCESS = 4 * GIB
 """Memory of the host for Python, PyTorch and the file of weights that is being read; not measured."""
 UNKNOWN_CONTEXT = 448 << 20
