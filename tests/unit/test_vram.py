@@ -115,6 +115,41 @@ def test_a_checkpoint_keeps_its_input_alone() -> None:
         assert weight.grad is not None
 
 
+@pytest.mark.parametrize(("held", "more"), [(False, 0), (True, 1)])
+def test_a_gradient_that_others_hold_is_not_added_to_in_place(held: bool, more: int) -> None:
+    meter = Meter()
+    tape = Tape(meter)
+    x = ops.linear(tape, tape.empty(512 * 512, HALF), Parameter(tape, 512, 512, HALF, True))
+    other = ops.scale(tape, x)
+    out = ops.add(tape, x, other)
+    hand = [ops.like(tape, out)]
+    start = meter.live
+    meter.moment("backward")
+    tape.backward(out, hand[0] if held else hand.pop())  # held as by the backward of a checkpoint
+    meter.moment("after")
+    size = 512 * 512 * HALF
+    assert meter.peaks["backward"] - start == (1 + more) * size
+
+
+def test_flash_attention_takes_dq_in_fp32_and_all_heads_in_its_backward() -> None:
+    meter = Meter()
+    tape = Tape(meter)
+    heads, groups, dim, length = 8, 2, 64, 256
+    q, k, v = (
+        ops.linear(tape, tape.empty(length * 64, HALF), Parameter(tape, count * dim, 64, HALF, True))
+        for count in (heads, groups, groups)
+    )
+    out = kernels.flash(tape, q, k, v, heads, dim, (1, length))
+    grad = ops.like(tape, out)
+    start = meter.live
+    meter.moment("backward")
+    tape.backward(out, grad)
+    meter.moment("after")
+    gradients = (heads + 2 * groups) * dim * length * HALF
+    scratch = heads * length * dim * FULL + heads * length * FULL + 2 * heads * dim * length * HALF
+    assert meter.peaks["backward"] - start == gradients + scratch
+
+
 # The allocator
 
 
@@ -157,6 +192,14 @@ def test_the_allocator(
 def test_a_walk_has_the_peak_of_the_real_classes(row: rows.Made) -> None:
     assert isinstance(row, rows.Row)
     assert walk.walk(row.job).peak == pytest.approx(row.allocated, rel=0.01)
+
+
+@pytest.mark.parametrize("row", TRUTH, ids=lambda row: f"{row.name}-{row.group}")
+def test_so_it_has_in_each_phase(row: rows.Made) -> None:
+    assert isinstance(row, rows.Row)
+    moments = walk.walk(row.job).moments
+    for word, told in zip(("forward", "backward", "optimizer"), row.phases, strict=True):
+        assert max(size for name, size in moments.items() if word in name) == pytest.approx(told, rel=0.004), word
 
 
 def test_on_average_it_is_closer_still() -> None:

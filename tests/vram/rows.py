@@ -37,6 +37,8 @@ class Row(t.NamedTuple):
     """Bytes; 0 where it is not told."""
     reserved: float
     process: float
+    phases: tuple[float, float, float]
+    """Peaks of forward, backward and optimizer; 0 where they are not told."""
     bits: int
     """Of the base model's weights, for estimators that know no more."""
 
@@ -81,7 +83,9 @@ def truth(record: Record, known: t.Mapping[str, t.Any]) -> Made:
         accumulation=int((re.search(r"accumulation (\d+)", record["note"]) or [0, 1])[1]),
         expandable=False,
     )
-    return Row(name, group, job, REPLAYED, None, float(record["peak_bytes"]), 0, 0, 4 if physics.quantization else 16)
+    forward, backward, optimizer = (float(record[f"peak_{phase}"]) for phase in ("fwd", "bwd", "opt"))
+    bits, phases = 4 if physics.quantization else 16, (forward, backward, optimizer)
+    return Row(name, group, job, REPLAYED, None, float(record["peak_bytes"]), 0, 0, phases, bits)
 
 
 def _of_llamafactory(record: Record) -> Physics:
@@ -171,7 +175,7 @@ def measured(record: Record, known: t.Mapping[str, t.Any]) -> Made:
     elif other:
         process = other
     bits = 4 if physics.quantization == 4 else 16
-    return Row(name, group, job, tag, gpu, allocated, reserved, process, bits)
+    return Row(name, group, job, tag, gpu, allocated, reserved, process, (0, 0, 0), bits)
 
 
 def _bytes(text: str) -> float:

@@ -67,6 +67,7 @@ class Model:
                 parts.append(weights)
         self.norm = Norm(ends, shape.hidden, shape.norm)
         self.head = self.embedding if shape.tied else ends.parameter(shape.vocab, shape.hidden)
+        self.head_bias = ends.parameter(shape.vocab) if shape.head_bias else None
         self.value = None
         if physics.stage in ("rm", "ppo") and physics.method != FROZEN:  # a value head, in fp32
             self.value = Parameter(tape, 1, shape.hidden, FULL, True)
@@ -114,7 +115,7 @@ class Model:
     ) -> tuple[Tensor, Tensor]:
         """And the last hidden state."""
         x = self.hidden(tape, tokens, step, states)
-        logits = ops.linear(tape, x, self.head)
+        logits = ops.linear(tape, x, self.head, self.head_bias)
         if self.shape.soft_capped:
             logits = ops.scale(tape, logits)
             logits = ops.activate(tape, logits)

@@ -195,32 +195,39 @@ class Tape:
             found = list(node.backward(self, node, t.cast(Tensor, given)))
             node.saved = given = None
             for edge in node.inputs:
-                part = found.pop(0)
-                if part is not None and edge is not None:
-                    self._deliver(ready, edge, [part])
-                part = None
+                hand = [found.pop(0)]
+                if edge is not None and hand[0] is not None:
+                    self._deliver(ready, edge, hand)
+                hand.clear()
         self.grad = before
 
-    def _deliver(self, ready: list[tuple[int, Node]], edge: Node | Tensor, hand: list[Tensor]) -> None:
+    def _deliver(self, ready: list[tuple[int, Node]], edge: Node | Tensor, hand: list[Tensor | None]) -> None:
         """The first gradient is taken as it is, unless it is a leaf's and others hold it too. Further ones are added,
         in place where nobody else holds the sum (autograd/input_buffer.cpp, accumulate_grad.h)."""
+        leaf = isinstance(edge, Tensor)
         if isinstance(edge, Parameter) and edge.kept is not None:
             if edge.grad is None and edge.kept:
                 edge.grad = self.empty(edge.kept, 1)
         elif edge.grad is None:
-            grad = hand.pop()
-            alone = isinstance(edge, Node) or _alone(grad)
-            edge.grad = grad if alone else self.empty(grad.count, grad.width)
+            edge.grad = hand.pop()
+            if leaf and not _alone(edge):
+                edge.grad = self.empty(t.cast(Tensor, edge.grad).count, t.cast(Tensor, edge.grad).width)
             if isinstance(edge, Node):
                 heapq.heappush(ready, (-edge.order, edge))
-        elif isinstance(edge, Node) and not _alone(edge.grad):
+        elif not leaf and not _alone(edge):
             edge.grad = self.empty(edge.grad.count, edge.grad.width)
 
 
-_ALONE = 3
-"""References to a tensor that one variable holds, and to its storage, as _alone sees them: the holder's, its own, and
-that of the call that counts."""
+def _alone(edge: t.Any) -> bool:
+    """Nobody but this edge refers to its gradient, and no other tensor to the storage of that."""
+    return _references(edge) <= _ONE
 
 
-def _alone(tensor: Tensor) -> bool:
-    return sys.getrefcount(tensor) <= _ALONE + 1 and sys.getrefcount(tensor.storage) < _ALONE
+def _references(edge: t.Any) -> tuple[int, int]:
+    return sys.getrefcount(edge.grad), sys.getrefcount(edge.grad.storage)
+
+
+_one = Tensor(None, 0, 0)
+_one.grad = Tensor(t.cast(Storage, object()), 0, 0)
+_ONE = _references(_one)
+"""As this Python counts one."""
