@@ -103,7 +103,9 @@ def test_the_text_of_a_model_that_sees_is_found_in_its_text_config() -> None:
 
 def test_defaults_are_those_of_llamafactory() -> None:
     keys = _sources.schemas()["main"].keys
-    assert {key: keys[key].default for key in options.DEFAULTS} == options.DEFAULTS
+    looked_at = {**options.DEFAULTS, **options.UNSEEN}
+    assert {key: keys[key].default for key in looked_at} == looked_at
+    assert not options.DEFAULTS.keys() & options.UNSEEN.keys()
 
 
 @pytest.mark.parametrize(
@@ -127,6 +129,9 @@ def test_defaults_are_those_of_llamafactory() -> None:
         ({"optim": "adamw_bnb_8bit"}, "unverified"),
         ({"finetuning_type": "full", "use_galore": True}, "unverified"),
         ({"use_unsloth_gc": True}, "unverified"),
+        ({"use_unsloth": True}, "unverified"),
+        ({"use_dft_loss": True}, "unverified"),
+        ({"upcast_layernorm": True}, "unverified"),
         ({"enable_liger_kernel": True, "quantization_bit": 8}, "unverified"),
     ],
 )

@@ -58,7 +58,6 @@ DEFAULTS: dict[str, t.Any] = {
     "ref_model": None,
     "reward_model_type": "lora",
     "stage": "sft",
-    "upcast_layernorm": False,
     "use_adam_mini": False,
     "use_apollo": False,
     "use_badam": False,
@@ -70,6 +69,24 @@ DEFAULTS: dict[str, t.Any] = {
     "val_size": 0.0,
 }
 """Of LLaMA-Factory 0.9.5, for the keys that are looked at."""
+
+UNSEEN: dict[str, t.Any] = {
+    "fp8": False,
+    "mixture_of_depths": None,
+    "predict_with_generate": False,
+    "resize_vocab": False,
+    "shift_attn": False,
+    "torch_compile": False,
+    "upcast_layernorm": False,
+    "upcast_lmhead_output": False,
+    "use_asft_loss": False,
+    "use_dft_loss": False,
+    "use_eaft_loss": False,
+    "use_kt": False,
+    "use_mca": False,
+    "use_unsloth": False,
+}
+"""Keys that change what is kept, and of which estimates know nothing, with their defaults."""
 
 REPLAYED, FORMULA, UNVERIFIED = "replayed", "formula", "unverified"
 """Checked against measured peaks, or the real classes on tensors without content; derived from code that is, or from
@@ -122,6 +139,8 @@ def read(shape: Shape, arguments: t.Mapping[str, t.Any], situation: Situation) -
         situation.gpu.workspace if situation.gpu else 0,
     )
     tag, reasons = _tag(shape, given, physics, engine, name, stage)
+    unseen = [f"{key}, which is not looked at" for key, default in UNSEEN.items() if given.get(key, default) != default]
+    tag, reasons = (UNVERIFIED, [*unseen, *reasons]) if unseen else (tag, reasons)
     patches = int(given["image_max_pixels"]) // shape.vision.patch**2 if shape.vision else 0
     return Reading(job, tag, reasons, patches)
 
