@@ -21,7 +21,7 @@ DEV := .venv/dev-$(call digest,requirements/dev.txt)
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup setup-dev train plan status stop test lint docs unit e2e systemd cluster cluster-up cluster-down molecule sanity soak bench recipes lock clean
+.PHONY: help doctor setup setup-dev train plan status stop test lint docs unit e2e systemd cluster cluster-up cluster-down molecule sanity soak bench bench-vram recipes lock clean
 train test e2e systemd cluster molecule soak bench: GB = 12
 
 help: ## this list
@@ -105,6 +105,9 @@ soak: setup-dev ## long campaigns, in docs/soak.md; make soak PART=recipes (faul
 
 bench: setup-dev ## ratios, side by side; report in docs/bench.md; make bench PART=records
 	$(RUN) python -m tests.bench $(PART)
+
+bench-vram: setup-dev ## how far estimates of memory are off; make bench-vram ARGS="--measured FILE --truth FILE --configs DIR"
+	$(RUN) PYTHONPATH=collections python -m tests.bench_vram $(ARGS)
 
 lock: setup ## requirements/*.txt from requirements/*.in
 	$(RUN) sh scripts/lock.sh

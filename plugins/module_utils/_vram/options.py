@@ -1,0 +1,272 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""LLaMA-Factory's arguments in the words of memory, and how much of that is checked."""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import dataclass, replace
+
+from .._errors import FinetuneError
+from . import engines, optimizers
+from .engines import Engine
+from .hardware import Gpu
+from .optimizers import Optimizer
+from .physics import Physics
+from .shape import Shape
+from .stages import PAIRED, WITHOUT_REFERENCE, Run
+from .tape import HALF
+from .walk import Job
+
+DEFAULTS: dict[str, t.Any] = {
+    "additional_target": None,
+    "apollo_layerwise": False,
+    "apollo_rank": 16,
+    "badam_mode": "layer",
+    "bf16": False,
+    "compute_accuracy": False,
+    "cutoff_len": 2048,
+    "disable_gradient_checkpointing": False,
+    "do_eval": False,
+    "double_quantization": True,
+    "enable_liger_kernel": False,
+    "eval_strategy": "no",
+    "finetuning_type": "lora",
+    "flash_attn": "auto",
+    "fp16": False,
+    "freeze_trainable_layers": 2,
+    "freeze_vision_tower": True,
+    "galore_layerwise": False,
+    "galore_rank": 16,
+    "gradient_accumulation_steps": 1,
+    "image_max_pixels": 589824,
+    "lora_dropout": 0.0,
+    "lora_rank": 8,
+    "lora_target": "all",
+    "max_new_tokens": 1024,
+    "neat_packing": False,
+    "oft_block_size": 32,
+    "optim": "adamw_torch_fused",
+    "packing": None,
+    "per_device_eval_batch_size": 8,
+    "per_device_train_batch_size": 8,
+    "pref_loss": "sigmoid",
+    "pure_bf16": False,
+    "quantization_bit": None,
+    "quantization_method": "bnb",
+    "ref_model": None,
+    "reward_model_type": "lora",
+    "stage": "sft",
+    "use_adam_mini": False,
+    "use_apollo": False,
+    "use_badam": False,
+    "use_dora": False,
+    "use_galore": False,
+    "use_muon": False,
+    "use_reentrant_gc": True,
+    "use_unsloth_gc": False,
+    "val_size": 0.0,
+}
+"""Of LLaMA-Factory 0.9.5, for the keys that are looked at."""
+
+UNSEEN: dict[str, t.Any] = {
+    "fp8": False,
+    "mixture_of_depths": None,
+    "predict_with_generate": False,
+    "resize_vocab": False,
+    "shift_attn": False,
+    "torch_compile": False,
+    "upcast_layernorm": False,
+    "upcast_lmhead_output": False,
+    "use_asft_loss": False,
+    "use_dft_loss": False,
+    "use_eaft_loss": False,
+    "use_kt": False,
+    "use_mca": False,
+    "use_unsloth": False,
+}
+"""Keys that change what is kept, and of which estimates know nothing, with their defaults."""
+
+REPLAYED, FORMULA, UNVERIFIED = "replayed", "formula", "unverified"
+"""Checked against measured peaks, or the real classes on tensors without content; derived from code that is, or from
+published numbers of a part; read from code, and checked against nothing."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is known besides the arguments."""
+
+    world: int = 1
+    engine: str = "auto"
+    """As in train_engine."""
+    gpu: Gpu | None = None
+    torch: str = "2.8.0"
+    padded: bool | None = None
+    """Whether batches are padded; None takes it from batch and packing."""
+    expandable: bool = True
+
+
+class Reading(t.NamedTuple):
+    job: Job
+    tag: str
+    reasons: t.List[str]
+    """Why it is not `replayed`."""
+    patches: int
+    """Of the images of one record, where the model sees."""
+
+
+def read(shape: Shape, arguments: t.Mapping[str, t.Any], situation: Situation) -> Reading:
+    """The arguments may leave out what has LLaMA-Factory's default."""
+    given = {**DEFAULTS, **{key: value for key, value in arguments.items() if value is not None}}
+    engine = engines.find(_engine_name(given, situation), situation.world)
+    batch, length = int(given["per_device_train_batch_size"]), int(given["cutoff_len"])
+    stage = str(given["stage"])
+    physics = _physics(shape, given, situation, engine, batch)
+    name, optimizer = _optimizer(given, arguments, situation)
+    run = Run(batch, length, str(given["pref_loss"]), int(given["max_new_tokens"]) if stage == "ppo" else 0)
+    evaluates = given["do_eval"] or float(given["val_size"]) > 0 or given["eval_strategy"] != "no"
+    job = Job(
+        shape,
+        physics,
+        optimizer,
+        run,
+        engine,
+        int(given["gradient_accumulation_steps"]),
+        Run(int(given["per_device_eval_batch_size"]), length) if evaluates else None,
+        situation.expandable,
+        not (situation.expandable or _packed(given)),
+        situation.gpu.workspace if situation.gpu else 0,
+    )
+    tag, reasons = _tag(shape, given, physics, engine, name, stage)
+    unseen = [f"{key}, which is not looked at" for key, default in UNSEEN.items() if given.get(key, default) != default]
+    tag, reasons = (UNVERIFIED, [*unseen, *reasons]) if unseen else (tag, reasons)
+    patches = int(given["image_max_pixels"]) // shape.vision.patch**2 if shape.vision else 0
+    return Reading(job, tag, reasons, patches)
+
+
+def _engine_name(given: t.Mapping[str, t.Any], situation: Situation) -> str:
+    if situation.engine == "auto" and given["use_badam"] and given["badam_mode"] == "layer" and situation.world > 1:
+        return "zero3"
+    return situation.engine
+
+
+def _physics(shape: Shape, given: t.Mapping[str, t.Any], situation: Situation, engine: Engine, batch: int) -> Physics:
+    method, stage = str(given["finetuning_type"]), str(given["stage"])
+    padded = (batch > 1 or stage in PAIRED) and not _packed(given) if situation.padded is None else situation.padded
+    attention = {"auto": "sdpa", "disabled": "eager"}.get(str(given["flash_attn"]), str(given["flash_attn"]))
+    bits = int(given["quantization_bit"] or 0)
+    if attention == "sdpa" and shape.soft_capped:
+        attention = "eager"
+    if bits not in (0, 4, 8):
+        raise FinetuneError(
+            f"quantization_bit is {bits}.", where="args, key quantization_bit", change="use 4 or 8, or leave it out"
+        )
+    targets = given["lora_target"]
+    names = [str(name).strip() for name in (targets.split(",") if isinstance(targets, str) else targets)]
+    extra = str(given["additional_target"] or "")
+    found = Physics(
+        stage=stage,
+        method=method,
+        half="fp16" if given["fp16"] else "bf16",
+        rank=int(given["lora_rank"]) if method == "lora" else 0,
+        targets=frozenset() if "all" in names else frozenset(names),
+        dropout=float(given["lora_dropout"]),
+        dora=bool(given["use_dora"]),
+        turned=int(given["oft_block_size"]) if method == "oft" else 0,
+        trains_ends="embed" in extra or "lm_head" in extra,
+        quantization=bits,
+        double_quantization=bool(given["double_quantization"]),
+        trained_layers=int(given["freeze_trainable_layers"]) if method == "freeze" else None,
+        checkpointing="off" if given["disable_gradient_checkpointing"] else "host" if given["use_unsloth_gc"] else "on",
+        reentrant=bool(given["use_reentrant_gc"]) and engine.buckets != "fsdp",
+        attention=attention,
+        fused=bool(given["enable_liger_kernel"]),
+        loss="liger" if given["enable_liger_kernel"] and stage in ("pt", "sft") else "plain",
+        padded=padded,
+        layerwise=bool(
+            (given["use_galore"] and given["galore_layerwise"]) or (given["use_apollo"] and given["apollo_layerwise"])
+        ),
+        reference=(stage in ("dpo", "kto", "ppo") and method != "lora" and given["pref_loss"] not in WITHOUT_REFERENCE)
+        or bool(given["ref_model"]),
+    )
+    if given["use_badam"]:
+        found = replace(found, trained_layers=-1)
+    return _precision(found, given, engine)
+
+
+def _packed(given: t.Mapping[str, t.Any]) -> bool:
+    """All sequences are as long as they may be."""
+    return bool(given["neat_packing"] or (given["stage"] == "pt" if given["packing"] is None else given["packing"]))
+
+
+def _precision(physics: Physics, given: t.Mapping[str, t.Any], engine: Engine) -> Physics:
+    if engine.half_weights:  # DeepSpeed casts the model, and nothing is left for autocast
+        return replace(physics, autocast=False, outputs_in_full=False, trained_width=HALF, adapter_width=HALF)
+    if given["pure_bf16"] or given["use_badam"]:
+        mixed = bool(given["bf16"] or given["fp16"])
+        return replace(physics, autocast=mixed, outputs_in_full=mixed, trained_width=HALF, adapter_width=HALF)
+    if engine.buckets == "fsdp":  # weights are gathered in half
+        return replace(physics, trained_width=HALF, adapter_width=HALF)
+    if given["bf16"] or given["fp16"]:
+        return physics
+    return replace(physics, autocast=False, outputs_in_full=False)
+
+
+def _optimizer(
+    given: t.Mapping[str, t.Any], arguments: t.Mapping[str, t.Any], situation: Situation
+) -> tuple[str, Optimizer]:
+    name = str(given["optim"])
+    if "optim" not in arguments and _version(situation.torch) < (2, 8):
+        name = "adamw_torch"
+    for key, other in (("use_badam", "badam"), ("use_adam_mini", "adam_mini"), ("use_muon", "muon")):
+        name = other if given[key] else name
+    galore = int(given["galore_rank"]) if given["use_galore"] else 0
+    apollo = int(given["apollo_rank"]) if given["use_apollo"] else 0
+    found = optimizers.find(name, galore, apollo)
+    if found is None:
+        raise FinetuneError(
+            f"What optimizer {name} keeps is not known here.",
+            where="args, key optim",
+            change=f"use one of {', '.join(sorted(optimizers.OPTIMIZERS))}",
+        )
+    return ("galore" if galore else "apollo" if apollo else name), found
+
+
+def _version(text: str) -> tuple[int, int]:
+    numbers = [int("".join(filter(str.isdigit, part)) or 0) for part in text.split("+")[0].split(".")[:2]]
+    return (numbers[0], numbers[1] if len(numbers) > 1 else 0)
+
+
+_REPLAYED_FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "glm4"]
+"""Those of tests/vram/truth.csv."""
+
+
+def _tag(
+    shape: Shape, given: t.Mapping[str, t.Any], physics: Physics, engine: Engine, optimizer: str, stage: str
+) -> tuple[str, list[str]]:
+    """The weakest of what the run uses."""
+    unverified = {
+        f"engine {engine.name} on {engine.world} ranks": engine.world > 1,
+        f"model type {shape.family or 'unnamed'}, taken for a plain decoder": not shape.known,
+        "experts": shape.experts is not None,
+        "latent attention": shape.latent is not None,
+        "a tower that sees": shape.vision is not None,
+        f"stage {stage}": stage == "ppo",
+        f"optimizer {optimizer}": optimizer not in ("adamw_torch", "adamw_torch_fused", "sgd"),
+        "quantization in 8 bits": physics.quantization == 8,
+        "quantization other than bitsandbytes": bool(physics.quantization) and given["quantization_method"] != "bnb",
+        "inputs of layers on the host (use_unsloth_gc)": physics.checkpointing == "host",
+        "additional_target": physics.trains_ends,
+        "predictions that are kept in evaluation": bool(given["compute_accuracy"]),
+    }
+    formula = {
+        f"model type {shape.family}": shape.family not in _REPLAYED_FAMILIES,
+        "Liger's kernels": physics.fused,
+        "flash_attn fa2": physics.attention == "fa2",
+        "evaluation": bool(given["do_eval"]),
+        "DoRA on quantized weights": physics.dora and bool(physics.quantization),
+    }
+    reasons = [what for what, holds in unverified.items() if holds]
+    weaker = [what for what, holds in formula.items() if holds]
+    return (UNVERIFIED if reasons else FORMULA if weaker else REPLAYED), reasons + weaker

@@ -1,0 +1,257 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Memory: what is read of config.json and LLaMA-Factory's keys, how much it is trusted, and what is decided."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing as t
+
+import pytest
+from ansible_collections.llmops.finetune.plugins.module_utils import _parallel, _sources
+from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+from ansible_collections.llmops.finetune.plugins.module_utils._vram import estimate, hardware, options, report, shape
+from ansible_collections.llmops.finetune.plugins.module_utils._vram.options import Situation
+
+from ..conftest import REPOSITORY
+from ..vram import rows
+
+CONFIGS = rows.configs(REPOSITORY / "tests" / "vram" / "configs")
+LLAMA = CONFIGS["llama3-8b"]
+ONE = {"bf16": True, "per_device_train_batch_size": 1}
+GIB = 1 << 30
+
+
+def found(arguments: dict[str, t.Any] | None = None, config: t.Any = LLAMA, **situation: t.Any) -> estimate.Estimate:
+    return estimate.estimate(config, {**ONE, **(arguments or {})}, Situation(**situation))
+
+
+def test_a_quick_estimate_is_decided_on_with_a_wider_bound() -> None:
+    exact = estimate.estimate(LLAMA, ONE, thorough=True)
+    assert found().tensors == exact.tensors
+    assert found().band == exact.band + estimate.QUICK
+
+
+# Shapes
+
+MIXTURE = {
+    **CONFIGS["qwen3-4b"],
+    **{"model_type": "qwen3_moe", "hidden_size": 2048, "num_hidden_layers": 48, "num_key_value_heads": 4},
+    **{"moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8, "tie_word_embeddings": False},
+}
+LATENT = {
+    **{"model_type": "deepseek_v2", "hidden_size": 2048, "num_hidden_layers": 27, "num_attention_heads": 16},
+    **{"intermediate_size": 10944, "moe_intermediate_size": 1408, "n_routed_experts": 64, "n_shared_experts": 2},
+    **{"num_experts_per_tok": 6, "first_k_dense_replace": 1, "kv_lora_rank": 512, "qk_nope_head_dim": 128},
+    **{"qk_rope_head_dim": 64, "v_head_dim": 128, "vocab_size": 102400, "tie_word_embeddings": False},
+}
+SEEING = {
+    **CONFIGS["qwen2.5-7b"],
+    "model_type": "qwen2_5_vl",
+    "vision_config": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "hidden_act": "silu"},
+}
+
+
+COUNTS: list[tuple[dict[str, t.Any], int]] = [
+    (CONFIGS["qwen2.5-0.5b"], 494_032_768),
+    (CONFIGS["llama3.2-1b"], 1_235_814_400),
+    (CONFIGS["llama3-8b"], 8_030_261_248),
+    (CONFIGS["qwen2.5-7b"], 7_615_616_512),
+    (CONFIGS["qwen3-4b"], 4_022_468_096),
+    (CONFIGS["qwen3-8b"], 8_190_735_360),
+    (CONFIGS["mistral-7b"], 7_248_023_552),
+    (CONFIGS["gemma-2b"], 2_506_172_416),
+    (CONFIGS["gemma2-2b"], 2_614_341_888),
+    (CONFIGS["gemma3-1b"], 999_885_952),
+    (CONFIGS["phi-2"], 2_779_683_840),
+    (CONFIGS["phi3-mini"], 3_821_079_552),
+    (CONFIGS["glm4-9b"], 9_400_279_040),
+    (MIXTURE, 30_532_122_624),
+    (LATENT, 15_706_484_224),
+    (SEEING, 7_615_616_512),
+]
+
+
+@pytest.mark.parametrize(("config", "count"), COUNTS, ids=[config["model_type"] for config, _count in COUNTS])
+def test_a_model_has_as_many_parameters_as_its_makers_say(config: dict[str, t.Any], count: int) -> None:
+    assert found({"finetuning_type": "full"}, config).parameters == count
+
+
+@pytest.mark.parametrize(
+    "key", ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"]
+)
+def test_a_config_that_lacks_a_size_is_refused(key: str) -> None:
+    with pytest.raises(FinetuneError, match=key):
+        shape.read({name: value for name, value in LLAMA.items() if name != key})
+
+
+def test_an_unknown_family_is_taken_for_a_plain_decoder_and_said_to_be() -> None:
+    told = found(config={**LLAMA, "model_type": "new"})
+    assert told.tag == "unverified" and "model type new" in told.reasons[0]
+    assert told.tensors == found().tensors
+
+
+def test_the_text_of_a_model_that_sees_is_found_in_its_text_config() -> None:
+    text = CONFIGS["qwen2.5-7b"]
+    assert found(config={"model_type": "qwen2_5_vl", "text_config": text}).tensors == found(config=text).tensors
+
+
+# Options
+
+
+def test_defaults_are_those_of_llamafactory() -> None:
+    keys = _sources.schemas()["main"].keys
+    looked_at = {**options.DEFAULTS, **options.UNSEEN}
+    assert {key: keys[key].default for key in looked_at} == looked_at
+    assert not options.DEFAULTS.keys() & options.UNSEEN.keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "tag"),
+    [
+        ({}, "replayed"),
+        ({"finetuning_type": "full"}, "replayed"),
+        ({"quantization_bit": 4}, "replayed"),
+        ({"stage": "dpo"}, "replayed"),
+        ({"gradient_accumulation_steps": 4}, "replayed"),
+        ({"enable_liger_kernel": True}, "formula"),
+        ({"flash_attn": "fa2"}, "formula"),
+        ({"use_dora": True}, "replayed"),
+        ({"use_dora": True, "quantization_bit": 4}, "formula"),
+        ({"quantization_bit": 8}, "unverified"),
+        ({"stage": "ppo"}, "unverified"),
+        ({"stage": "kto"}, "replayed"),
+        ({"stage": "rm"}, "replayed"),
+        ({"stage": "dpo", "finetuning_type": "full"}, "replayed"),
+        ({"finetuning_type": "oft"}, "replayed"),
+        ({"optim": "adamw_bnb_8bit"}, "unverified"),
+        ({"finetuning_type": "full", "use_galore": True}, "unverified"),
+        ({"use_unsloth_gc": True}, "unverified"),
+        ({"use_unsloth": True}, "unverified"),
+        ({"use_dft_loss": True}, "unverified"),
+        ({"upcast_layernorm": True}, "unverified"),
+        ({"enable_liger_kernel": True, "quantization_bit": 8}, "unverified"),
+    ],
+)
+def test_what_nothing_checked_says_so_and_has_a_wider_bound(arguments: dict[str, t.Any], tag: str) -> None:
+    told = found(arguments)
+    assert (told.tag, told.band) == (tag, estimate.BAND[tag] + estimate.QUICK)
+    assert bool(told.reasons) is (tag != "replayed")
+    assert told.bound == round(told.process * (1 + told.band))
+
+
+@pytest.mark.parametrize("engine", [name for name, one in _parallel.ENGINES.items() if not one.unproved])
+def test_every_engine_of_train_engine_is_there_and_unverified(engine: str) -> None:
+    told = found({"finetuning_type": "full"}, world=8, engine=engine)
+    assert told.tag == "unverified" and "8 ranks" in told.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        ({"quantization_bit": 4}, {}),
+        ({}, {"disable_gradient_checkpointing": True}),
+        ({}, {"lora_rank": 64}),
+        ({"enable_liger_kernel": True}, {}),
+        ({"use_unsloth_gc": True}, {}),
+        ({}, {"stage": "dpo"}),
+        ({"cutoff_len": 1024}, {}),
+        ({}, {"do_eval": True}),
+        ({}, {"finetuning_type": "freeze"}),
+        ({"finetuning_type": "full", "pure_bf16": True, "bf16": False}, {"finetuning_type": "full"}),
+        ({"finetuning_type": "full"}, {"finetuning_type": "full", "optim": "adamw_torch"}),
+        ({"finetuning_type": "full"}, {"finetuning_type": "full", "stage": "dpo"}),
+        ({"finetuning_type": "full", "optim": "adamw_bnb_8bit"}, {"finetuning_type": "full"}),
+        ({"finetuning_type": "full", "use_badam": True}, {"finetuning_type": "full"}),
+        ({"finetuning_type": "full", "use_galore": True, "galore_layerwise": True}, {"finetuning_type": "full"}),
+        ({"finetuning_type": "full", "use_muon": True}, {"finetuning_type": "full"}),
+    ],
+    ids=str,
+)
+def test_what_needs_more(less: dict[str, t.Any], more: dict[str, t.Any]) -> None:
+    assert found(less).tensors < found(more).tensors
+
+
+@pytest.mark.parametrize(
+    ("engine", "resident"),
+    [
+        ("ddp", 12 + 4),  # buckets are copies of the gradients
+        ("zero2", 2 + 12 / 8 + 2 * 2 * 5e8 / 8.03e9),
+        ("zero2_offload", 2 + 2 * 2 * 5e8 / 8.03e9),
+        ("zero3", (2 + 12) / 8),
+        ("zero3_offload", 0),
+        ("fsdp2", (4 + 8) / 8),
+    ],
+)
+def test_what_lies_on_one_of_eight_ranks_between_steps(engine: str, resident: float) -> None:
+    """Bytes for each of 8.03 B parameters."""
+    told = found({"finetuning_type": "full"}, world=8, engine=engine)
+    assert told.resident == pytest.approx(resident * 8.03e9, rel=0.01, abs=1e9)
+
+
+def test_the_default_optimizer_is_that_of_the_version_of_torch() -> None:
+    full = {"finetuning_type": "full"}
+    assert found(full, torch="2.7.1").tensors > found(full, torch="2.8.0").tensors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"), [({"optim": "schedule_free_radam"}, "optim"), ({"quantization_bit": 3}, "quantization_bit")]
+)
+def test_what_is_not_known_is_refused(arguments: dict[str, t.Any], word: str) -> None:
+    with pytest.raises(FinetuneError, match=word):
+        found(arguments)
+
+
+# GPUs and verdicts
+
+
+@pytest.mark.parametrize(("text", "size"), [("1.5GiB", 3 << 29), ("2 GB", 2 * 10**9), ("800MiB", 800 << 20)])
+def test_amounts_of_memory(text: str, size: int) -> None:
+    assert hardware.amount(text, "used") == size
+    with pytest.raises(FinetuneError, match="used"):
+        hardware.amount(f"{text}s", "used")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "name", "mib"),
+    [
+        ("H100", "NVIDIA H100 80GB HBM3", 81_559),
+        ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-40GB", 40_960),
+        ("rtx 4090", "NVIDIA GeForce RTX 4090", 24_564),
+        ("24GiB", "24GiB", 24_576),
+    ],
+)
+def test_gpus_are_found_by_their_names(wanted: str, name: str, mib: int) -> None:
+    gpu = hardware.find(wanted)
+    assert (gpu.name, gpu.memory) == (name, mib << 20)
+
+
+def test_an_unknown_gpu_is_refused() -> None:
+    with pytest.raises(FinetuneError, match="T1000"):
+        hardware.find("T1000")
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_the_verdict_is_on_the_bound(factor: float) -> None:
+    told = found()
+    judged = estimate.verdict(told, round(told.bound * factor))
+    assert judged.fits is (factor > 1) and (judged.free > 0) is judged.fits
+    assert ("decides" in judged.why) is not judged.fits
+
+
+def test_what_others_hold_is_not_there() -> None:
+    told = found()
+    assert estimate.verdict(told, told.bound).fits
+    assert not estimate.verdict(told, told.bound, used=1).fits
+
+
+def test_every_moment_has_its_words() -> None:
+    for arguments in ({}, {"do_eval": True}, {"stage": "ppo"}):
+        told = found(arguments)
+        assert told.binding in told.moments and told.moments[told.binding] == told.tensors
+        lines = "\n".join(report.lines(told, estimate.verdict(told, 8 * GIB), 1))
+        assert told.tag in lines and "does not fit" in lines and all(name in lines for name in told.moments)
+    assert set(estimate.ADVICE) <= set(estimate.WORDS.values())
+    assert json.dumps(dataclasses.asdict(found()))
