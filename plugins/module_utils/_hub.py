@@ -85,7 +85,7 @@ def facts(
     here = access(model, os.environ)
     by = Access(given.endpoint or here.endpoint, given.token or here.token)
     answer = _hub_ask.ask(model, revision, *by)
-    commit = answer.get("revision") or files.read_json(folder / REFS).get(f"{model}@{revision}")
+    commit = str(answer.get("revision") or files.read_json(folder / REFS).get(f"{model}@{revision}") or "")
     if commit and folder_name(model, commit) in whole:
         answer |= {"revision": commit, "config": _model.config(folder / folder_name(model, commit))}
     elif "kind" not in answer:

@@ -17,6 +17,7 @@ from . import (
     _hub,
     _media_send,
     _media_set,
+    _memory,
     _nodes,
     _notices,
     _origin,
@@ -36,7 +37,6 @@ from . import (
 )
 from ._dataset import Source
 from ._engine import base_model
-from ._engine.state import EARLIER
 from ._errors import FinetuneError
 from ._ranks import Facts
 from ._wish import DEMO_MODEL, Wish
@@ -68,6 +68,8 @@ class Plan:
     """The images, videos and audios that its datasets bring along: digest, number, and where they come from."""
     tokens: dict[str, t.Any] = field(default_factory=dict)
     """Where its data is tokenized when it is staged: the digest of what decides the tokens."""
+    memory: dict[str, t.Any] = field(default_factory=dict)
+    """What a rank needs of its GPU, by an estimate: told in lines, estimate, free; empty where nothing would start."""
     held: str = ""
     """Why an apply would be refused now: another run has what this one needs, or the environment has no lock. Empty
     when nothing stands in the way."""
@@ -158,7 +160,8 @@ def make(
             where=wish.model_place,
             change="correct the path; the folder holds config.json and the weights, and the account may read it",
         )
-    if first["runs"].get(run_id, {}).get("state") != "finished":
+    now = first["runs"].get(run_id, {}).get("state")
+    if now != "finished":
         if wish.state in ("finished", "staged"):
             _ranks.refuse_slices(wish, facts)
             _ranks.refuse_unequal(wish, facts)
@@ -167,6 +170,10 @@ def make(
             _parallel.refuse_other_shards(node["runs"].get(run_id, {}), world_size)
         _situation.refuse_what_cannot_run(wish, resolved, origins, sources, facts, schema, template, variables or {})
     plan = Plan(run_id, wish.name, wanted, record if recorded else resolved, origins, recorded, {})
+    if wish.state in ("finished", "staged") and now not in ("finished", "running"):
+        memory = _memory.check(wish, plan.resolved, facts)
+        plan.memory = asdict(memory)
+        plan.notices += memory.notices
     plan.shared = _output.place(run_id, wish.output_root, facts)
     plan.whole = _output.whole(run_id, world_size, facts)
     if wish.state in ("finished", "staged"):
@@ -179,10 +186,10 @@ def make(
     plan.media = media
     plan.model = {"local": model.local, "files": model.files} if model else {}
     plan.unread = {source.dataset.name: source.unread for source in sources if source.unread}
-    plan.notices = _notices.notices(wish, plan, record, resolved, sources, template) + _ranks.notices(wish, facts)
+    plan.notices += _notices.notices(wish, plan, record, resolved, sources, template) + _ranks.notices(wish, facts)
     in_part = wish.state == "absent" and not plan.whole
     plan.notices += _output.notices(plan.shared, wish.output_root, removed_in_part=in_part)
-    if wish.hub and first["runs"].get(run_id, {}).get("state") != "finished":
+    if wish.hub and now != "finished":
         _pin.refuse_full_disks(wish, plan.resolved["model"]["revision"], facts)
     if pin.old:
         plan.notices.append(f"The hub could not be asked ({pin.old}): the model is the one that the last run took.")
@@ -200,53 +207,6 @@ def _pinned(record: t.Mapping[str, t.Any]) -> str:
     """The commit of a recorded model; empty where it was recorded as a branch, which ranks fetched themselves."""
     revision = str(record.get("model", {}).get("revision", ""))
     return revision if _hub.COMMIT.fullmatch(revision) else ""
-
-
-def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Facts]) -> list[str]:
-    """The plan as a person reads it."""
-    arguments, resolved = plan.resolved["arguments"], plan.resolved
-    now = _state.aggregate([node["state"] for node in plan.nodes.values()])
-    model = resolved["model"]
-    made = " (made on the node from the demo text)" if model["name"] == DEMO_MODEL else f" at {model['revision']}"
-    if model["name"].startswith(("/", EARLIER)):
-        made = ""
-    if plan.model:
-        made = f" {plan.model['local']} of this controller, {model['revision'][:12]}"
-    fetches = [host for host, node in plan.nodes.items() if node["model"]["hub"] and node["model"]["missing"]]
-    told = next((facts[host]["hub"]["bytes"] for host in fetches if facts[host]["hub"].get("bytes")), 0)
-    if fetches and told:
-        made += f", {_pin.size(told)} to be fetched"
-    micro, accumulation = arguments["per_device_train_batch_size"], arguments["gradient_accumulation_steps"]
-    copies = resolved["global_batch_size"] // (micro * accumulation)
-    each = "ranks" if copies == resolved["world_size"] else "copies of the model"
-    batch = f"{micro} × {accumulation} × {copies} (micro-batch × accumulation × {each})"
-    chosen = arguments.get("template") and "template" not in plan.request["args"] and model["name"] != DEMO_MODEL
-    lines = [
-        f"Run {plan.id}: {now}",
-        f"  recipe  {plan.request['recipe']}, environment {plan.environment['lock']} {plan.environment['digest']}",
-        f"  model   {model['name']}{made}",
-        "  data    "
-        + ", ".join(source.dataset.name + (" (held out)" if source.evaluates else "") for source in sources)
-        + (f", with {plan.media['count']} file{'s' * (plan.media['count'] > 1)} of media" if plan.media else ""),
-        *([f"  tokens  {_tokens.FOLDER}/{plan.tokens['digest']}, made when the run is staged"] if plan.tokens else []),
-        f"  batch   {resolved['global_batch_size']} = {batch}",
-        f"  engine  {resolved['engine']}",
-        *(
-            [f"  chat    template {arguments['template']}, {plan.origins.get('template', 'as recorded')}"]
-            if chosen
-            else []
-        ),
-    ]
-    for host, node in plan.nodes.items():
-        used = [gpu for gpu in facts[host]["gpus"] if gpu["uuid"] in node["launch"]["leases"]]
-        device = _ranks.devices(used) or f"{facts[host]['cpus']} CPUs, no GPU"
-        ranks = node["launch"]["nproc_per_node"]
-        place = f" at {node['launch']['address']}" if len(plan.nodes) > 1 else ""
-        lines.append(f"  node {node['node_rank']:<2} {host}{place}: {device}, {ranks} process(es), {node['folder']}")
-    lines += [f"  results {plan.shared}"] if plan.shared else []
-    lines += [f"  {line}" for line in plan.difference]
-    lines += [f"  note    {notice}" for notice in plan.notices]
-    return lines + ([f"  held    {plan.held.splitlines()[0]}"] if plan.held else [])
 
 
 def _against_last(plan: Plan, node: Facts) -> list[str]:

@@ -92,6 +92,8 @@ class Wish:
     """A template is taken also where the registry has another one for the model."""
     mixes: bool
     """GPUs of several kinds may be used together."""
+    risks: bool
+    """It may start also where it does not fit into memory by the estimate."""
     datasets: list[_dataset.Dataset]
     eval_datasets: list[_dataset.Dataset]
     stage: str
@@ -172,7 +174,7 @@ def read(
     if begins_with:
         model = _of_earlier(model, model_place)
     template = _template.choose(model, schema) if model not in ("", DEMO_MODEL) else None
-    insisted = _inputs.some_of(variables, "train_insist", ("template", "mixed_gpus"))
+    insisted = _inputs.some_of(variables, "train_insist", ("template", "mixed_gpus", "memory"))
     chats = arguments.get("template", template.template if template else "")
     return Wish(
         name=_inputs.name(str(variables.get("train_name") or recipe.replace("_", "-"))),
@@ -196,6 +198,7 @@ def read(
         template=template,
         insists="template" in insisted,
         mixes="mixed_gpus" in insisted,
+        risks="memory" in insisted,
         datasets=datasets,
         eval_datasets=eval_datasets,
         stage=stage,

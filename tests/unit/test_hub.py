@@ -10,7 +10,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _hub, _plan
+from ansible_collections.llmops.finetune.plugins.module_utils import _describe, _hub
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import hub_files, hub_modelscope
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
@@ -220,11 +220,11 @@ def test_the_run_is_pinned_and_its_id_is_what_was_asked_for() -> None:
     folder = f"/home/me/llmops/models/Qwen--Qwen3-0.6B@{COMMIT}"
     assert (model["path"], model["hub"], model["asked"], model["missing"]) == (folder, MODEL, "main", True)
     assert lines(plan)["model_name_or_path"] == folder and "model_revision" not in lines(plan)
-    assert f"  model   {MODEL} at {COMMIT}, 3.0 GiB to be fetched" in _plan.describe(plan, [DATA], {"a": node()})
+    assert f"  model   {MODEL} at {COMMIT}, 3.0 GiB to be fetched" in _describe.lines(plan, [DATA], {"a": node()})
     here = node(models=[f"Qwen--Qwen3-0.6B@{COMMIT}"])
     there = make({"a": here}, train_model=MODEL)
     assert not there.nodes["a"]["model"]["missing"] and there.id == plan.id
-    assert "fetched" not in "\n".join(_plan.describe(there, [DATA], {"a": here}))
+    assert "fetched" not in "\n".join(_describe.lines(there, [DATA], {"a": here}))
 
 
 def test_a_moved_branch_is_drift_and_refresh_takes_it() -> None:

@@ -1,0 +1,140 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Memory in a plan: what fits, what is refused, what is chosen, and GPUs that nobody has yet."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible_collections.llmops.finetune.plugins.module_utils import _describe
+from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+from ansible_collections.llmops.finetune.plugins.module_utils._gpu import catalogue
+
+from ..conftest import REPOSITORY
+from ..vram import rows
+from .plans import DATA, Variables, known, make, node
+
+CONFIGS = rows.configs(REPOSITORY / "tests" / "vram" / "configs")
+MODEL = "/srv/llama3"
+FULL: Variables = {"train_recipe": "full_sft", "train_model": MODEL}
+LORA: Variables = {"train_recipe": "lora_sft", "train_model": MODEL}
+
+
+def host(gpu: str = "H100", gpus: int = 1, config: t.Any = "llama3-8b", taken: int = 0, **facts: t.Any) -> Variables:
+    """A node with GPUs of the catalogue; taken: bytes of each that somebody has."""
+    card = catalogue.find(gpu)
+    assert card is not None
+    memory = card.memory << 20
+    told = CONFIGS[config] if isinstance(config, str) else config
+    made = node(gpus, card.compute_capability, model={"config": told}, memory=2**40, compilers=["c++", "nvcc"], **facts)
+    for one in made["gpus"]:
+        one |= {"name": card.name, "memory": memory, "memory_free": memory - taken}
+    return made
+
+
+def told(plan: t.Any, facts: dict[str, Variables]) -> str:
+    return "\n".join(_describe.lines(plan, [DATA], facts))
+
+
+def refused(facts: dict[str, Variables], **wish: t.Any) -> FinetuneError:
+    with pytest.raises(FinetuneError) as refusal:
+        make(facts, **wish)
+    return refusal.value
+
+
+def test_what_fits_is_told_in_one_line() -> None:
+    facts = {"a": host()}
+    plan = make(facts, **LORA)
+    (line,) = [line for line in told(plan, facts).splitlines() if line.startswith("  memory")]
+    assert "GiB a rank, taken for at most" in line and "of 79.6 GiB on NVIDIA H100 80GB HBM3 of a; most in the" in line
+    estimate = plan.memory["estimate"]
+    assert estimate["process"] < estimate["bound"] <= plan.memory["free"] == 81559 << 20
+
+
+def test_what_does_not_fit_is_refused_with_what_would() -> None:
+    refusal = refused({"a": host()}, **FULL)
+    assert "It does not fit: a rank needs" in refusal.what and "there is 79.6 GiB" in refusal.what
+    assert refusal.where == "train_model, train_args, train_engine; NVIDIA H100 80GB HBM3 of a"
+    for way in ("finetuning_type: lora", "as it is asked for, NVIDIA B200", "train_insist: [memory]"):
+        assert way in refusal.change
+
+
+def test_it_may_be_insisted_on() -> None:
+    plan = make({"a": host()}, train_insist="memory", **FULL)
+    assert any("does not fit" in notice and "train_insist has memory" in notice for notice in plan.notices)
+    assert plan.id == make({"a": host("B200")}, **FULL).id
+    assert not any(
+        "does not fit" in notice for notice in make({"a": host("B200")}, train_insist="memory", **FULL).notices
+    )
+
+
+@pytest.mark.parametrize("wish", [{"train_state": "stopped"}, {"train_state": "absent"}], ids=str)
+def test_what_would_not_start_is_not_refused(wish: dict[str, t.Any]) -> None:
+    plan = make({"a": host()}, **FULL, **wish)
+    assert plan.memory == {} and "memory" not in told(plan, {"a": host()})
+
+
+@pytest.mark.parametrize(("state", "refuses"), [("finished", False), ("running", False), ("failed", True)])
+def test_a_run_that_is_there_is_not_refused(state: str, refuses: bool) -> None:
+    first = make({"a": host()}, train_insist="memory", **FULL)
+    again = {"a": host(runs=known((first, state, 1.0))["runs"])}
+    if refuses:
+        assert "does not fit" in refused(again, train_retry=True, **FULL).what
+    else:
+        assert make(again, **FULL).memory == {}
+
+
+def test_the_gpu_with_the_least_to_give_decides() -> None:
+    """What others hold of it counts, but for what a run holds that has it."""
+    taken = {"a": host(), "b": host(taken=70 << 30)}
+    refusal = refused(taken, **LORA)
+    assert "there is 9.6 GiB" in refusal.what and "HBM3 of b, of which others hold 70.0 GiB" in refusal.where
+    taken["b"]["leases"] = {"GPU-a": {"run": "other-12345678"}}
+    assert make(taken, **LORA).held, "a run has it, which is told so"
+    chosen = {"a": host("A100", 2)}
+    chosen["a"]["gpus"][1]["memory_free"] = 2**30
+    assert "1.0 GiB" in refused(chosen, **LORA).what
+    assert make(chosen, train_gpus="0,", **LORA).memory["estimate"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "wish", "why"),
+    [
+        ({"config": {}}, {}, "config.json is not known"),
+        ({"config": {"model_type": "llama"}}, {}, "has no hidden_size"),
+        ({"config": {**CONFIGS["llama3-8b"], "num_attention_heads": 0}}, {}, "not estimated"),
+        ({"config": {**CONFIGS["llama3-8b"], "hidden_size": "wide"}}, {}, "not estimated"),
+        ({"config": {**CONFIGS["llama3-8b"], "quantization_config": {"quant_method": "awq"}}}, {}, "quantized already"),
+        ({}, {"train_recipe": "unsloth"}, "environment unsloth"),
+    ],
+)
+def test_where_nothing_is_known_nothing_is_refused(facts: dict[str, t.Any], wish: dict[str, t.Any], why: str) -> None:
+    one = {"a": host(**facts)}
+    plan = make(one, **{**LORA, **wish})
+    assert plan.memory["estimate"] == {} and why in told(plan, one)
+
+
+def test_a_gpu_of_unknown_memory_is_not_judged() -> None:
+    one = {"a": host()}
+    one["a"]["gpus"][0] |= {"memory": 0, "memory_free": 0}
+    assert "the memory of NVIDIA H100 80GB HBM3 is not known" in told(make(one, **FULL), one)
+
+
+def test_of_a_hub_the_config_comes_with_the_commit() -> None:
+    facts = host(config={})
+    facts["hub"]["config"] = CONFIGS["llama3-8b"]
+    assert "does not fit" in refused({"a": facts}, **{**FULL, "train_model": "org/m"}).what
+
+
+def test_the_demo_is_known() -> None:
+    one = {"a": host(config={})}
+    assert 0 < make(one).memory["estimate"]["parameters"] < 2_000_000
+
+
+def test_on_cpus_nothing_is_told() -> None:
+    one = {"a": node(model={"config": CONFIGS["llama3-8b"]})}
+    plan = make(one, **FULL)
+    assert plan.memory == {"told": [], "notices": [], "estimate": {}, "free": 0}
+    assert "memory" not in told(plan, one)
