@@ -66,7 +66,7 @@ def check(wish: Wish, resolved: t.Mapping[str, t.Any], facts: t.Mapping[str, Fac
         notices.append(
             f"By the estimate it does not fit, up to {gib(need.bound)} in {gib(device.free)}; train_insist has memory."
         )
-    return Memory([_line(need, device)], notices, need.as_dict(), device.free)
+    return Memory(_lines(need, device), notices, need.as_dict(), device.free)
 
 
 def smallest(wish: Wish, facts: t.Mapping[str, Facts]) -> Device | None:
@@ -130,11 +130,13 @@ def _config(wish: Wish, facts: t.Mapping[str, Facts]) -> t.Mapping[str, t.Any]:
     return next((told["config"] for told in known if told.get("config")), {})
 
 
-def _line(need: Estimate, device: Device) -> str:
-    return (
-        f"memory  {gib(need.process)} a rank, taken for at most {gib(need.bound)} ({need.tag}), of {gib(device.free)} "
-        f"on {device.words()}; most in the {need.binding}"
-    )
+def _lines(need: Estimate, device: Device) -> list[str]:
+    doubt = f"{need.tag}: {', '.join(need.reasons)}" if need.reasons else need.tag
+    return [
+        f"memory  {gib(need.process)} a rank, taken for at most {gib(need.bound)}, of {gib(device.free)} on "
+        f"{device.words()}",
+        f"        most in the {need.binding}; {doubt}",
+    ]
 
 
 def _link(wish: Wish, facts: t.Mapping[str, Facts]) -> float:

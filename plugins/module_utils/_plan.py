@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from . import (
     _addresses,
+    _assumed,
     _dataset,
     _hub,
     _media_send,
@@ -191,6 +192,8 @@ def make(
     plan.notices += _output.notices(plan.shared, wish.output_root, removed_in_part=in_part)
     if wish.hub and now != "finished":
         _pin.refuse_full_disks(wish, plan.resolved["model"]["revision"], facts)
+    if wish.assumed:
+        plan.notices.append(_assumed.notice(wish.assumed))
     if pin.old:
         plan.notices.append(f"The hub could not be asked ({pin.old}): the model is the one that the last run took.")
     places = dict.fromkeys(facts, _addresses.LOOPBACK)
@@ -236,7 +239,10 @@ def _mark_starters(plan: Plan, wish: Wish) -> None:
 
 
 def _held(plan: Plan, wish: Wish, facts: t.Mapping[str, Facts]) -> str:
-    """Who has what the run needs, where it would start now; or that its environment has no lock to be made from."""
+    """Who has what the run needs, where it would start now; that its environment has no lock to be made from, or its
+    GPUs are none."""
+    if wish.assumed:
+        return str(_assumed.HELD)
     if wish.state in ("finished", "staged") and not plan.environment["digest"]:
         return str(_profile.missing(wish.environment))
     step = _state.joint_step([node["state"] for node in plan.nodes.values()], retry=wish.retry)

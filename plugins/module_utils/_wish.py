@@ -9,7 +9,7 @@ import difflib
 import typing as t
 from dataclasses import dataclass
 
-from . import _config, _dataset, _inputs, _media, _parallel, _recipe, _schema, _sent_model, _template
+from . import _assumed, _config, _dataset, _inputs, _media, _parallel, _recipe, _schema, _sent_model, _template
 from ._engine import hub_modelscope
 from ._engine.state import EARLIER
 from ._errors import FinetuneError
@@ -53,6 +53,7 @@ INPUTS = (
     "train_preflight",
     "train_resolve",
     "train_insist",
+    "train_assume_gpus",
 )
 """The role's inputs that a wish is read from, or that are checked with it."""
 
@@ -118,6 +119,8 @@ class Wish:
     max_restarts: int
     tokenized: bool = False
     """Its data is tokenized when it is staged, not by its ranks."""
+    assumed: _assumed.Assumed | None = None
+    """GPUs that a plan takes each host to have."""
     family: str = ""
     """The model at the beginning of a chain of runs, where an earlier one is this one's model."""
 
@@ -221,6 +224,7 @@ def read(
         refresh=_inputs.one_of(variables, "train_resolve", ("record", "refresh")) == "refresh",
         max_restarts=_inputs.number(variables, "train_max_restarts"),
         tokenized=_inputs.switch(variables, "train_tokenized"),
+        assumed=_assumed.read(str(variables.get("train_assume_gpus") or "")),
     )
 
 

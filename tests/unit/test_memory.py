@@ -8,13 +8,13 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _describe
+from ansible_collections.llmops.finetune.plugins.module_utils import _assumed, _describe
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 from ansible_collections.llmops.finetune.plugins.module_utils._gpu import catalogue
 
 from ..conftest import REPOSITORY
 from ..vram import rows
-from .plans import DATA, Variables, known, make, node
+from .plans import DATA, Variables, eth0, known, make, node
 
 CONFIGS = rows.configs(REPOSITORY / "tests" / "vram" / "configs")
 MODEL = "/srv/llama3"
@@ -44,11 +44,13 @@ def refused(facts: dict[str, Variables], **wish: t.Any) -> FinetuneError:
     return refusal.value
 
 
-def test_what_fits_is_told_in_one_line() -> None:
+def test_what_fits_is_told_in_two_lines() -> None:
     facts = {"a": host()}
     plan = make(facts, **LORA)
-    (line,) = [line for line in told(plan, facts).splitlines() if line.startswith("  memory")]
-    assert "GiB a rank, taken for at most" in line and "of 79.6 GiB on NVIDIA H100 80GB HBM3 of a; most in the" in line
+    first, second = plan.memory["told"]
+    assert f"  {first}\n  {second}\n  node" in told(plan, facts)
+    assert "GiB a rank, taken for at most" in first and "of 79.6 GiB on NVIDIA H100 80GB HBM3 of a" in first
+    assert second == "        most in the loss, backward; replayed"
     estimate = plan.memory["estimate"]
     assert estimate["process"] < estimate["bound"] <= plan.memory["free"] == 81559 << 20
 
@@ -138,3 +140,39 @@ def test_on_cpus_nothing_is_told() -> None:
     plan = make(one, **FULL)
     assert plan.memory == {"told": [], "notices": [], "estimate": {}, "free": 0}
     assert "memory" not in told(plan, one)
+
+
+# --- GPUs that nobody has yet ---
+
+
+def assumed(gpus: str, hosts: int = 1, **wish: t.Any) -> tuple[t.Any, dict[str, Variables]]:
+    """A plan as train_plan makes it for hosts without GPUs."""
+    wanted = _assumed.read(gpus)
+    laptop = node(model={"config": CONFIGS["llama3-8b"]})
+    facts = {name: {**laptop, "interfaces": eth0(f"10.0.0.{i + 1}")} for i, name in enumerate("abcd"[:hosts])}
+    facts = _assumed.over(wanted, facts)
+    return make(facts, train_assume_gpus=gpus, **wish), facts
+
+
+def test_gpus_may_be_assumed() -> None:
+    plan, facts = assumed("8xH100", train_engine="zero3", **FULL)
+    assert (plan.resolved["world_size"], plan.resolved["arguments"]["bf16"]) == (8, True)
+    assert "unverified: engine zero3 on 8 ranks" in told(plan, facts)
+    assert plan.memory["free"] == 81559 << 20 and "node 0  a: 8 × NVIDIA H100 80GB HBM3" in told(plan, facts)
+    assert any("taken to have 8 × NVIDIA H100" in notice for notice in plan.notices)
+    cluster, facts = assumed("4 x A10G", 2, **{**FULL, "train_insist": "memory"})
+    assert cluster.resolved["world_size"] == 8
+    with pytest.raises(FinetuneError, match="It does not fit"):
+        assumed("T4", **LORA)
+
+
+def test_what_is_assumed_is_never_applied_and_is_not_who_the_run_is() -> None:
+    plan, _facts = assumed("H100", **LORA)
+    assert "is for GPUs that are assumed" in plan.held and "train_assume_gpus" in plan.held
+    assert not make({"a": host()}, **LORA).held and plan.id == make({"a": host()}, **LORA).id
+
+
+@pytest.mark.parametrize("wrong", ["8xH101", "0xH100", "H100x8", "65xH100", "x", "8", "99999999999xL4"])
+def test_unknown_gpus_are_refused_with_those_that_are_known(wrong: str) -> None:
+    refusal = refused({"a": node()}, train_assume_gpus=wrong)
+    assert refusal.where == "train_assume_gpus" and "H100" in refusal.change and "8xH100" in refusal.change
