@@ -56,7 +56,7 @@ def check(wish: Wish, resolved: t.Mapping[str, t.Any], facts: t.Mapping[str, Fac
     if device is None:
         return Memory()
     found = asked(wish, resolved, facts, device)
-    need = found if isinstance(found, str) else _needed(found)
+    need = found if isinstance(found, str) else needed(found)
     if isinstance(found, str) or isinstance(need, str):
         return Memory([f"memory  not estimated: {need}"])
     notices = []
@@ -75,6 +75,11 @@ def smallest(wish: Wish, facts: t.Mapping[str, Facts]) -> Device | None:
         _device(host, node, gpu) for host, node in facts.items() for gpu in _ranks.gpus(wish.gpus, node["gpus"], host)
     ]
     return min(found, key=lambda device: device.free, default=None)
+
+
+def used(wish: Wish, node: Facts) -> list[dict[str, t.Any]]:
+    """The GPUs of a host that has what is asked for."""
+    return _ranks.gpus(wish.gpus, node["gpus"], "")
 
 
 def _device(host: str, node: Facts, gpu: t.Mapping[str, t.Any]) -> Device:
@@ -111,7 +116,7 @@ def refusal(run: choose.Run, need: Estimate, variables: str, device: Device) -> 
     return FinetuneError(told.what, where=told.where, change=told.change + last)
 
 
-def _needed(run: choose.Run) -> Estimate | str:
+def needed(run: choose.Run) -> Estimate | str:
     """Or why not: a config.json is anybody's."""
     try:
         return choose.needed(run, choose.asked(run))
@@ -142,9 +147,9 @@ def _lines(need: Estimate, device: Device) -> list[str]:
 def _link(wish: Wish, facts: t.Mapping[str, Facts]) -> float:
     """Bytes a second between ranks, by the slowest of all ways: NVLinks, PCIe, the network between hosts."""
     found = []
-    for host, node in facts.items():
-        used = {gpu["index"] for gpu in _ranks.gpus(wish.gpus, node["gpus"], host)}
-        ways = [way for one, two, way in node.get("gpu_links") or () if {one, two} <= used]
+    for node in facts.values():
+        indices = {gpu["index"] for gpu in used(wish, node)}
+        ways = [way for one, two, way in node.get("gpu_links") or () if {one, two} <= indices]
         links = [int(way[2:]) if way.startswith("NV") and way[2:].isdigit() else 0 for way in ways]
         found.append(max(min(links, default=0) * NVLINK, speed.PCIE))
         if len(facts) > 1:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import typing as t
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 from . import (
     _addresses,
     _assumed,
     _dataset,
+    _fastest,
     _hub,
     _media_send,
     _media_set,
@@ -40,7 +42,7 @@ from ._dataset import Source
 from ._engine import base_model
 from ._errors import FinetuneError
 from ._ranks import Facts
-from ._wish import DEMO_MODEL, Wish
+from ._wish import ASKED, DEMO_MODEL, Wish
 
 
 @dataclass
@@ -99,6 +101,7 @@ def request(
         "engine": wish.engine,
         "global_batch_size": wish.global_batch_size or "auto",
         "processes_per_node": wish.processes_per_node or "auto",
+        **({"fit": wish.fit, "quantize": wish.quantizes} if wish.fit != ASKED else {}),
     }
 
 
@@ -139,7 +142,8 @@ def make(
     ranks = {host: _ranks.local(wish, host, node) for host, node in facts.items()}
     world_size = sum(ranks.values())
     first = next(iter(facts.values()))
-    record = {} if wish.refresh else dict(first["runs"].get(run_id, {}).get("resolved") or {})
+    run = first["runs"].get(run_id, {})
+    record = {} if wish.refresh else dict(run.get("resolved") or {})
     recorded = record.get("world_size") == world_size
     template = _resolve.template(wish, facts, schema)
     pin = _pin.choose(wish, facts, _pinned(record)) if wish.hub else _pin.Pin(model.digest if model else "")
@@ -161,7 +165,7 @@ def make(
             where=wish.model_place,
             change="correct the path; the folder holds config.json and the weights, and the account may read it",
         )
-    now = first["runs"].get(run_id, {}).get("state")
+    now = run.get("state")
     if now != "finished":
         if wish.state in ("finished", "staged"):
             _ranks.refuse_slices(wish, facts)
@@ -170,10 +174,23 @@ def make(
         for node in facts.values():
             _parallel.refuse_other_shards(node["runs"].get(run_id, {}), world_size)
         _situation.refuse_what_cannot_run(wish, resolved, origins, sources, facts, schema, template, variables or {})
+    starts = wish.state in ("finished", "staged") and now not in ("finished", "running")
+    wrong = partial(
+        _situation.found,
+        wish,
+        sources=sources,
+        facts=facts,
+        schema=schema,
+        template=template,
+        variables=variables or {},
+    )
+    fit = _fastest.settle(wish, record if recorded else {}, resolved, origins, facts, run, wrong if starts else None)
+    resolved, origins = fit.resolved, fit.origins
     plan = Plan(run_id, wish.name, wanted, record if recorded else resolved, origins, recorded, {})
-    if wish.state in ("finished", "staged") and now not in ("finished", "running"):
+    plan.notices += fit.notices
+    if starts:
         memory = _memory.check(wish, plan.resolved, facts)
-        plan.memory = asdict(memory)
+        plan.memory = {**asdict(memory), "told": memory.told + fit.told}
         plan.notices += memory.notices
     plan.shared = _output.place(run_id, wish.output_root, facts)
     plan.whole = _output.whole(run_id, world_size, facts)

@@ -19,6 +19,8 @@ IMPORTED = "config"
 DEMO_MODEL = "demo"
 """train_model for the base model that is made on the spot."""
 
+ASKED, FASTEST = "asked", "fastest"
+"""What train_fit may be."""
 _STATES = ("finished", "staged", "stopped", "absent")
 
 
@@ -53,6 +55,8 @@ INPUTS = (
     "train_preflight",
     "train_resolve",
     "train_insist",
+    "train_fit",
+    "train_fit_quantize",
     "train_assume_gpus",
 )
 """The role's inputs that a wish is read from, or that are checked with it."""
@@ -119,6 +123,9 @@ class Wish:
     max_restarts: int
     tokenized: bool = False
     """Its data is tokenized when it is staged, not by its ranks."""
+    fit: str = ASKED
+    quantizes: bool = False
+    """Weights may be quantized where that is what fits."""
     assumed: _assumed.Assumed | None = None
     """GPUs that a plan takes each host to have."""
     family: str = ""
@@ -224,6 +231,7 @@ def read(
         refresh=_inputs.one_of(variables, "train_resolve", ("record", "refresh")) == "refresh",
         max_restarts=_inputs.number(variables, "train_max_restarts"),
         tokenized=_inputs.switch(variables, "train_tokenized"),
+        **_fit(variables),
         assumed=_assumed.read(str(variables.get("train_assume_gpus") or "")),
     )
 
@@ -301,6 +309,19 @@ def _of_earlier(model: str, where: str) -> str:
             change="leave one of them out",
         )
     return ""
+
+
+def _fit(variables: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Whether something is chosen, and of what."""
+    wanted = _inputs.one_of(variables, "train_fit", (ASKED, FASTEST))
+    quantizes = _inputs.switch(variables, "train_fit_quantize")
+    if quantizes and wanted == ASKED:
+        raise FinetuneError(
+            "train_fit_quantize allows a choice, and nothing is chosen.",
+            where="train_fit_quantize, train_fit",
+            change="set train_fit: fastest; or quantization_bit: 4 in train_args, to have it so",
+        )
+    return {"fit": wanted, "quantizes": quantizes}
 
 
 def _reward(variables: t.Mapping[str, t.Any], stage: str) -> str:

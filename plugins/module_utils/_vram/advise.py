@@ -74,7 +74,7 @@ def nearest(run: Run) -> list[Way]:
             if _at_odds(together) or any(all(one in together for one in way.changes) for way in found):
                 continue
             need = needed(run, together)
-            if need is not None and need.bound <= run.memory:
+            if need is not None and run.holds(need):
                 found.append(Way(together, need))
             if len(found) == NEAREST:
                 return found

@@ -94,7 +94,8 @@ class Choice:
 @dataclass(frozen=True)
 class Run:
     """What is asked for. open: keys that the author did not write; engine: as he wrote it, `auto` is open;
-    per_rank: records of an optimizer step on each rank, which stay; memory: bytes of a GPU that are free."""
+    per_rank: records of an optimizer step on each rank, which stay; memory: bytes of a GPU that are free; host: bytes
+    of its host for each rank, 0 where unknown; engines: what `auto` may become."""
 
     config: t.Mapping[str, t.Any]
     arguments: Arguments
@@ -103,6 +104,12 @@ class Run:
     per_rank: int
     open: t.FrozenSet[str] = frozenset()
     card: speed.Card = field(default_factory=speed.Card)
+    engines: t.Sequence[str] = ENGINES
+    host: int = 0
+
+    def holds(self, need: Estimate) -> bool:
+        """By the bound. Of the host only what is offloaded counts: the rest is a guess that refuses nothing."""
+        return need.bound <= self.memory and (not self.host or need.host - estimate.PROCESS <= self.host)
 
 
 def asked(run: Run) -> Option:
@@ -128,7 +135,7 @@ def possible(run: Run) -> list[Option]:
         batches = [(size, run.per_rank // size) for size in sizes]
     engines: t.Sequence[str] = (now.engine,)
     if run.situation.engine == "auto":
-        engines = ENGINES if run.situation.world > 1 else ("ddp", "zero2_offload", "zero3_offload")
+        engines = [name for name in run.engines if run.situation.world > 1 or name not in ("zero2", "zero3")]
     plain = (True, False) if PLAIN in run.open else (now.plain,)
     fused = (True, False) if FUSED in run.open and can_fuse(run) else (now.fused,)
     bits = (0, 4) if BITS in run.open else (now.bits,)
@@ -153,14 +160,14 @@ def choose(run: Run) -> Choice:
         )
         need = needed(run, leanest)
         counts = (need.parameters, need.trainable)
-        if need.bound > run.memory:
+        if not run.holds(need):
             too_much.append(leanest)
             found.tried.append(Tried(leanest, predicted(run, leanest, *counts), need, False))
     for option in sorted(left, key=lambda one: predicted(run, one, *counts) * SIMPLER.get(one.engine, 1.0)):
         if any(option.needs_more_than(other) for other in too_much):
             continue
         need = needed(run, option)
-        fits = need.bound <= run.memory
+        fits = run.holds(need)
         found.tried.append(Tried(option, predicted(run, option, *counts), need, fits))
         if fits:
             break
@@ -174,6 +181,11 @@ def can_fuse(run: Run) -> bool:
 
 def _situated(run: Run, option: Option) -> Situation:
     return replace(run.situation, engine=option.engine)
+
+
+def as_option(run: Run, option: Option) -> Run:
+    """The run done so, with nothing open."""
+    return replace(run, arguments=option.over(run.arguments), situation=_situated(run, option), open=frozenset())
 
 
 def needed(run: Run, option: Option) -> Estimate:
