@@ -170,6 +170,13 @@ def test_the_nearest_that_fit_and_the_smallest_hardware() -> None:
     assert lines[3].startswith("or, as it is asked for, NVIDIA GeForce RTX 5090")
 
 
+def test_of_an_evaluation_that_decides_the_batch_is_the_first_to_go() -> None:
+    asked = run(arguments={**RECIPE, "do_eval": True, "cutoff_len": 4096}, gpu="RTX 4090", opened=[])
+    assert advise.changes(asked)[0].words == "per_device_eval_batch_size: 1"
+    assert "evaluation" in refusal(arguments=dict(asked.arguments), gpu="RTX 4090")
+    assert "per_device_eval_batch_size" not in refusal(arguments={**RECIPE, MICRO: 2}, gpu="RTX 4090")
+
+
 @pytest.mark.parametrize(
     ("asked", "hardware_"),
     [

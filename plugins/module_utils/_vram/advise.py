@@ -17,6 +17,7 @@ from .choose import ACCUMULATION, BITS, FUSED, MICRO, PLAIN, Run, can_fuse
 from .estimate import Estimate, gib
 from .hardware import find
 
+EVALUATED = "per_device_eval_batch_size"
 NEAREST = 3
 MOST_CHANGES = 3
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
@@ -45,6 +46,9 @@ def changes(run: Run) -> list[Change]:
     given = {**options.DEFAULTS, **run.arguments}
     world, method = run.situation.world, str(given["finetuning_type"])
     length, found = int(given["cutoff_len"]), []
+    evaluates = given["do_eval"] or float(given["val_size"]) > 0 or given["eval_strategy"] != "no"
+    if evaluates and int(given[EVALUATED]) > 1:
+        found.append(Change(f"{EVALUATED}: 1", {EVALUATED: 1}))
     if int(given[MICRO]) > 1:
         found.append(Change(f"{MICRO}: 1", {MICRO: 1, ACCUMULATION: run.per_rank}))
     if given[PLAIN]:
