@@ -171,7 +171,10 @@ class Hub:
                     answer = {"Code": 200, "Success": True, "Message": "", "Data": {"Files": told}}
                     self._plain(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
                     return
-                content = files[asked["FilePath"][0]]
+                content = files.get(asked["FilePath"][0])
+                if content is None:
+                    self._plain(404, b"{}", {})
+                    return
                 self._send(content, hashlib.sha256(content).hexdigest(), {})
 
             def _send(self, content: bytes, etag: str, headers: dict[str, str], spoilt: bool = False) -> None:

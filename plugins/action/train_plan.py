@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ansible.plugins.action import ActionBase
 
-from ..module_utils import _chain, _config, _plan, _profile, _schema, _sources, _trackers, _wish
+from ..module_utils import _assumed, _chain, _config, _describe, _plan, _profile, _schema, _sources, _trackers, _wish
 from ..module_utils._errors import FinetuneError
 from ..plugin_utils import _import, _recipes, _s3
 
@@ -49,6 +49,7 @@ class ActionModule(ActionBase):
                     "datasets": [*_entries(variables, "train_datasets"), *_entries(variables, "train_eval_datasets")],
                 }
             facts = {host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]}
+            facts = _assumed.over(wish.assumed, facts)
             secrets = self._templar.template(known.get("train_secrets")) or {}
             told = _trackers.told(secrets)
             fetched = _s3.fetch(wish.objects, secrets)
@@ -70,7 +71,7 @@ class ActionModule(ActionBase):
             )
         except FinetuneError as error:
             return {"failed": True, "msg": str(error)}
-        for line in _plan.describe(plan, sources, facts):
+        for line in _describe.lines(plan, sources, facts):
             self._display.display(line)
         result = plan.as_dict()
         result["environment"]["path"] = profile.path

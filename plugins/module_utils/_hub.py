@@ -10,6 +10,7 @@ import re
 import typing as t
 from pathlib import Path
 
+from . import _model
 from ._engine import files, hub_modelscope
 from ._errors import FinetuneError
 
@@ -72,20 +73,26 @@ def facts(
     model: str, revision: str, folder: Path, whole: t.Container[str], given: Access = ENVIRONMENT
 ) -> dict[str, t.Any]:
     """Commit and bytes that a run of the model would take now. Where the hub does not answer, the commit that the last
-    run took, if it is here, and always why (`kind`, `said`). begun: bytes of it that a cut fetch left.
+    run took, if it is here, and always why (`kind`, `said`). begun: bytes of it that a cut fetch left. config: what its
+    config.json says of its sizes, where that could be had.
 
     folder: that of models; whole: those in it that are as they were stored.
     """
     if COMMIT.fullmatch(revision) and folder_name(model, revision) in whole:
-        return {"revision": revision, "bytes": 0}
+        return {"revision": revision, "bytes": 0, "config": _model.config(folder / folder_name(model, revision))}
     from . import _hub_ask  # what asks over the network is slow to import, and few calls ask
 
     here = access(model, os.environ)
-    answer = _hub_ask.ask(model, revision, given.endpoint or here.endpoint, given.token or here.token)
+    by = Access(given.endpoint or here.endpoint, given.token or here.token)
+    answer = _hub_ask.ask(model, revision, *by)
+    commit = str(answer.get("revision") or files.read_json(folder / REFS).get(f"{model}@{revision}") or "")
+    if commit and folder_name(model, commit) in whole:
+        answer |= {"revision": commit, "config": _model.config(folder / folder_name(model, commit))}
+    elif "kind" not in answer:
+        answer["config"] = _model.sizes(_hub_ask.config(model, revision, commit, *by))
     if "kind" in answer:
-        known = files.read_json(folder / REFS).get(f"{model}@{revision}")
-        return {**answer, "revision": known} if known and folder_name(model, known) in whole else answer
-    partial = folder / f".{folder_name(model, answer['revision'])}"
+        return answer
+    partial = folder / f".{folder_name(model, commit)}"
     return {**answer, "begun": sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())}
 
 

@@ -18,17 +18,35 @@ from ._engine import hub_files, hub_modelscope
 
 ENDPOINT = "https://huggingface.co"
 SECONDS = 15.0
+_CONFIG = "config.json"
+_LARGEST = 2**20
+"""Bytes of a config.json; one that is longer is cut, and none then."""
 
 
 def ask(model: str, revision: str, endpoint: str = "", token: str = "") -> dict[str, t.Any]:
     """revision and bytes, or why there is no answer: kind and said. endpoint: empty for the hub's own."""
-    endpoint = (endpoint or (hub_modelscope.ENDPOINT if _hub.of_modelscope(model) else ENDPOINT)).rstrip("/")
     try:
-        return _ask(model, revision, endpoint, token)
+        return _ask(model, revision, _endpoint(model, endpoint), token)
     except urllib.error.HTTPError as error:
         return {"kind": _kind(error), "said": f"{error.code} {error.headers.get('X-Error-Message') or error.reason}"}
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:  # the last of odd mirrors
         return {"kind": "unreachable", "said": str(getattr(error, "reason", "") or f"{type(error).__name__} {error}")}
+
+
+def config(model: str, revision: str, commit: str, endpoint: str = "", token: str = "") -> t.Any:
+    """Its config.json at a commit, or of ModelScope at a revision; None where there is none to be had."""
+    place = f"/{model}/resolve/{commit}/{_CONFIG}"
+    if _hub.of_modelscope(model):
+        place = hub_modelscope.place(model, revision, _CONFIG)
+    try:
+        with _open(_endpoint(model, endpoint) + place, token) as response:
+            return json.loads(response.read(_LARGEST))
+    except (OSError, http.client.HTTPException, ValueError, RecursionError):  # a model has none, or a mirror is odd
+        return None
+
+
+def _endpoint(model: str, endpoint: str) -> str:
+    return (endpoint or (hub_modelscope.ENDPOINT if _hub.of_modelscope(model) else ENDPOINT)).rstrip("/")
 
 
 def _ask(model: str, revision: str, endpoint: str, token: str) -> dict[str, t.Any]:
@@ -42,7 +60,7 @@ def _ask(model: str, revision: str, endpoint: str, token: str) -> dict[str, t.An
     sizes = {file["rfilename"]: int(file.get("size") or 0) for file in told["siblings"]}
     names = hub_files.wanted(sizes)
     if told.get("gated") and names:  # the list is for everyone, its files are not
-        one = "config.json" if "config.json" in names else names[0]
+        one = _CONFIG if _CONFIG in names else names[0]
         _open(f"{endpoint}/{model}/resolve/{told['sha']}/{one}", token, "HEAD").close()
     return {"revision": str(told["sha"]), "bytes": sum(sizes[name] for name in names)}
 

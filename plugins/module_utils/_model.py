@@ -10,6 +10,7 @@ import json
 import struct
 import typing as t
 from pathlib import Path
+from types import MappingProxyType
 
 from ._engine.files import sha256
 from ._errors import FinetuneError
@@ -45,6 +46,8 @@ class Model(t.NamedTuple):
     """Last names of all modules that have weights."""
     words: str = ""
     """Digest of the files that texts, images and sounds become tokens by."""
+    config: t.Mapping[str, t.Any] = MappingProxyType({})
+    """What its config.json says of its sizes."""
 
 
 def facts(folder: Path) -> dict[str, t.Any]:
@@ -69,8 +72,32 @@ def facts(folder: Path) -> dict[str, t.Any]:
         absent=[name for name in files if name not in there],
         **_named(names),
         words=words,
+        config=sizes(config),
     )
     return found._asdict()
+
+
+_LABELS = ("id2label", "label2id", "task_specific_params")
+_LONG = 512
+"""Entries of a list or dict that is no size of anything: as many as the layers of a model are some."""
+_DEEP = 3
+"""Dicts in dicts, at most."""
+
+
+def sizes(config: t.Any, deep: int = _DEEP) -> dict[str, t.Any]:
+    """A config.json without names of labels and long lists, as it goes to the controller; empty for what is none."""
+    if not isinstance(config, dict) or not deep:
+        return {}
+    return {
+        key: sizes(value, deep - 1) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in _LABELS and not (isinstance(value, (dict, list)) and len(value) > _LONG)
+    }
+
+
+def config(folder: Path) -> dict[str, t.Any]:
+    """Of a model that lies in a folder; empty where it has none that can be read."""
+    return sizes(_json(folder / "config.json"))
 
 
 def _described(config: t.Mapping[str, t.Any]) -> dict[str, t.Any]:

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import typing as t
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 from . import (
     _addresses,
+    _assumed,
     _dataset,
+    _fastest,
     _hub,
     _media_send,
     _media_set,
+    _memory,
     _nodes,
     _notices,
     _origin,
@@ -36,10 +40,9 @@ from . import (
 )
 from ._dataset import Source
 from ._engine import base_model
-from ._engine.state import EARLIER
 from ._errors import FinetuneError
 from ._ranks import Facts
-from ._wish import DEMO_MODEL, Wish
+from ._wish import ASKED, DEMO_MODEL, Wish
 
 
 @dataclass
@@ -68,6 +71,8 @@ class Plan:
     """The images, videos and audios that its datasets bring along: digest, number, and where they come from."""
     tokens: dict[str, t.Any] = field(default_factory=dict)
     """Where its data is tokenized when it is staged: the digest of what decides the tokens."""
+    memory: dict[str, t.Any] = field(default_factory=dict)
+    """What a rank needs of its GPU, by an estimate: told in lines, estimate, free; empty where nothing would start."""
     held: str = ""
     """Why an apply would be refused now: another run has what this one needs, or the environment has no lock. Empty
     when nothing stands in the way."""
@@ -96,6 +101,7 @@ def request(
         "engine": wish.engine,
         "global_batch_size": wish.global_batch_size or "auto",
         "processes_per_node": wish.processes_per_node or "auto",
+        **({"fit": wish.fit, "quantize": wish.quantizes} if wish.fit != ASKED else {}),
     }
 
 
@@ -136,7 +142,8 @@ def make(
     ranks = {host: _ranks.local(wish, host, node) for host, node in facts.items()}
     world_size = sum(ranks.values())
     first = next(iter(facts.values()))
-    record = {} if wish.refresh else dict(first["runs"].get(run_id, {}).get("resolved") or {})
+    run = first["runs"].get(run_id, {})
+    record = {} if wish.refresh else dict(run.get("resolved") or {})
     recorded = record.get("world_size") == world_size
     template = _resolve.template(wish, facts, schema)
     pin = _pin.choose(wish, facts, _pinned(record)) if wish.hub else _pin.Pin(model.digest if model else "")
@@ -158,7 +165,8 @@ def make(
             where=wish.model_place,
             change="correct the path; the folder holds config.json and the weights, and the account may read it",
         )
-    if first["runs"].get(run_id, {}).get("state") != "finished":
+    now = run.get("state")
+    if now != "finished":
         if wish.state in ("finished", "staged"):
             _ranks.refuse_slices(wish, facts)
             _ranks.refuse_unequal(wish, facts)
@@ -166,7 +174,24 @@ def make(
         for node in facts.values():
             _parallel.refuse_other_shards(node["runs"].get(run_id, {}), world_size)
         _situation.refuse_what_cannot_run(wish, resolved, origins, sources, facts, schema, template, variables or {})
+    starts = wish.state in ("finished", "staged") and now not in ("finished", "running")
+    wrong = partial(
+        _situation.found,
+        wish,
+        sources=sources,
+        facts=facts,
+        schema=schema,
+        template=template,
+        variables=variables or {},
+    )
+    fit = _fastest.settle(wish, record if recorded else {}, resolved, origins, facts, run, wrong if starts else None)
+    resolved, origins = fit.resolved, fit.origins
     plan = Plan(run_id, wish.name, wanted, record if recorded else resolved, origins, recorded, {})
+    plan.notices += fit.notices
+    if starts:
+        memory = _memory.check(wish, plan.resolved, facts)
+        plan.memory = {**asdict(memory), "told": memory.told + fit.told}
+        plan.notices += memory.notices
     plan.shared = _output.place(run_id, wish.output_root, facts)
     plan.whole = _output.whole(run_id, world_size, facts)
     if wish.state in ("finished", "staged"):
@@ -179,11 +204,13 @@ def make(
     plan.media = media
     plan.model = {"local": model.local, "files": model.files} if model else {}
     plan.unread = {source.dataset.name: source.unread for source in sources if source.unread}
-    plan.notices = _notices.notices(wish, plan, record, resolved, sources, template) + _ranks.notices(wish, facts)
+    plan.notices += _notices.notices(wish, plan, record, resolved, sources, template) + _ranks.notices(wish, facts)
     in_part = wish.state == "absent" and not plan.whole
     plan.notices += _output.notices(plan.shared, wish.output_root, removed_in_part=in_part)
-    if wish.hub and first["runs"].get(run_id, {}).get("state") != "finished":
+    if wish.hub and now != "finished":
         _pin.refuse_full_disks(wish, plan.resolved["model"]["revision"], facts)
+    if wish.assumed:
+        plan.notices.append(_assumed.notice(wish.assumed))
     if pin.old:
         plan.notices.append(f"The hub could not be asked ({pin.old}): the model is the one that the last run took.")
     places = dict.fromkeys(facts, _addresses.LOOPBACK)
@@ -200,53 +227,6 @@ def _pinned(record: t.Mapping[str, t.Any]) -> str:
     """The commit of a recorded model; empty where it was recorded as a branch, which ranks fetched themselves."""
     revision = str(record.get("model", {}).get("revision", ""))
     return revision if _hub.COMMIT.fullmatch(revision) else ""
-
-
-def describe(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Facts]) -> list[str]:
-    """The plan as a person reads it."""
-    arguments, resolved = plan.resolved["arguments"], plan.resolved
-    now = _state.aggregate([node["state"] for node in plan.nodes.values()])
-    model = resolved["model"]
-    made = " (made on the node from the demo text)" if model["name"] == DEMO_MODEL else f" at {model['revision']}"
-    if model["name"].startswith(("/", EARLIER)):
-        made = ""
-    if plan.model:
-        made = f" {plan.model['local']} of this controller, {model['revision'][:12]}"
-    fetches = [host for host, node in plan.nodes.items() if node["model"]["hub"] and node["model"]["missing"]]
-    told = next((facts[host]["hub"]["bytes"] for host in fetches if facts[host]["hub"].get("bytes")), 0)
-    if fetches and told:
-        made += f", {_pin.size(told)} to be fetched"
-    micro, accumulation = arguments["per_device_train_batch_size"], arguments["gradient_accumulation_steps"]
-    copies = resolved["global_batch_size"] // (micro * accumulation)
-    each = "ranks" if copies == resolved["world_size"] else "copies of the model"
-    batch = f"{micro} × {accumulation} × {copies} (micro-batch × accumulation × {each})"
-    chosen = arguments.get("template") and "template" not in plan.request["args"] and model["name"] != DEMO_MODEL
-    lines = [
-        f"Run {plan.id}: {now}",
-        f"  recipe  {plan.request['recipe']}, environment {plan.environment['lock']} {plan.environment['digest']}",
-        f"  model   {model['name']}{made}",
-        "  data    "
-        + ", ".join(source.dataset.name + (" (held out)" if source.evaluates else "") for source in sources)
-        + (f", with {plan.media['count']} file{'s' * (plan.media['count'] > 1)} of media" if plan.media else ""),
-        *([f"  tokens  {_tokens.FOLDER}/{plan.tokens['digest']}, made when the run is staged"] if plan.tokens else []),
-        f"  batch   {resolved['global_batch_size']} = {batch}",
-        f"  engine  {resolved['engine']}",
-        *(
-            [f"  chat    template {arguments['template']}, {plan.origins.get('template', 'as recorded')}"]
-            if chosen
-            else []
-        ),
-    ]
-    for host, node in plan.nodes.items():
-        used = [gpu for gpu in facts[host]["gpus"] if gpu["uuid"] in node["launch"]["leases"]]
-        device = _ranks.devices(used) or f"{facts[host]['cpus']} CPUs, no GPU"
-        ranks = node["launch"]["nproc_per_node"]
-        place = f" at {node['launch']['address']}" if len(plan.nodes) > 1 else ""
-        lines.append(f"  node {node['node_rank']:<2} {host}{place}: {device}, {ranks} process(es), {node['folder']}")
-    lines += [f"  results {plan.shared}"] if plan.shared else []
-    lines += [f"  {line}" for line in plan.difference]
-    lines += [f"  note    {notice}" for notice in plan.notices]
-    return lines + ([f"  held    {plan.held.splitlines()[0]}"] if plan.held else [])
 
 
 def _against_last(plan: Plan, node: Facts) -> list[str]:
@@ -276,7 +256,10 @@ def _mark_starters(plan: Plan, wish: Wish) -> None:
 
 
 def _held(plan: Plan, wish: Wish, facts: t.Mapping[str, Facts]) -> str:
-    """Who has what the run needs, where it would start now; or that its environment has no lock to be made from."""
+    """Who has what the run needs, where it would start now; that its environment has no lock to be made from, or its
+    GPUs are none."""
+    if wish.assumed:
+        return str(_assumed.HELD)
     if wish.state in ("finished", "staged") and not plan.environment["digest"]:
         return str(_profile.missing(wish.environment))
     step = _state.joint_step([node["state"] for node in plan.nodes.values()], retry=wish.retry)

@@ -28,6 +28,20 @@ def refuse_what_cannot_run(
 ) -> None:
     """Hold the arguments against what LLaMA-Factory would refuse after minutes, or take and do otherwise. variables:
     what is known of train_secrets."""
+    problems = found(wish, resolved, sources, facts, schema, template, variables)
+    told = [problem._replace(key=wish.model_place) if problem.key == "train_model" else problem for problem in problems]
+    _schema.refuse(told, origins)
+
+
+def found(
+    wish: Wish,
+    resolved: t.Mapping[str, t.Any],
+    sources: t.Sequence[Source],
+    facts: t.Mapping[str, Facts],
+    schema: _schema.Schema,
+    template: _template.Choice | None,
+    variables: t.Mapping[str, str],
+) -> list[_schema.Problem]:
     gpus = [gpu for host, node in facts.items() for gpu in _ranks.gpus(wish.gpus, node["gpus"], host)]
     situation = _rules.Situation(
         world_size=sum(_ranks.local(wish, host, node) for host, node in facts.items()),
@@ -49,9 +63,7 @@ def refuse_what_cannot_run(
         engine=_parallel.ENGINES[resolved["engine"]],
         variables=variables,
     )
-    problems = _rules.problems(resolved["arguments"], schema, situation, wish.args)
-    told = [problem._replace(key=wish.model_place) if problem.key == "train_model" else problem for problem in problems]
-    _schema.refuse(told, origins)
+    return _rules.problems(resolved["arguments"], schema, situation, wish.args)
 
 
 def _records(sources: t.Sequence[Source]) -> int | None:

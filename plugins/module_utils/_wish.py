@@ -9,7 +9,7 @@ import difflib
 import typing as t
 from dataclasses import dataclass
 
-from . import _config, _dataset, _inputs, _media, _parallel, _recipe, _schema, _sent_model, _template
+from . import _assumed, _config, _dataset, _inputs, _media, _parallel, _recipe, _schema, _sent_model, _template
 from ._engine import hub_modelscope
 from ._engine.state import EARLIER
 from ._errors import FinetuneError
@@ -19,6 +19,8 @@ IMPORTED = "config"
 DEMO_MODEL = "demo"
 """train_model for the base model that is made on the spot."""
 
+ASKED, FASTEST = "asked", "fastest"
+"""What train_fit may be."""
 _STATES = ("finished", "staged", "stopped", "absent")
 
 
@@ -53,6 +55,9 @@ INPUTS = (
     "train_preflight",
     "train_resolve",
     "train_insist",
+    "train_fit",
+    "train_fit_quantize",
+    "train_assume_gpus",
 )
 """The role's inputs that a wish is read from, or that are checked with it."""
 
@@ -92,6 +97,8 @@ class Wish:
     """A template is taken also where the registry has another one for the model."""
     mixes: bool
     """GPUs of several kinds may be used together."""
+    risks: bool
+    """It may start also where it does not fit into memory by the estimate."""
     datasets: list[_dataset.Dataset]
     eval_datasets: list[_dataset.Dataset]
     stage: str
@@ -116,6 +123,11 @@ class Wish:
     max_restarts: int
     tokenized: bool = False
     """Its data is tokenized when it is staged, not by its ranks."""
+    fit: str = ASKED
+    quantizes: bool = False
+    """Weights may be quantized where that is what fits."""
+    assumed: _assumed.Assumed | None = None
+    """GPUs that a plan takes each host to have."""
     family: str = ""
     """The model at the beginning of a chain of runs, where an earlier one is this one's model."""
 
@@ -172,7 +184,7 @@ def read(
     if begins_with:
         model = _of_earlier(model, model_place)
     template = _template.choose(model, schema) if model not in ("", DEMO_MODEL) else None
-    insisted = _inputs.some_of(variables, "train_insist", ("template", "mixed_gpus"))
+    insisted = _inputs.some_of(variables, "train_insist", ("template", "mixed_gpus", "memory"))
     chats = arguments.get("template", template.template if template else "")
     return Wish(
         name=_inputs.name(str(variables.get("train_name") or recipe.replace("_", "-"))),
@@ -196,6 +208,7 @@ def read(
         template=template,
         insists="template" in insisted,
         mixes="mixed_gpus" in insisted,
+        risks="memory" in insisted,
         datasets=datasets,
         eval_datasets=eval_datasets,
         stage=stage,
@@ -218,6 +231,8 @@ def read(
         refresh=_inputs.one_of(variables, "train_resolve", ("record", "refresh")) == "refresh",
         max_restarts=_inputs.number(variables, "train_max_restarts"),
         tokenized=_inputs.switch(variables, "train_tokenized"),
+        **_fit(variables),
+        assumed=_assumed.read(str(variables.get("train_assume_gpus") or "")),
     )
 
 
@@ -294,6 +309,19 @@ def _of_earlier(model: str, where: str) -> str:
             change="leave one of them out",
         )
     return ""
+
+
+def _fit(variables: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Whether something is chosen, and of what."""
+    wanted = _inputs.one_of(variables, "train_fit", (ASKED, FASTEST))
+    quantizes = _inputs.switch(variables, "train_fit_quantize")
+    if quantizes and wanted == ASKED:
+        raise FinetuneError(
+            "train_fit_quantize allows a choice, and nothing is chosen.",
+            where="train_fit_quantize, train_fit",
+            change="set train_fit: fastest; or quantization_bit: 4 in train_args, to have it so",
+        )
+    return {"fit": wanted, "quantizes": quantizes}
 
 
 def _reward(variables: t.Mapping[str, t.Any], stage: str) -> str:

@@ -103,6 +103,12 @@ plan:
     media:
       description: Images, videos and audios that are sent along - digest, number, and where they come from.
       type: dict
+    memory:
+      description: >-
+        What a rank needs of its GPU by an estimate, where the run would start - C(estimate) with the fields of
+        M(llmops.finetune.vram_info), empty where there is none; C(free), the bytes that the smallest GPU has; C(told),
+        the same in lines.
+      type: dict
     held:
       description: >-
         Why an apply would be refused now, which is another run that has what this one needs, or an environment without

@@ -107,7 +107,7 @@ def test_check_mode_tells_the_fetch_and_touches_nothing(world: World, hub: Hub, 
     assert ("fetch", str(stored(world, first))) in checked.changes
     assert f"{MODEL} at {first}" in checked.text and "MiB to be fetched" in checked.text
     assert tree(world.root / "models", world.root / "runs") == before
-    assert not any("/resolve/" in path for _method, path, _range in hub.asked)
+    assert {path.rpartition("/")[2] for _method, path, _range in hub.asked if "/resolve/" in path} <= {"config.json"}
 
 
 def test_it_is_fetched_when_a_run_is_staged(world: World, hub: Hub, first: str) -> None:
@@ -159,7 +159,7 @@ def test_a_stored_model_that_was_damaged_is_fetched_again_where_it_is(world: Wor
     assert new.rc == 0 and ("update", str(weights.parent)) in new.changes, new.text
     assert weights.read_bytes() == right
     fetched = {path.rpartition("/")[2] for method, path, _range in hub.asked if "/resolve/" in path}
-    assert fetched == {"model.safetensors"}
+    assert fetched == {"model.safetensors", "config.json"}, "the plan reads the second"
 
 
 def test_modelscope_gives_it_too(world: World, hub: Hub, first: str) -> None:

@@ -55,6 +55,7 @@ def node(gpus: int = 0, capability: float = 9.0, **facts: t.Any) -> dict[str, t.
         "cpu_flags": ["avx2", "avx512f"],
         "gpus": [
             {"index": i, "uuid": f"GPU-{'abcdefgh'[i]}", "name": "H200", "compute_capability": capability}
+            | {"memory": 143771 << 20}
             for i in range(gpus)
         ],
         "systemd": False,

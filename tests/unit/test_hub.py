@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import json
 import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _hub, _plan
+from ansible_collections.llmops.finetune.plugins.module_utils import _describe, _hub
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import hub_files, hub_modelscope
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
@@ -39,7 +40,7 @@ def told(
 def test_a_branch_is_a_commit_and_only_what_a_run_reads_counts(hub: Hub, tmp_path: Path) -> None:
     files = {"config.json": b"{}", "model.safetensors": b"1234", "pytorch_model.bin": b"x" * 99, "a.gguf": b"x" * 99}
     commit = hub.push("org/m", files)
-    assert told(hub, tmp_path) == {"revision": commit, "bytes": 6, "begun": 0}
+    assert told(hub, tmp_path) == {"revision": commit, "bytes": 6, "begun": 0, "config": {}}
     other = hub.push("org/m", {**files, "config.json": b"{  }"}, "v2/x")
     assert told(hub, tmp_path, "v2/x")["revision"] == other
     assert told(hub, tmp_path, commit)["revision"] == commit
@@ -50,8 +51,50 @@ def test_a_branch_is_a_commit_and_only_what_a_run_reads_counts(hub: Hub, tmp_pat
 
 
 def test_a_commit_that_is_here_asks_nobody(hub: Hub, tmp_path: Path) -> None:
-    assert told(hub, tmp_path, COMMIT, [f"org--m@{COMMIT}"]) == {"revision": COMMIT, "bytes": 0}
+    stored(tmp_path, COMMIT)
+    known = {"revision": COMMIT, "bytes": 0, "config": CONFIG}
+    assert told(hub, tmp_path, COMMIT, [f"org--m@{COMMIT}"]) == known
     assert hub.asked == []
+
+
+CONFIG = {"model_type": "llama", "hidden_size": 8, "quantization_config": {"bits": 4}}
+
+
+def stored(folder: Path, commit: str) -> None:
+    (folder / f"org--m@{commit}").mkdir()
+    (folder / f"org--m@{commit}" / "config.json").write_text(json.dumps({**CONFIG, "id2label": {"0": "x"}}))
+
+
+def test_the_sizes_of_a_model_come_from_its_config_by_one_more_request(hub: Hub, tmp_path: Path) -> None:
+    commit = hub.push("org/m", {"config.json": json.dumps({**CONFIG, "id2label": {}}).encode(), "a.safetensors": b"1"})
+    assert told(hub, tmp_path)["config"] == CONFIG
+    assert [path for _, path, _ in hub.asked] == [
+        "/api/models/org/m/revision/main",
+        f"/org/m/resolve/{commit}/config.json",
+    ]
+    modelscope = _hub.facts("modelscope:org/m", "main", tmp_path, (), _hub.Access(hub.address))
+    assert modelscope["config"] == CONFIG
+    hub.asked.clear()
+    stored(tmp_path, commit)
+    assert told(hub, tmp_path, whole=[f"org--m@{commit}"])["config"] == CONFIG
+    assert len(hub.asked) == 1, "what is here is read here"
+    hub.close()
+    _hub.remember(tmp_path, "org/m", "main", commit)
+    without = told(hub, tmp_path, whole=[f"org--m@{commit}"])
+    assert (without["kind"], without["revision"], without["config"]) == ("unreachable", commit, CONFIG)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", b"[1]", b"{", b"[" * 100_000, b'{"a":' * 900 + b"1" + b"}" * 900, b'{"a": "' + b"x" * 2**21 + b'"}'],
+)
+def test_a_model_without_a_config_that_can_be_read_has_no_sizes(
+    hub: Hub, tmp_path: Path, content: bytes | None
+) -> None:
+    hub.push("org/m", {"model.safetensors": b"1234", **({} if content is None else {"config.json": content})})
+    for model in ("org/m", "modelscope:org/m"):
+        found = _hub.facts(model, "main", tmp_path, (), _hub.Access(hub.address))
+        assert not found["config"].get("a", {}).get("a", {}).get("a") and "kind" not in found
 
 
 def test_without_the_hub_it_is_the_commit_that_the_last_run_took_if_that_is_here(hub: Hub, tmp_path: Path) -> None:
@@ -177,11 +220,11 @@ def test_the_run_is_pinned_and_its_id_is_what_was_asked_for() -> None:
     folder = f"/home/me/llmops/models/Qwen--Qwen3-0.6B@{COMMIT}"
     assert (model["path"], model["hub"], model["asked"], model["missing"]) == (folder, MODEL, "main", True)
     assert lines(plan)["model_name_or_path"] == folder and "model_revision" not in lines(plan)
-    assert f"  model   {MODEL} at {COMMIT}, 3.0 GiB to be fetched" in _plan.describe(plan, [DATA], {"a": node()})
+    assert f"  model   {MODEL} at {COMMIT}, 3.0 GiB to be fetched" in _describe.lines(plan, [DATA], {"a": node()})
     here = node(models=[f"Qwen--Qwen3-0.6B@{COMMIT}"])
     there = make({"a": here}, train_model=MODEL)
     assert not there.nodes["a"]["model"]["missing"] and there.id == plan.id
-    assert "fetched" not in "\n".join(_plan.describe(there, [DATA], {"a": here}))
+    assert "fetched" not in "\n".join(_describe.lines(there, [DATA], {"a": here}))
 
 
 def test_a_moved_branch_is_drift_and_refresh_takes_it() -> None:

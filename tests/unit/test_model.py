@@ -133,3 +133,10 @@ def test_names_nested_too_deep_are_no_names(tmp_path: Path) -> None:
     assert (
         made(tmp_path, {"model_type": "x"}, {"model.safetensors": struct.pack("<Q", len(header)) + header}).parts == []
     )
+
+
+def test_of_its_config_the_sizes_are_kept(tmp_path: Path) -> None:
+    kept = {"hidden_size": 8, "layer_types": ["full"] * 80, "text_config": {"vocab_size": 9}}
+    dropped = {"id2label": {"0": "a"}, "names": ["x"] * 999, "text_config": {"vocab_size": 9, "label2id": {"a": 0}}}
+    assert made(tmp_path, {**kept, **dropped}, {}).config == kept
+    assert _model.config(tmp_path) == kept and _model.config(tmp_path / "none") == {}

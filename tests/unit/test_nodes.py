@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _plan, _request
+from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _describe, _request
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import base_model
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
@@ -21,7 +21,7 @@ def test_media_are_one_folder_of_the_node_and_part_of_who_the_run_is() -> None:
     source = replace(DATA, media_files={"x/1.png": "1" * 64}, media_folders=("/controller",))
     seeing: Variables = {"train_model": "org/m", "train_set": "template=qwen2_vl"}
     plan = make({"a": node()}, sources=(source, HELD_OUT), **seeing)
-    assert any("with 1 file of media" in line for line in _plan.describe(plan, (source,), {"a": node()}))
+    assert any("with 1 file of media" in line for line in _describe.lines(plan, (source,), {"a": node()}))
     media = plan.nodes["a"]["media"]
     folder = f"/home/me/llmops/media/{media['digest'][:16]}"
     assert (media["folder"], media["missing"], [part[0] for part in media["parts"]]) == (folder, True, [DATA.local])
@@ -236,7 +236,8 @@ def test_nodes_with_and_without_gpus_are_not_one_cluster() -> None:
 
 
 def gpu(index: int, name: str, memory: int, **more: t.Any) -> dict[str, t.Any]:
-    return {"index": index, "uuid": f"GPU-{index}", "name": name, "memory": memory, "compute_capability": 8.0, **more}
+    known = {"index": index, "uuid": f"GPU-{index}", "name": name, "memory": memory << 30, "compute_capability": 8.0}
+    return {**known, **more}
 
 
 UNEQUAL = {**node(), "gpus": [gpu(0, "A100", 80), gpu(1, "A10", 24), gpu(2, "A100", 80)]}
@@ -254,7 +255,7 @@ def test_gpus_of_several_kinds_are_refused_unless_they_are_meant() -> None:
     make({"a": UNEQUAL}, train_state="stopped")
     plan = make({"a": UNEQUAL}, train_insist="mixed_gpus")
     assert "GPUs of several kinds: the smallest decides, A10 of a." in plan.notices
-    assert any("a: 2 × A100, 1 × A10, 3 process(es)" in line for line in _plan.describe(plan, [DATA], {"a": UNEQUAL}))
+    assert any("a: 2 × A100, 1 × A10, 3 process(es)" in line for line in _describe.lines(plan, [DATA], {"a": UNEQUAL}))
     assert plan.id == make({"a": node(1)}).id, "which GPUs is not part of the run"
 
 
@@ -285,7 +286,7 @@ def test_a_deepspeed_engine_is_a_file_in_the_run_an_argument_and_a_place_to_buil
     assert lines(plan)["deepspeed"] == f"/home/me/llmops/runs/{plan.id}/deepspeed.json"
     assert origins(plan)["deepspeed"] == "train_engine zero3"
     assert plan.nodes["a"]["launch"]["environment"]["TORCH_EXTENSIONS_DIR"].endswith("/cache/builds/0123456789abcdef")
-    assert "  engine  zero3" in _plan.describe(plan, [DATA], {"a": node()})
+    assert "  engine  zero3" in _describe.lines(plan, [DATA], {"a": node()})
 
 
 def test_fsdp2_is_variables_and_auto_stays_auto_in_the_request() -> None:
@@ -306,7 +307,7 @@ def test_megatron_is_a_variable_and_keys_and_its_batch_counts_copies_of_the_mode
     written = lines(plan)
     assert sizes.items() <= written.items() and not {"deepspeed", "use_kt", "use_mca"} & written.keys()
     assert written["per_device_train_batch_size"] * written["gradient_accumulation_steps"] * 2 == 16
-    told = _plan.describe(plan, [DATA], {"a": node(4), "b": node(4)})
+    told = _describe.lines(plan, [DATA], {"a": node(4), "b": node(4)})
     assert any("× copies of the model)" in line for line in told)
     assert [notice for notice in plan.notices if "megatron is unproved" in notice]
     with pytest.raises(FinetuneError, match="one copy of the model takes"):

@@ -11,7 +11,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _changes, _output, _plan, _run, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils import _changes, _describe, _output, _run, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import files, state
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
@@ -43,7 +43,7 @@ def test_results_are_once_for_all_and_not_part_of_who_the_run_is() -> None:
         assert shared.nodes[host]["launch"]["shared"] == f"{TEAM}/{own.id}"
         assert shared.nodes[host]["mounts"] == ["/home/me/llmops", f"{TEAM}/{own.id}"]
         assert lines(shared, host)["output_dir"] == f"/home/me/llmops/runs/{own.id}/output"
-    told = _plan.describe(shared, (DATA,), three())
+    told = _describe.lines(shared, (DATA,), three())
     assert f"  results {TEAM}/{own.id}" in told
 
 

@@ -9,7 +9,7 @@ import re
 import typing as t
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _plan, _request, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils import _describe, _plan, _request, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import base_model
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
@@ -223,7 +223,7 @@ def test_who_holds_what_the_run_needs_is_known_before_anything_is_staged(
     plan = make({"a": node(leases=leases)}, **wish)
     assert (held in plan.held) if held else plan.held == ""
     assert "train_gpus" not in plan.held, "no advice about GPUs where there is none"
-    told = [line for line in _plan.describe(plan, [DATA], {"a": node()}) if line.startswith("  held")]
+    told = [line for line in _describe.lines(plan, [DATA], {"a": node()}) if line.startswith("  held")]
     assert len(told) == bool(held)
 
 
@@ -243,13 +243,13 @@ def test_a_held_gpu_is_told_with_the_way_round_it() -> None:
 def test_a_person_reads_what_will_run_where() -> None:
     facts = {"a": node(2), "b": node(1, interfaces=eth0("10.0.0.2"))}
     plan = make(facts, train_global_batch_size=12)
-    text = "\n".join(_plan.describe(plan, [DATA], facts))
+    text = "\n".join(_describe.lines(plan, [DATA], facts))
     assert f"Run {plan.id}: absent" in text
     assert "recipe  lora_sft, environment node-main 0123456789abcdef" in text
     assert "12 = " in text
     assert "a at 10.0.0.1: 2 × H200, 2 process(es)" in text
     assert "b at 10.0.0.2: 1 × H200, 1 process(es)" in text
-    alone = "\n".join(_plan.describe(make({"a": node()}), [DATA], {"a": node()}))
+    alone = "\n".join(_describe.lines(make({"a": node()}), [DATA], {"a": node()}))
     assert "a: 8 CPUs, no GPU, 1 process(es)" in alone
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import (
     _changes,
+    _describe,
     _media_send,
     _models,
     _node,
@@ -62,7 +63,7 @@ def test_it_is_named_by_its_content_and_known_as_what_it_was(tmp_path: Path) -> 
     assert (model["path"], model["missing"]) == (f"/home/me/llmops/models/file@{model['identity'][:16]}", True)
     assert lines(first)["model_name_or_path"] == model["path"] and lines(first)["template"] == "qwen3_nothink"
     assert first.nodes["a"]["launch"]["environment"]["HF_HUB_OFFLINE"] == "1"
-    told = "\n".join(_plan.describe(first, [DATA], {"a": node(hub={})}))
+    told = "\n".join(_describe.lines(first, [DATA], {"a": node(hub={})}))
     assert f"model   file {tmp_path}/x/one of this controller" in told
     assert plan(made(tmp_path / "y/two")).id == first.id, "where it lies does not count"
     assert plan(made(tmp_path / "z/one", vocab=b"more")).id != first.id

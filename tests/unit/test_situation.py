@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _plan
+from ansible_collections.llmops.finetune.plugins.module_utils import _describe
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 from ansible_collections.llmops.finetune.plugins.plugin_utils import _import
 
@@ -40,7 +40,7 @@ def test_a_model_that_is_not_on_a_node_is_refused_before_anything_is_staged() ->
     with pytest.raises(FinetuneError, match="no model in /srv/x on b") as refusal:
         make(facts, train_model="/srv/x")
     assert refusal.value.where == "train_model"
-    text = "\n".join(_plan.describe(make({"a": node()}, train_model="/srv/x"), [DATA], {"a": node()}))
+    text = "\n".join(_describe.lines(make({"a": node()}, train_model="/srv/x"), [DATA], {"a": node()}))
     assert "model   /srv/x\n" in text, "a path has no revision"
 
 

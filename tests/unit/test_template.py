@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _plan, _template
+from ansible_collections.llmops.finetune.plugins.module_utils import _describe, _template
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
 from .plans import DATA, DEFAULTS, RECIPES, SCHEMAS, Variables, known, lines, make, node, origins, recorded
@@ -110,10 +110,10 @@ def test_it_is_chosen_told_and_recorded_and_the_id_stays_what_was_asked_for() ->
     plan = make({"a": node()}, train_model="unsloth/Qwen3-4B-GGUF")
     assert lines(plan)["template"] == plan.resolved["arguments"]["template"] == "qwen3"
     assert origins(plan)["template"] == "as Qwen/Qwen3-4B has it" and "template" not in plan.request["args"]
-    assert "  chat    template qwen3, as Qwen/Qwen3-4B has it" in _plan.describe(plan, [DATA], {"a": node()})
+    assert "  chat    template qwen3, as Qwen/Qwen3-4B has it" in _describe.lines(plan, [DATA], {"a": node()})
     assert not any("template" in notice for notice in plan.notices)
     written = make({"a": node()}, train_model="unsloth/Qwen3-4B-GGUF", train_set="template=qwen3")
-    assert "chat" not in "\n".join(_plan.describe(written, [DATA], {"a": node()})) and written.id != plan.id
+    assert "chat" not in "\n".join(_describe.lines(written, [DATA], {"a": node()})) and written.id != plan.id
 
 
 def test_a_run_that_was_resolved_without_one_stays_without() -> None:

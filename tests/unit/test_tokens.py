@@ -10,7 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _changes, _model, _node, _plan, _tokenized, _tokens
+from ansible_collections.llmops.finetune.plugins.module_utils import (
+    _changes,
+    _describe,
+    _model,
+    _node,
+    _plan,
+    _tokenized,
+    _tokens,
+)
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
 from .plans import DATA, HELD_OUT, HUB, LOCK, SCHEMAS, Variables, lines, make, node, origins, recorded
@@ -37,7 +45,7 @@ def test_ranks_read_what_one_process_makes_of_the_same_inputs() -> None:
     )
     assert not {"learning_rate", "flash_attn", "finetuning_type", "deepspeed", "output_dir", "bf16"} & set(given)
     assert made["variables"]["CUDA_VISIBLE_DEVICES"] == "" and made["variables"]["HF_HUB_OFFLINE"] == "1"
-    assert any("tokenized/" in line for line in _plan.describe(plan, (DATA,), {"a": node()}))
+    assert any("tokenized/" in line for line in _describe.lines(plan, (DATA,), {"a": node()}))
 
 
 def test_it_is_the_same_run_without() -> None:

@@ -23,10 +23,11 @@ def branch(asked: str) -> str:
     return "master" if asked == "main" else asked
 
 
-def place(model: str, asked: str) -> str:
-    """Path of the list of all files."""
+def place(model: str, asked: str, file: str = "") -> str:
+    """Path of the list of all files, or of one file."""
     revision = urllib.parse.quote(branch(asked), safe="")
-    return f"/api/v1/models/{model.removeprefix(PREFIX)}/repo/files?Revision={revision}&Recursive=True"
+    what = f"?Revision={revision}&FilePath={file}" if file else f"/files?Revision={revision}&Recursive=True"
+    return f"/api/v1/models/{model.removeprefix(PREFIX)}/repo{what}"
 
 
 def read(told: t.Any) -> dict[str, Expected]:

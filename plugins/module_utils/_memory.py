@@ -1,0 +1,158 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether ranks on GPUs have the memory that they need, by an estimate (_vram): what a plan refuses and tells. Pure."""
+
+from __future__ import annotations
+
+import typing as t
+from dataclasses import dataclass, field
+
+from . import _parallel, _ranks
+from ._engine import base_model
+from ._errors import FinetuneError
+from ._ranks import Facts
+from ._vram import advise, choose, speed
+from ._vram.estimate import GIB, Estimate, gib
+from ._vram.hardware import Gpu
+from ._vram.options import Situation
+from ._wish import DEMO_MODEL, Wish
+
+COUNTED = ("main", "ppo")
+"""Environments whose runs are walked; what the others are for takes another amount."""
+NVLINK = 25 * speed.GIGA
+"""Bytes a second of one link in one direction, by data sheets of Volta to Hopper."""
+NETWORK = 10_000
+"""Mbit/s of a network that does not tell its speed; a judgement. RDMA is not looked for."""
+
+
+class Device(t.NamedTuple):
+    """The GPU that decides what fits: of all that are used the one with the least to give."""
+
+    host: str
+    gpu: Gpu
+    free: int
+    """Bytes that a rank can have of it."""
+
+    def words(self) -> str:
+        told = f"{self.gpu.name} of {self.host}"
+        held = self.gpu.memory - self.free
+        return told + (f", of which others hold {gib(held)}" if held > GIB else "")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a plan has of it. told: lines for people; estimate: of a rank, empty where there is none."""
+
+    told: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    estimate: dict[str, t.Any] = field(default_factory=dict)
+    free: int = 0
+
+
+def check(wish: Wish, resolved: t.Mapping[str, t.Any], facts: t.Mapping[str, Facts]) -> Memory:
+    """Refuse what does not fit by the bound, unless its author insists. Nothing to tell on CPUs."""
+    device = smallest(wish, facts)
+    if device is None:
+        return Memory()
+    found = asked(wish, resolved, facts, device)
+    need = found if isinstance(found, str) else needed(found)
+    if isinstance(found, str) or isinstance(need, str):
+        return Memory([f"memory  not estimated: {need}"])
+    notices = []
+    if need.bound > device.free:
+        if not wish.risks:
+            raise refusal(found, need, "train_model, train_args, train_engine", device)
+        notices.append(
+            f"By the estimate it does not fit, up to {gib(need.bound)} in {gib(device.free)}; train_insist has memory."
+        )
+    return Memory(_lines(need, device), notices, need.as_dict(), device.free)
+
+
+def smallest(wish: Wish, facts: t.Mapping[str, Facts]) -> Device | None:
+    """None where ranks run on CPUs."""
+    found = [
+        _device(host, node, gpu) for host, node in facts.items() for gpu in _ranks.gpus(wish.gpus, node["gpus"], host)
+    ]
+    return min(found, key=lambda device: device.free, default=None)
+
+
+def used(wish: Wish, node: Facts) -> list[dict[str, t.Any]]:
+    """The GPUs of a host that has what is asked for."""
+    return _ranks.gpus(wish.gpus, node["gpus"], "")
+
+
+def _device(host: str, node: Facts, gpu: t.Mapping[str, t.Any]) -> Device:
+    """What is taken of a GPU that a run has goes with that run; else it is somebody's who stays."""
+    memory = int(gpu.get("memory") or 0)
+    free = int(gpu.get("memory_free") or memory)
+    leased = node["leases"].get(gpu["uuid"]) is not None
+    return Device(host, Gpu(gpu["name"], memory, gpu["compute_capability"]), memory if leased else min(free, memory))
+
+
+def asked(
+    wish: Wish, resolved: t.Mapping[str, t.Any], facts: t.Mapping[str, Facts], device: Device
+) -> choose.Run | str:
+    """The run as it is resolved, nothing open; or why its memory cannot be told."""
+    arguments, engine = resolved["arguments"], resolved["engine"]
+    config = _config(wish, facts)
+    if not device.gpu.memory:
+        return f"the memory of {device.gpu.name} is not known"
+    if wish.environment not in COUNTED or _parallel.ENGINES[engine].unproved:
+        return f"what runs in environment {wish.environment} with engine {engine} take is not known"
+    if not config:
+        return "the model's config.json is not known here"
+    if config.get("quantization_config"):
+        return "the model's weights are quantized already"
+    per_rank = arguments[choose.MICRO] * arguments[choose.ACCUMULATION]
+    situation = Situation(resolved["world_size"], "ddp" if engine == "single" else engine, device.gpu)
+    card = speed.card(device.gpu.name, _link(wish, facts))
+    return choose.Run(config, arguments, situation, device.free, per_rank, card=card)
+
+
+def refusal(run: choose.Run, need: Estimate, variables: str, device: Device) -> FinetuneError:
+    told = advise.refusal(run, need, f"{variables}; {device.words()}")
+    last = "\n          or train_insist: [memory], where you know that it fits"
+    return FinetuneError(told.what, where=told.where, change=told.change + last)
+
+
+def needed(run: choose.Run) -> Estimate | str:
+    """Or why not: a config.json is anybody's."""
+    try:
+        return choose.needed(run, choose.asked(run))
+    except FinetuneError as error:
+        return error.what
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
+        return "the model's config.json is none that is understood"
+
+
+def _config(wish: Wish, facts: t.Mapping[str, Facts]) -> t.Mapping[str, t.Any]:
+    """That of the model, as the first node has it that knows."""
+    if DEMO_MODEL in (wish.model, wish.family):
+        sizes = base_model.RECIPE["architecture"]
+        return {**sizes, "model_type": "qwen3", "vocab_size": base_model.RECIPE["tokenizer"]["vocab_size"]}
+    known = (node.get(of) or {} for node in facts.values() for of in ("model", "hub"))
+    return next((told["config"] for told in known if told.get("config")), {})
+
+
+def _lines(need: Estimate, device: Device) -> list[str]:
+    doubt = f"{need.tag}: {', '.join(need.reasons)}" if need.reasons else need.tag
+    return [
+        f"memory  {gib(need.process)} a rank, taken for at most {gib(need.bound)}, of {gib(device.free)} on "
+        f"{device.words()}",
+        f"        most in the {need.binding}; {doubt}",
+    ]
+
+
+def _link(wish: Wish, facts: t.Mapping[str, Facts]) -> float:
+    """Bytes a second between ranks, by the slowest of all ways: NVLinks, PCIe, the network between hosts."""
+    found = []
+    for node in facts.values():
+        indices = {gpu["index"] for gpu in used(wish, node)}
+        ways = [way for one, two, way in node.get("gpu_links") or () if {one, two} <= indices]
+        links = [int(way[2:]) if way.startswith("NV") and way[2:].isdigit() else 0 for way in ways]
+        found.append(max(min(links, default=0) * NVLINK, speed.PCIE))
+        if len(facts) > 1:
+            megabits = max((interface["speed"] for interface in node["interfaces"]), default=0) or NETWORK
+            found.append(megabits * 1e6 / 8)
+    return min(found)

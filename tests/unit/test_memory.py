@@ -1,0 +1,330 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Memory in a plan: what fits, what is refused, what is chosen, and GPUs that nobody has yet."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible_collections.llmops.finetune.plugins.module_utils import _assumed, _describe, _memory, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+from ansible_collections.llmops.finetune.plugins.module_utils._gpu import catalogue
+from ansible_collections.llmops.finetune.plugins.module_utils._vram import choose, estimate, speed
+
+from ..conftest import REPOSITORY
+from ..vram import rows
+from .plans import DATA, DEFAULTS, RECIPES, SCHEMAS, Variables, eth0, known, make, node, recorded
+
+CONFIGS = rows.configs(REPOSITORY / "tests" / "vram" / "configs")
+MODEL = "/srv/llama3"
+FULL: Variables = {"train_recipe": "full_sft", "train_model": MODEL}
+LORA: Variables = {"train_recipe": "lora_sft", "train_model": MODEL}
+
+
+def host(gpu: str = "H100", gpus: int = 1, config: t.Any = "llama3-8b", taken: int = 0, **facts: t.Any) -> Variables:
+    """A node with GPUs of the catalogue; taken: bytes of each that somebody has."""
+    card = catalogue.find(gpu)
+    assert card is not None
+    memory = card.memory << 20
+    told = CONFIGS[config] if isinstance(config, str) else config
+    own = {"model": {"config": told}, "memory": 2**40, "compilers": ["c++", "nvcc"]}
+    made = node(gpus, card.compute_capability, **own, **facts)
+    for one in made["gpus"]:
+        one |= {"name": card.name, "memory": memory, "memory_free": memory - taken}
+    return made
+
+
+def told(plan: t.Any, facts: dict[str, Variables]) -> str:
+    return "\n".join(_describe.lines(plan, [DATA], facts))
+
+
+def refused(facts: dict[str, Variables], **wish: t.Any) -> FinetuneError:
+    with pytest.raises(FinetuneError) as refusal:
+        make(facts, **wish)
+    return refusal.value
+
+
+def test_what_fits_is_told_in_two_lines() -> None:
+    facts = {"a": host()}
+    plan = make(facts, **LORA)
+    first, second = plan.memory["told"]
+    assert f"  {first}\n  {second}\n  node" in told(plan, facts)
+    assert "GiB a rank, taken for at most" in first and "of 79.6 GiB on NVIDIA H100 80GB HBM3 of a" in first
+    assert second == "        most in the loss, backward; replayed"
+    estimate = plan.memory["estimate"]
+    assert estimate["process"] < estimate["bound"] <= plan.memory["free"] == 81559 << 20
+
+
+def test_what_does_not_fit_is_refused_with_what_would() -> None:
+    refusal = refused({"a": host()}, **FULL)
+    assert "It does not fit: a rank needs" in refusal.what and "there is 79.6 GiB" in refusal.what
+    assert refusal.where == "train_model, train_args, train_engine; NVIDIA H100 80GB HBM3 of a"
+    for way in ("finetuning_type: lora", "as it is asked for, NVIDIA B200", "train_insist: [memory]"):
+        assert way in refusal.change
+
+
+def test_it_may_be_insisted_on() -> None:
+    plan = make({"a": host()}, train_insist="memory", **FULL)
+    assert any("does not fit" in notice and "train_insist has memory" in notice for notice in plan.notices)
+    assert plan.id == make({"a": host("B200")}, **FULL).id
+    assert not any(
+        "does not fit" in notice for notice in make({"a": host("B200")}, train_insist="memory", **FULL).notices
+    )
+
+
+@pytest.mark.parametrize("wish", [{"train_state": "stopped"}, {"train_state": "absent"}], ids=str)
+def test_what_would_not_start_is_not_refused(wish: dict[str, t.Any]) -> None:
+    plan = make({"a": host()}, **FULL, **wish)
+    assert plan.memory == {} and "memory" not in told(plan, {"a": host()})
+
+
+@pytest.mark.parametrize(("state", "refuses"), [("finished", False), ("running", False), ("failed", True)])
+def test_a_run_that_is_there_is_not_refused(state: str, refuses: bool) -> None:
+    first = make({"a": host()}, train_insist="memory", **FULL)
+    again = {"a": host(runs=known((first, state, 1.0))["runs"])}
+    if refuses:
+        assert "does not fit" in refused(again, train_retry=True, **FULL).what
+    else:
+        assert make(again, **FULL).memory == {}
+
+
+def test_the_gpu_with_the_least_to_give_decides() -> None:
+    """What others hold of it counts, but for what a run holds that has it."""
+    taken = {"a": host(), "b": host(taken=70 << 30)}
+    refusal = refused(taken, **LORA)
+    assert "there is 9.6 GiB" in refusal.what and "HBM3 of b, of which others hold 70.0 GiB" in refusal.where
+    taken["b"]["leases"] = {"GPU-a": {"run": "other-12345678"}}
+    assert make(taken, **LORA).held, "a run has it, which is told so"
+    chosen = {"a": host("A100", 2)}
+    chosen["a"]["gpus"][1]["memory_free"] = 2**30
+    assert "1.0 GiB" in refused(chosen, **LORA).what
+    assert make(chosen, train_gpus="0,", **LORA).memory["estimate"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "wish", "why"),
+    [
+        ({"config": {}}, {}, "config.json is not known"),
+        ({"config": {"model_type": "llama"}}, {}, "has no hidden_size"),
+        ({"config": {**CONFIGS["llama3-8b"], "num_attention_heads": 0}}, {}, "not estimated"),
+        ({"config": {**CONFIGS["llama3-8b"], "hidden_size": "wide"}}, {}, "not estimated"),
+        ({"config": {**CONFIGS["llama3-8b"], "quantization_config": {"quant_method": "awq"}}}, {}, "quantized already"),
+        ({}, {"train_recipe": "unsloth"}, "environment unsloth"),
+    ],
+)
+def test_where_nothing_is_known_nothing_is_refused(facts: dict[str, t.Any], wish: dict[str, t.Any], why: str) -> None:
+    one = {"a": host(**facts)}
+    plan = make(one, **{**LORA, **wish})
+    assert plan.memory["estimate"] == {} and why in told(plan, one)
+
+
+def test_a_gpu_of_unknown_memory_is_not_judged() -> None:
+    one = {"a": host()}
+    one["a"]["gpus"][0] |= {"memory": 0, "memory_free": 0}
+    assert "the memory of NVIDIA H100 80GB HBM3 is not known" in told(make(one, **FULL), one)
+
+
+def test_of_a_hub_the_config_comes_with_the_commit() -> None:
+    facts = host(config={})
+    facts["hub"]["config"] = CONFIGS["llama3-8b"]
+    assert "does not fit" in refused({"a": facts}, **{**FULL, "train_model": "org/m"}).what
+
+
+def test_the_demo_is_known() -> None:
+    one = {"a": host(config={})}
+    assert 0 < make(one).memory["estimate"]["parameters"] < 2_000_000
+
+
+def test_on_cpus_nothing_is_told() -> None:
+    one = {"a": node(model={"config": CONFIGS["llama3-8b"]})}
+    plan = make(one, **FULL)
+    assert plan.memory == {"told": [], "notices": [], "estimate": {}, "free": 0}
+    assert "memory" not in told(plan, one)
+
+
+# --- GPUs that nobody has yet ---
+
+
+def assumed(gpus: str, hosts: int = 1, **wish: t.Any) -> tuple[t.Any, dict[str, Variables]]:
+    """A plan as train_plan makes it for hosts without GPUs."""
+    wanted = _assumed.read(gpus)
+    laptop = node(model={"config": CONFIGS["llama3-8b"]})
+    facts = {name: {**laptop, "interfaces": eth0(f"10.0.0.{i + 1}")} for i, name in enumerate("abcd"[:hosts])}
+    facts = _assumed.over(wanted, facts)
+    return make(facts, train_assume_gpus=gpus, **wish), facts
+
+
+def test_gpus_may_be_assumed() -> None:
+    plan, facts = assumed("8xH100", train_engine="zero3", **FULL)
+    assert (plan.resolved["world_size"], plan.resolved["arguments"]["bf16"]) == (8, True)
+    assert "unverified: engine zero3 on 8 ranks" in told(plan, facts)
+    assert plan.memory["free"] == 81559 << 20 and "node 0  a: 8 × NVIDIA H100 80GB HBM3" in told(plan, facts)
+    assert any("taken to have 8 × NVIDIA H100" in notice for notice in plan.notices)
+    cluster, facts = assumed("4 x A10G", 2, **{**FULL, "train_insist": "memory"})
+    assert cluster.resolved["world_size"] == 8
+    with pytest.raises(FinetuneError, match="It does not fit"):
+        assumed("T4", **LORA)
+
+
+def test_what_is_assumed_is_never_applied_and_is_not_who_the_run_is() -> None:
+    plan, _facts = assumed("H100", **LORA)
+    assert "is for GPUs that are assumed" in plan.held and "train_assume_gpus" in plan.held
+    assert not make({"a": host()}, **LORA).held and plan.id == make({"a": host()}, **LORA).id
+
+
+@pytest.mark.parametrize("wrong", ["8xH101", "0xH100", "H100x8", "65xH100", "x", "8", "99999999999xL4"])
+def test_unknown_gpus_are_refused_with_those_that_are_known(wrong: str) -> None:
+    refusal = refused({"a": node()}, train_assume_gpus=wrong)
+    assert refusal.where == "train_assume_gpus" and "H100" in refusal.change and "8xH100" in refusal.change
+
+
+# --- the fastest that fits ---
+
+FASTEST: Variables = {"train_model": MODEL, "train_fit": "fastest", "train_global_batch_size": 128}
+
+
+def arguments(plan: t.Any) -> tuple[t.Any, ...]:
+    """Micro-batch, accumulation, without checkpointing, Liger, bits, engine."""
+    given = plan.resolved["arguments"]
+    keys = (choose.MICRO, choose.ACCUMULATION, choose.PLAIN, choose.FUSED, choose.BITS)
+    return (*(given.get(key) for key in keys), plan.resolved["engine"])
+
+
+def test_what_is_open_is_chosen_at_the_same_global_batch() -> None:
+    facts = {"a": host(gpus=8)}
+    plan = make(facts, train_recipe="full_sft", **FASTEST)
+    assert arguments(plan) == (16, 1, None, True, None, "zero2") and plan.resolved["global_batch_size"] == 128
+    assert plan.memory["estimate"]["bound"] <= plan.memory["free"]
+    came = {line["key"]: line["origin"] for line in plan.nodes["a"]["arguments"]}
+    assert came[choose.MICRO] == came[choose.FUSED] == "train_fit" and came["cutoff_len"] == "recipe full_sft"
+    text = told(plan, facts)
+    assert "  fit     16 × 1, zero2, checkpointing, Liger" in text and ": chosen of " in text
+    assert text.count(": too much") == 3 and "predicted from data sheets, not measured" in text
+
+
+def test_alone_it_is_one_rank_without_an_engine() -> None:
+    plan = make({"a": host()}, **{**FASTEST, "train_global_batch_size": 16})
+    assert arguments(plan) == (4, 4, True, True, None, "single")
+    recipe = make({"a": host()}, **{**FASTEST, "train_global_batch_size": "auto"})
+    assert recipe.resolved["global_batch_size"] == make({"a": host()}, **LORA).resolved["global_batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("wish", "kept"),
+    [
+        ({"train_engine": "zero3"}, {"engine": "zero3"}),
+        ({"train_set": "per_device_train_batch_size=2"}, {choose.MICRO: 2, choose.ACCUMULATION: 8}),
+        ({"train_set": "gradient_accumulation_steps=16"}, {choose.MICRO: 1, choose.ACCUMULATION: 16}),
+        ({"train_args": {"enable_liger_kernel": False}}, {choose.FUSED: False}),
+        ({"train_args": {"disable_gradient_checkpointing": False}}, {choose.PLAIN: False}),
+    ],
+)
+def test_what_is_written_stays(wish: Variables, kept: Variables) -> None:
+    plan = make({"a": host("A100", gpus=8)}, **FASTEST, **wish)
+    now = {**plan.resolved["arguments"], "engine": plan.resolved["engine"]}
+    assert {key: now[key] for key in kept} == kept
+    assert plan.resolved["global_batch_size"] == 128
+
+
+@pytest.mark.parametrize(
+    ("wish", "facts", "never"),
+    [
+        ({"train_set": "optim=adamw_8bit"}, {}, "offload"),  # DeepSpeed has no such optimizer on the host
+        ({}, {"memory": 2**30}, "offload"),
+        ({}, {"compilers": []}, "offload"),
+        ({"train_recipe": "badam"}, {}, "zero2"),  # layer-wise, which is ZeRO-3's alone
+    ],
+)
+def test_what_is_refused_elsewhere_is_not_chosen(wish: Variables, facts: Variables, never: str) -> None:
+    one = {**host(gpus=2), **facts}
+    refusal = plan = None
+    try:
+        plan = make({"a": one}, **{"train_recipe": "full_sft", **FASTEST, **wish})
+    except FinetuneError as error:
+        refusal = error
+    assert plan is None or never not in plan.resolved["engine"]
+    assert refusal is None or "does not fit" in refusal.what
+
+
+def test_weights_are_quantized_only_where_that_is_allowed() -> None:
+    t4 = {"a": host("T4")}
+    with pytest.raises(FinetuneError, match="It does not fit") as refusal:
+        make(t4, **{**FASTEST, "train_engine": "ddp"})
+    assert "quantization_bit: 4" in refusal.value.change and "train_fit" in refusal.value.where
+    plan = make(t4, train_fit_quantize=True, **{**FASTEST, "train_engine": "ddp"})
+    assert plan.resolved["arguments"]["quantization_bit"] == 4
+    assert "train_fit_quantize" in refused(t4, train_fit_quantize=True, **LORA).where
+
+
+def test_who_a_run_is_changes_only_with_the_wish_to_choose() -> None:
+    facts = {"a": host(gpus=8)}
+    before = make(facts, **LORA)
+    assert not before.request.keys() & {"fit", "quantize"}
+    chosen = make(facts, train_fit="fastest", **LORA)
+    assert chosen.id != before.id and chosen.request["fit"] == "fastest"
+    assert make({"a": host("A100", gpus=8)}, train_fit="fastest", **LORA).id == chosen.id, "what comes out is not in it"
+
+
+@pytest.mark.parametrize("state", ["staged", "interrupted", "finished"])
+def test_a_recorded_choice_is_kept_and_a_better_one_told(state: str) -> None:
+    many = {**FASTEST, "train_recipe": "full_sft", "train_global_batch_size": 1024}
+    first = make({"a": host("A100 40GB", gpus=8)}, **many)
+    runs = recorded(first)["runs"]
+    runs[first.id]["state"] = state
+    again = {"a": host("A100 40GB", gpus=8, runs=runs)}
+    plan = make(again, **many)
+    assert plan.recorded and plan.resolved == first.resolved
+    assert plan.nodes["a"]["arguments"] == first.nodes["a"]["arguments"], "also where each value came from"
+    assert not any("Drift" in notice for notice in plan.notices)
+    larger = {"a": host("B200", gpus=8, runs=runs)}
+    plan = make(larger, **many)
+    assert plan.resolved == first.resolved
+    drift = [notice for notice in plan.notices if "would choose" in notice]
+    assert len(drift) == (state != "finished")
+    if state == "staged":
+        assert "engine zero2" in drift[0] or "engine ddp" in drift[0]
+    if state == "interrupted":
+        fresh = make(larger, train_resolve="refresh", **many)
+        assert fresh.resolved["engine"] == first.resolved["engine"], "its checkpoints are of that"
+        assert fresh.resolved["arguments"] != first.resolved["arguments"]
+
+
+def test_on_cpus_and_without_a_config_it_is_as_asked() -> None:
+    asked = make({"a": node(model={"config": CONFIGS["llama3-8b"]})}, **LORA)
+    plan = make({"a": node(model={"config": CONFIGS["llama3-8b"]})}, train_fit="fastest", **LORA)
+    assert plan.resolved == asked.resolved
+    unknown = {"a": host(config={})}
+    plan = make(unknown, train_fit="fastest", **LORA)
+    assert plan.resolved == make(unknown, **LORA).resolved and "nothing is chosen" in told(plan, unknown)
+
+
+def test_eight_nodes_take_few_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An estimate takes 15 ms, all else next to nothing."""
+    count = 0
+    real = estimate.estimate
+
+    def counting(*args: t.Any, **kwargs: t.Any) -> t.Any:
+        nonlocal count
+        count += 1
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(estimate, "estimate", counting)
+    facts = {name: host(gpus=8, interfaces=eth0(f"10.0.0.{i + 1}")) for i, name in enumerate("abcdefgh")}
+    for recipe in ("full_sft", "lora_sft"):
+        count = 0
+        plan = make(facts, **{**FASTEST, "train_global_batch_size": 4096, "train_recipe": recipe})
+        assert plan.resolved["world_size"] == 64 and 0 < count <= 30
+
+
+def test_links_between_ranks_are_the_slowest_of_all_ways() -> None:
+    wish = _wish.read({**DEFAULTS, "train_datasets": [{"file": "a.json"}]}, SCHEMAS, RECIPES)
+    one = host(gpus=2)
+    assert _memory._link(wish, {"a": one}) == speed.PCIE
+    linked = {**one, "gpu_links": [[0, 1, "NV18"]]}
+    assert _memory._link(wish, {"a": linked}) == 18 * 25e9
+    assert _memory._link(wish, {"a": {**one, "gpu_links": [[0, 1, "SYS"]]}}) == speed.PCIE
+    assert _memory._link(wish, {"a": linked, "b": linked}) == 10e9 / 8
+    fast = {**linked, "interfaces": [{**eth0("10.0.0.1")[0], "speed": 100_000}]}
+    assert _memory._link(wish, {"a": fast, "b": fast}) == 100e9 / 8
