@@ -27,11 +27,14 @@ LATE = (
     "model/",
     "train/",
     "accelerate ",
+    "datasets ",
     "liger-kernel",
     "peft ",
     "transformers integrations",
     "transformers modeling_utils.py",
     "transformers trainer.py",
+    "swanlab ",
+    "wandb ",
 )
 """Where LLaMA-Factory fails, or does otherwise, later with what its parser takes: our kinds of being stricter."""
 

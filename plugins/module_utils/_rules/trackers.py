@@ -123,6 +123,6 @@ RULES: t.Tuple[Rule, ...] = (
         lambda c: "trackio" in c.words("report_to") and c["trackio_space_id"] and "HF_TOKEN" not in c.now.variables,
         "trackio writes to a Space of the hub, which takes a token",
         "set trackio_space_id: null to keep it in the run's folder, or put HF_TOKEN into train_secrets",
-        "transformers training_args.py",
+        _TRANSFORMERS,
     ),
 )
