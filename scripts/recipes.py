@@ -10,6 +10,7 @@ usage: python scripts/recipes.py           prints name, purpose, hardware, and w
 from __future__ import annotations
 
 import re
+import signal
 import sys
 import textwrap
 import typing as t
@@ -116,4 +117,5 @@ if __name__ == "__main__":
         PAGE.write_text(page(), encoding="utf-8")
         SPECS.write_text(specs(), encoding="utf-8")
     else:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it
         print(table())

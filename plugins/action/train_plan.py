@@ -32,10 +32,17 @@ class ActionModule(ActionBase):
             _wish.refuse_misspelt(known)
             schemas = _sources.schemas()
             variables = {name: self._templar.template(known[name]) for name in _wish.INPUTS if name in known}
+            recipes = _recipes.read()
+
+            def read(given: dict[str, t.Any]) -> _wish.Wish:
+                return _wish.read(given, schemas, recipes, self._imported(given, known, schemas))
+
             if "train_member" in known:
+                if not register:  # a mistake in a later one is told before the first one trains
+                    _chain.check(variables, self._templar.template(known.get("train_chain") or []), read)
                 variables = _chain.over(variables, self._templar.template(known["train_member"]))
             made = known.get("ansible_facts", {}).get(MADE, {})
-            wish = _wish.read(variables, schemas, _recipes.read(), self._imported(variables, known, schemas))
+            wish = read(variables)
             if not register:
                 return {
                     "changed": False,

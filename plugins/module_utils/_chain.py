@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One member of train_chain: what it says goes over the role's inputs, its train_args key by key."""
+"""The members of train_chain: what each says goes over the role's inputs, its train_args key by key."""
 
 from __future__ import annotations
 
@@ -25,6 +25,38 @@ KEYS = (
     "train_global_batch_size",
 )
 """What a member may say: what the run is, and not where it runs."""
+
+
+def members(chain: t.Any) -> list[t.Any]:
+    """Refuse two of one name, and what begins with a run that only comes later."""
+    found = list(chain) if isinstance(chain, (list, tuple)) else [chain]
+    names = [member.get("train_name") if isinstance(member, t.Mapping) else None for member in found]
+    for place, (name, member) in enumerate(zip(names, found)):
+        if name and name in names[:place]:
+            raise FinetuneError(
+                f"Two members of the chain are called {name}.",
+                where=f"train_chain, member {place + 1}",
+                change="give each a train_name of its own, by which later ones take it up (train_from)",
+            )
+        for key in ("train_from", "train_reward_from"):
+            if name and member.get(key) and member[key] in names[place + 1 :]:
+                raise FinetuneError(
+                    f"{name} begins with {member[key]}, which comes later in the chain.",
+                    where=f"train_chain, member {name}, {key}",
+                    change=f"list {member[key]} before {name}",
+                )
+    return found
+
+
+def check(variables: t.Mapping[str, t.Any], chain: t.Any, read: t.Callable[[dict[str, t.Any]], t.Any]) -> None:
+    """Read all members, and say in which one a mistake is."""
+    for member in members(chain):
+        given = over(variables, member)
+        try:
+            read(given)
+        except FinetuneError as error:
+            where = f"train_chain, member {member['train_name']}: {error.where}"
+            raise FinetuneError(error.what, where=where, change=error.change) from None
 
 
 def over(variables: t.Mapping[str, t.Any], member: t.Any) -> dict[str, t.Any]:

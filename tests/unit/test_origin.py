@@ -159,3 +159,31 @@ def test_a_member_goes_over_what_all_have_in_common() -> None:
 def test_a_member_that_is_none_is_refused(member: t.Any, told: str) -> None:
     with pytest.raises(FinetuneError, match=told):
         _chain.over({}, member)
+
+
+@pytest.mark.parametrize(
+    ("chain", "told"),
+    [
+        ([{"train_name": "a"}, {"train_name": "a"}], "Two members of the chain are called a"),
+        ([{"train_name": "a", "train_from": "b"}, {"train_name": "b"}], "a begins with b, which comes later"),
+        ([{"train_name": "a", "train_reward_from": "b"}, {"train_name": "b"}], "list b before a"),
+    ],
+)
+def test_members_that_do_not_go_together_are_refused(chain: list[dict[str, str]], told: str) -> None:
+    with pytest.raises(FinetuneError, match=told):
+        _chain.members(chain)
+
+
+def test_members_in_their_order_are_taken() -> None:
+    chain = [{"train_name": "a", "train_from": "earlier"}, {"train_name": "b", "train_from": "a"}, "odd"]
+    assert _chain.members(chain) == chain
+
+
+def test_a_mistake_is_told_with_its_member() -> None:
+    def read(given: dict[str, t.Any]) -> None:
+        if given["train_recipe"] == "lora_stf":
+            raise FinetuneError("There is no such recipe.", where="train_recipe", change="use another one")
+
+    chain = [{"train_name": "a", "train_recipe": "dpo"}, {"train_name": "b", "train_recipe": "lora_stf"}]
+    with pytest.raises(FinetuneError, match="member b: train_recipe"):
+        _chain.check({}, chain, read)
