@@ -68,7 +68,7 @@ def stored(folder: Path, commit: str) -> None:
 def test_the_sizes_of_a_model_come_from_its_config_by_one_more_request(hub: Hub, tmp_path: Path) -> None:
     commit = hub.push("org/m", {"config.json": json.dumps({**CONFIG, "id2label": {}}).encode(), "a.safetensors": b"1"})
     assert told(hub, tmp_path)["config"] == CONFIG
-    assert [path for _, path, _ in hub.asked] == [
+    assert [asked[1] for asked in hub.asked] == [
         "/api/models/org/m/revision/main",
         f"/org/m/resolve/{commit}/config.json",
     ]
