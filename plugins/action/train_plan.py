@@ -5,13 +5,23 @@
 
 from __future__ import annotations
 
-import os
 import typing as t
-from pathlib import Path
 
 from ansible.plugins.action import ActionBase
 
-from ..module_utils import _assumed, _chain, _config, _describe, _plan, _profile, _schema, _sources, _trackers, _wish
+from ..module_utils import (
+    _assumed,
+    _chain,
+    _config,
+    _describe,
+    _lookup,
+    _plan,
+    _profile,
+    _schema,
+    _sources,
+    _trackers,
+    _wish,
+)
 from ..module_utils._errors import FinetuneError
 from ..plugin_utils import _import, _recipes, _s3
 
@@ -60,9 +70,9 @@ class ActionModule(ActionBase):
             secrets = self._templar.template(known.get("train_secrets")) or {}
             told = _trackers.told(secrets)
             fetched = _s3.fetch(wish.objects, secrets)
-            sources = _sources.sources(wish, self._folders(known), facts, fetched)
-            model = _sources.model(wish, self._folders(known))
-            profile = _profile.find(wish.environment, wish.lock, self._folders(known))
+            sources = _sources.sources(wish, _lookup.folders(known), facts, fetched)
+            model = _sources.model(wish, _lookup.folders(known))
+            profile = _profile.find(wish.environment, wish.lock, _lookup.folders(known))
             schema = schemas[wish.environment]
             plan = _plan.make(
                 wish,
@@ -90,12 +100,7 @@ class ActionModule(ActionBase):
     ) -> _config.Imported | None:
         """The file of train_config, where there is one."""
         wanted = str(variables.get("train_config") or "")
-        return _import.find(wanted, self._folders(known), schemas) if wanted else None
-
-    def _folders(self, known: t.Mapping[str, t.Any]) -> list[Path]:
-        """Where relative dataset files are looked for: beside the inventory, beside the playbook, here."""
-        places = [known.get("inventory_dir"), known.get("playbook_dir"), os.environ.get("PWD") or os.getcwd()]
-        return [Path(str(place)) for place in places if place]
+        return _import.find(wanted, _lookup.folders(known), schemas) if wanted else None
 
 
 def _entries(variables: t.Mapping[str, t.Any], name: str) -> list[t.Any]:

@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import json
-import os
 import typing as t
 from pathlib import Path
 
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
-from ..module_utils import _parallel, _schema, _sources
+from ..module_utils import _lookup, _parallel, _schema, _sources
 from ..module_utils._errors import FinetuneError
 from ..module_utils._vram import estimate, hardware, report
 from ..module_utils._vram.options import Situation
@@ -68,17 +67,11 @@ class ActionModule(ActionBase):
     def _config(self, given: t.Any, known: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
         if isinstance(given, t.Mapping):
             return dict(given)
-        places = [known.get("inventory_dir"), known.get("playbook_dir"), os.environ.get("PWD") or os.getcwd()]
-        for place in places:
-            path = Path(str(place or "")) / os.path.expanduser(str(given or ""))
-            path = path / "config.json" if path.is_dir() else path
-            if given and path.is_file():
-                return _read(path)
-        raise FinetuneError(
-            f"There is no {given!r} on this controller.",
-            where="config",
-            change="give the path of the model's config.json, or of its folder; of a model on a hub, fetch that file",
-        )
+        wanted, folders = str(given or ""), _lookup.folders(known)
+        if wanted and any(map(Path.is_dir, _lookup.candidates(wanted, folders))):
+            wanted = str(Path(wanted) / "config.json")
+        change = "give the path of the model's config.json, or of its folder; of a model on a hub, fetch that file"
+        return _read(_lookup.find(wanted, folders, "There", "config", change))
 
 
 def _read(path: Path) -> dict[str, t.Any]:

@@ -5,10 +5,17 @@
 
 from __future__ import annotations
 
+import os
 import typing as t
 from pathlib import Path
 
 from ._errors import FinetuneError
+
+
+def folders(known: t.Mapping[str, t.Any]) -> list[Path]:
+    """Those that relative paths may begin in: beside the inventory, beside the playbook, here. known: task_vars."""
+    places = [known.get("inventory_dir"), known.get("playbook_dir"), os.environ.get("PWD") or os.getcwd()]
+    return [Path(str(place)) for place in places if place]
 
 
 def find(wanted: str, folders: t.Sequence[Path], there: str, where: str, change: str) -> Path:

@@ -160,10 +160,3 @@ def test_what_rank_0_does_not_see_of_another_node_leaves_the_checkpoint_unmarked
 
 def test_a_node_that_sees_less_does_not_make_files_smaller() -> None:
     assert shared.union([{"a": 3, "b": 0}, {"b": 5}, {}]) == {"a": 3, "b": 5}
-
-
-def test_nobody_is_done_before_rank_0_has_written_the_results() -> None:
-    store, nodes = Memory(), [peers.Node(node, 0, node, 2, 2) for node in range(2)]
-    (waits,) = at_once(lambda: shared.ended(nodes[1], store))
-    assert waits == "waits"
-    assert at_once(lambda: shared.ended(nodes[0], store), lambda: shared.ended(nodes[1], store)) == [None, None]

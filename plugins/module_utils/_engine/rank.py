@@ -134,9 +134,8 @@ def _train(run: Run, here: peers.Node, store: peers.Store | None) -> None:
     _after_saving(callback.saved)
     run_exp(arguments, callbacks=[callback])
     files.write_json(run.logs / f"memory-rank{here.rank}.json", _peak_memory(here.rank))
-    if store and here.nodes > 1 and launch.get("shared"):
-        shared.ended(here, store)
-    if here.leads:
+    wrote = here.rank == 0 if launch.get("shared") else here.leads
+    if wrote:
         checkpoint.sync(run.output)
 
 

@@ -49,13 +49,6 @@ def is_at(output: Path, step: int) -> bool:
     return output.is_dir() and newest == step and (not step or checkpoint.is_complete(output / f"checkpoint-{step}"))
 
 
-def ended(here: Node, store: Store) -> None:
-    """Rank 0 writes the results: nobody is done before it is."""
-    if here.rank == 0:
-        store.set("ended", "1")
-    store.get("ended")
-
-
 class SharedNodes(Nodes):
     """The first ranks of all nodes, which have written a checkpoint into one folder."""
 
