@@ -18,7 +18,6 @@ from types import MappingProxyType
 from . import _checker, _dataset, _host, _hub, _model, _output, _records, _user
 from ._engine import files, lease, state
 from ._errors import FinetuneError
-from ._gpu import detect
 from ._media import Media
 
 NOTHING: dict[str, t.Any] = {
@@ -60,6 +59,8 @@ def facts(
     folders: where adapters and reward models are. media: what is known of them besides that they are here.
     output_root: where all nodes are to have their results. before: names or ids of runs that this one begins with.
     """
+    from ._gpu import detect  # most module calls want to know what is whole, and ask no GPU
+
     cards = detect.look()
     present = cards.devices()
     login = _user.login()
