@@ -36,7 +36,7 @@ def test_it_says_what_fits_and_refuses_what_it_cannot_read(world: World, demo: o
     rc, text = ask(world, tmp_path, config=json.loads(Path(config).read_text()), args=full, gpu="80GB", used="1GiB")
     assert rc == 0 and "does not fit" in text and "fits: false" in text, text
     for wrong, word in (
-        ({"config": "owner/model"}, "There is no 'owner/model'"),
+        ({"config": "owner/model"}, "There is no file owner/model on this controller"),
         ({"config": {"model_type": "llama"}}, "has no hidden_size"),
         ({"config": config, "args": {"cutof_len": 1}}, "use cutoff_len"),
         ({"config": config, "gpu": "T1000"}, "no GPU that is known"),
