@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 import typing as t
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils._engine import peers
+from ansible_collections.llmops.finetune.plugins.module_utils._engine import peers, rank
 
 from .test_exchange import Memory
 
@@ -80,6 +81,34 @@ def test_a_silent_node_and_a_silent_store_are_told(monkeypatch: pytest.MonkeyPat
             time.sleep(0.02)
         liveness.over.set()
         assert told[:1] == [expected]
+
+
+def test_all_know_whom_one_has_lost_before_it_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who leaves closes its connections, and that would be all that the others see."""
+    monkeypatch.setattr(peers, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(peers, "SILENCE_SECONDS", 0.5)
+    store, left = Memory(), {}  # type: Memory, dict[int, tuple[str, str]]
+    store.set("beat/2", "1")
+    nodes: list[peers.Liveness] = []
+
+    def leave(node: int, why: str) -> None:
+        left[node] = (why, nodes[1 - node].why)
+
+    for node in (0, 1):
+        here = peers.Node(node, 0, node, 3, 3)
+        nodes.append(peers.Liveness(lambda: store, here, functools.partial(leave, node)))
+    monkeypatch.setattr(peers, "silent", lambda beats, waiting, now: [2] if 2 in waiting and 0 in waiting else [])
+    until = time.monotonic() + 5
+    while len(left) < 2 and time.monotonic() < until:
+        time.sleep(0.02)
+    assert left == dict.fromkeys((0, 1), ("Node 2 fell silent.", "Node 2 fell silent."))
+
+
+def test_what_follows_from_a_lost_node_is_told_as_that() -> None:
+    here, closed = peers.Node(1, 0, 1, 3, 3), RuntimeError("Connection closed by peer [10.0.0.1]:4242")
+    assert rank.told(here, closed, "Node 2 fell silent.")["message"] == "Node 2 fell silent."
+    assert rank.told(here, closed)["message"] == str(closed)
+    assert rank.told(here, ValueError("no such column"), "Node 2 fell silent.")["type"] == "ValueError"
 
 
 def test_a_beating_node_is_not_lost_and_one_that_is_done_need_not_beat(monkeypatch: pytest.MonkeyPatch) -> None:

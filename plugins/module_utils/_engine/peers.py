@@ -81,6 +81,9 @@ class Liveness:
     connect: for a client of its own. One that waits in `get` lets nobody else in meanwhile, and the beat would stop.
     """
 
+    why = ""
+    """Why this node is about to leave."""
+
     def __init__(self, connect: t.Callable[[], Store], here: Node, lost: t.Callable[[str], None]) -> None:
         self.store, self.here, self._lost = connect(), here, lost
         self.over = threading.Event()
@@ -101,23 +104,28 @@ class Liveness:
                     if self.store.check([f"beat/{node}"]):
                         beat, before = self.store.get(f"beat/{node}"), heard.get(node, (b"", 0.0))
                         heard[node] = before if beat == before[0] else (beat, time.monotonic())
+                self.turn = time.monotonic()
+                gone = silent({node: beat[1] for node, beat in heard.items()}, waiting, self.turn)
+                if gone and not self.store.check(["lost"]):
+                    self.store.set("lost", f"Node {', '.join(map(str, gone))} fell silent.")
+                why = self.store.get("lost").decode() if self.store.check(["lost"]) else ""
             except Exception:
                 return self.lose("Node 0, where ranks meet, is gone.")
-            self.turn = time.monotonic()
-            gone = silent({node: beat[1] for node, beat in heard.items()}, waiting, self.turn)
-            if gone:
-                return self.lose(f"Node {', '.join(map(str, gone))} fell silent.")
+            if why:
+                return self.lose(why, after=2 * BEAT_SECONDS)
         return None
 
     def _watch_store(self) -> None:
         """A store whose host fell silent answers nothing, not even with an error."""
         while not self.over.wait(BEAT_SECONDS):
             if time.monotonic() - self.turn > SILENCE_SECONDS:
-                return self.lose("Node 0, where ranks meet, fell silent.")
+                return self.lose("Node 0, where ranks meet, fell silent.", after=2 * BEAT_SECONDS)
         return None
 
-    def lose(self, why: str) -> None:
-        if not self.over.is_set():
+    def lose(self, why: str, after: float = 0) -> None:
+        """after: until the others know it too, who would see no more of it than that this node closes connections."""
+        self.why = why
+        if not self.over.wait(after):
             self._lost(why)
 
     def farewell(self) -> None:

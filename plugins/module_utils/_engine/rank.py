@@ -22,7 +22,7 @@ import traceback
 import typing as t
 from pathlib import Path
 
-from . import checkpoint, exchange, files, methods, peers, resume, shared, streams, trackers
+from . import checkpoint, diagnose, exchange, files, methods, peers, resume, shared, streams, trackers
 from .state import Run
 
 RESUME = "LLMOPS_RESUME"
@@ -56,13 +56,14 @@ def main() -> int:
         if isinstance(error, SystemExit) and not error.code:
             return 0
         traceback.print_exc()
+        own = told(here, error, liveness.why if liveness else "")
         if liveness:
             liveness.over.set()
-        _note(run, here, _told(here, error))
+        _note(run, here, own)
         if store and here.nodes > 1:
             with contextlib.suppress(Exception):
-                for told in peers.share_error(store, here.rank, here.world_size, _told(here, error)).values():
-                    _note(run, here, told)
+                for heard in peers.share_error(store, here.rank, here.world_size, own).values():
+                    _note(run, here, heard)
         return 1
     if liveness:
         liveness.farewell()
@@ -71,8 +72,14 @@ def main() -> int:
     return 0
 
 
-def _told(here: peers.Node, error: BaseException) -> dict[str, t.Any]:
-    """The error of this rank as the supervisor reads it."""
+def told(here: peers.Node, error: BaseException, lost: str = "") -> dict[str, t.Any]:
+    """The error of this rank as the supervisor reads it.
+
+    lost: the node that this one has seen to be gone. An error that only follows from that is told as that: the others
+    may have left for it first.
+    """
+    if lost and diagnose.follows({"type": type(error).__name__, "message": _with_causes(error)}):
+        error = peers.PeerLost(lost)
     return {
         "rank": here.rank,
         "node": here.node,
@@ -93,16 +100,16 @@ def _with_causes(error: BaseException) -> str:
     return "\n".join(said)
 
 
-def _note(run: Run, here: peers.Node, told: dict[str, t.Any]) -> None:
+def _note(run: Run, here: peers.Node, error: dict[str, t.Any]) -> None:
     """Each node keeps the errors of all ranks that it hears of."""
-    path = run.logs / f"error-rank{told['rank']}.json"
-    if told["rank"] == here.rank or not path.exists():
-        files.write_json(path, told)
+    path = run.logs / f"error-rank{error['rank']}.json"
+    if error["rank"] == here.rank or not path.exists():
+        files.write_json(path, error)
 
 
 def _leave(run: Run, here: peers.Node, why: str) -> None:
     """Another node is lost: what this rank waits for would never come."""
-    _note(run, here, _told(here, peers.PeerLost(why)))
+    _note(run, here, told(here, peers.PeerLost(why)))
     print(why, file=sys.stderr, flush=True)
     os._exit(peers.LOST)
 
