@@ -51,7 +51,9 @@ class Live:
 
     def trains(self) -> None:
         """This attempt has saved a checkpoint of its own, or made the steps of half of one, and every rank is there."""
-        begun = max(self.step(), *(int(self.read(host, "state.json").get("from_step", 0)) for host in NAMES))
+        states = [self.read(host, "state.json") for host in NAMES]
+        assert any(state["state"] != "finished" for state in states), "the run has more steps than it makes meanwhile"
+        begun = max(self.step(), *(int(state.get("from_step", 0)) for state in states))
         wait_for(lambda: self.step() > begun + SAVE // 2 and all(map(self.rank_process, NAMES)), 300)
 
     def join(self) -> None:
