@@ -189,7 +189,7 @@ def make(
     plan = Plan(run_id, wish.name, wanted, record if recorded else resolved, origins, recorded, {})
     plan.notices += fit.notices
     if starts:
-        memory = _memory.check(wish, plan.resolved, facts)
+        memory = _memory.check(wish, plan.resolved, facts, wrong)
         plan.memory = {**asdict(memory), "told": memory.told + fit.told}
         plan.notices += memory.notices
     plan.shared = _output.place(run_id, wish.output_root, facts)
