@@ -45,7 +45,9 @@ class ActionModule(ActionBase):
             recipes = _recipes.read()
 
             def read(given: dict[str, t.Any]) -> _wish.Wish:
-                return _wish.read(given, schemas, recipes, self._imported(given, known, schemas))
+                wish = _wish.read(given, schemas, recipes, self._imported(given, known, schemas))
+                _profile.refuse_missing(wish)
+                return wish
 
             if "train_member" in known:
                 if not register:  # a mistake in a later one is told before the first one trains
