@@ -18,6 +18,7 @@ from ..module_utils import (
     _plan,
     _profile,
     _schema,
+    _secrets,
     _sources,
     _trackers,
     _wish,
@@ -40,6 +41,7 @@ class ActionModule(ActionBase):
         register = self._task.args.get("facts")
         try:
             _wish.refuse_misspelt(known)
+            secrets = _secrets.read(self._templar.template(known.get("train_secrets")))
             schemas = _sources.schemas()
             variables = {name: self._templar.template(known[name]) for name in _wish.INPUTS if name in known}
             recipes = _recipes.read()
@@ -69,8 +71,6 @@ class ActionModule(ActionBase):
                 }
             facts = {host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]}
             facts = _assumed.over(wish.assumed, facts)
-            secrets = self._templar.template(known.get("train_secrets")) or {}
-            told = _trackers.told(secrets)
             fetched = _s3.fetch(wish.objects, secrets)
             sources = _sources.sources(wish, _lookup.folders(known), facts, fetched)
             model = _sources.model(wish, _lookup.folders(known))
@@ -86,7 +86,7 @@ class ActionModule(ActionBase):
                 environment=profile.identity,
                 model=model,
                 made=made,
-                variables=told,
+                variables=_trackers.told(secrets),
             )
         except FinetuneError as error:
             return {"failed": True, "msg": str(error)}
