@@ -96,7 +96,7 @@ def _device(host: str, node: Facts, gpu: t.Mapping[str, t.Any]) -> Device:
 
 
 def taken(resolved: Resolved, facts: t.Mapping[str, Facts], wrong: Wrong) -> advise.Taken:
-    """Whether a run that is resolved otherwise passes what a request passes: the rules, and what engines ask of nodes."""
+    """Whether a run that is resolved otherwise passes what a request does: the rules, and what engines ask of nodes."""
 
     def so(keys: t.Mapping[str, t.Any], engine: str = "") -> bool:
         arguments = {**resolved["arguments"], **keys}
@@ -113,19 +113,19 @@ def taken(resolved: Resolved, facts: t.Mapping[str, Facts], wrong: Wrong) -> adv
 def asked(wish: Wish, resolved: Resolved, facts: t.Mapping[str, Facts], device: Device) -> choose.Run | str:
     """The run as it is resolved, nothing open; or why its memory cannot be told."""
     arguments, engine = resolved["arguments"], resolved["engine"]
-    config = _config(wish, facts)
+    known = config(wish, facts)
     if not device.gpu.memory:
         return f"the memory of {device.gpu.name} is not known"
     if wish.environment not in COUNTED or _parallel.ENGINES[engine].unproved:
         return f"what runs in environment {wish.environment} with engine {engine} take is not known"
-    if not config:
+    if not known:
         return "the model's config.json is not known here"
-    if config.get("quantization_config"):
+    if known.get("quantization_config"):
         return "the model's weights are quantized already"
     per_rank = arguments[choose.MICRO] * arguments[choose.ACCUMULATION]
     situation = Situation(resolved["world_size"], "ddp" if engine == "single" else engine, device.gpu)
     card = speed.card(device.gpu.name, _link(wish, facts))
-    return choose.Run(config, arguments, situation, device.free, per_rank, card=card)
+    return choose.Run(known, arguments, situation, device.free, per_rank, card=card)
 
 
 def refusal(
@@ -147,13 +147,13 @@ def needed(run: choose.Run) -> Estimate | str:
         return "the model's config.json is none that is understood"
 
 
-def _config(wish: Wish, facts: t.Mapping[str, Facts]) -> t.Mapping[str, t.Any]:
+def config(wish: Wish, facts: t.Mapping[str, Facts]) -> t.Mapping[str, t.Any]:
     """That of the model, as the first node has it that knows."""
     if DEMO_MODEL in (wish.model, wish.family):
         sizes = base_model.RECIPE["architecture"]
         return {**sizes, "model_type": "qwen3", "vocab_size": base_model.RECIPE["tokenizer"]["vocab_size"]}
-    known = (node.get(of) or {} for node in facts.values() for of in ("model", "hub"))
-    return next((told["config"] for told in known if told.get("config")), {})
+    told = (node.get(of) or {} for node in facts.values() for of in ("model", "hub"))
+    return next((one["config"] for one in told if one.get("config")), {})
 
 
 def _lines(need: Estimate, device: Device) -> list[str]:

@@ -58,7 +58,7 @@ def find(environment: str, own: str, folders: t.Sequence[Path]) -> Profile:
 
 
 def refuse_missing(wish: Wish) -> None:
-    """A run that is to be there, in an environment for which there is no lock. With assumed GPUs nothing comes of it."""
+    """A run that is to be there, in an environment without a lock. With assumed GPUs nothing comes of it anyway."""
     if wish.lock or wish.assumed or wish.environment not in _recipe.UNLOCKED or wish.state not in _MADE:
         return
     raise FinetuneError(

@@ -61,7 +61,10 @@ def test_what_is_refused(given: t.Any, where: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("name", "instead"),
     [
-        *((name, "train_lock") for name in ("PATH", "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "ENV")),
+        *(
+            (name, "train_lock")
+            for name in ("PATH", "LD_PRELOAD", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "ENV")
+        ),
         *((name, "train_user") for name in ("HOME", "USER")),
         ("CUDA_VISIBLE_DEVICES", "train_gpus"),
         *((name, "train_address") for name in ("MASTER_ADDR", "MASTER_PORT")),

@@ -1,8 +1,8 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What to change where a run does not fit: the three nearest ways that would and that are not refused for another reason,
-and the smallest hardware for it as it is asked. Pure."""
+"""What to change where a run does not fit: the three nearest ways that would, of those that are not refused for another
+reason, and the smallest hardware for it as it is asked. Pure."""
 
 from __future__ import annotations
 
