@@ -17,6 +17,10 @@ from ._errors import FinetuneError
 Arguments = dict[str, t.Any]
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+LARGEST = 2**63
+"""The first whole number that 64 bits do not hold: what counts, and sizes of tensors, are below it."""
+_DIGITS = 4300
+"""Of a whole number that Python reads; what is longer is infinite."""
 _KEY = re.compile(r"[a-z][a-z0-9_]*")
 
 OWNED = {
@@ -86,7 +90,8 @@ def scalar(value: t.Any) -> t.Any:
     if isinstance(value, str):
         text = value.strip()
         if _NUMBER.fullmatch(text):
-            return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+            whole = re.fullmatch(r"[+-]?\d+", text) and len(text) <= _DIGITS
+            return int(text) if whole else float(text)
         return {"true": True, "false": False, "null": None}.get(text.lower(), value)
     if isinstance(value, t.Mapping):
         return {str(key): scalar(item) for key, item in value.items()}

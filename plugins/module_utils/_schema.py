@@ -168,10 +168,15 @@ def read(key: str, value: t.Any, schema: Schema) -> tuple[t.Any, Problem | None]
             found = _as(kind, value, known)
             if found is not _NOT:
                 return found, _among(key, found, known)
-    change = f"write {_kinds(known)}"
+    change = f"write {_kinds(known)}" + " of at most 18 digits" * _too_long(value)
     if key in _SPLIT and isinstance(value, (list, tuple)):
         change = "write them as one text with commas"
     return value, Problem(key, f"{key} is {value!r}", change)
+
+
+def _too_long(value: t.Any) -> bool:
+    number = _config.scalar(value)
+    return isinstance(number, (int, float)) and abs(number) >= _config.LARGEST
 
 
 def _as(kind: str, value: t.Any, known: Key) -> t.Any:
@@ -188,10 +193,12 @@ def _as(kind: str, value: t.Any, known: Key) -> t.Any:
         )  # YAML 1.1 reads no as false
     if kind in ("integer", "number"):
         number = _config.scalar(value)  # `1e-5` is text to YAML 1.1
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            return _NOT
+        if abs(number) >= _config.LARGEST if isinstance(number, int) else not math.isfinite(number):
             return _NOT
         if kind == "integer" and isinstance(number, float):
-            return int(number) if number.is_integer() else _NOT
+            return int(number) if number.is_integer() and abs(number) < _config.LARGEST else _NOT
         return number
     if kind == "list":
         return _config.scalar(value) if isinstance(value, (list, tuple)) else _NOT

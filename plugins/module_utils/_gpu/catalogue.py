@@ -88,7 +88,7 @@ def by_pci(device: str) -> Known | None:
 
 def assumed(text: str) -> tuple[int, Known] | None:
     """`8xH100`, `4 x A10G` or `L4` as a number of GPUs and which; None where no such one is known."""
-    found = re.fullmatch(r"\s*(?:(\d+)\s*[xX*×]\s*)?(\S.*?)\s*", text)
+    found = re.fullmatch(r"\s*(?:(\d{1,9})\s*[xX*×]\s*)?(\S.*?)\s*", text)
     known = find(found.group(2)) if found else None
     count = int(found.group(1) or 1) if found else 0
     return (count, known) if known and count else None
