@@ -65,7 +65,7 @@ def page() -> str:
     all_have = ", ".join(f"`{key}: {_value(first[key])}`" for key in first if (key, first[key]) in common)
     demo = ", ".join(f"`{key}: {_value(value)}`" for key, value in base_model.RECIPE["fine_tuning"].items())
     lines += ["", "## Their keys", "", f"All have {all_have}.", ""]
-    lines += [f"On the model `demo`, which is small, a run has in their place {demo}. `train_args` go over these too.", ""]
+    lines += [f"On the small model `demo` a run has in their place {demo}. `train_args` go over these too.", ""]
     lines += ["| recipe | keys | environment | engine |"]
     lines.append("|---|---|---|---|")
     for name, recipe in known.items():

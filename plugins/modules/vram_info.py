@@ -42,7 +42,8 @@ options:
     type: str
   gpu:
     description:
-      - Name of the GPU, as people or C(nvidia-smi) write it, or its memory, such as V(24GiB).
+      - Name of the GPU, as people or C(nvidia-smi) write it, or its memory, such as V(24GiB). Blanks may be hyphens, or
+        left out.
       - Without it there is no verdict.
     type: str
   used:

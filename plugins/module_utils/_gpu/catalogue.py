@@ -95,8 +95,10 @@ def assumed(text: str) -> tuple[int, Known] | None:
 
 
 def names() -> list[str]:
-    """The shortest name of each, to be told where another one was not understood."""
-    return [min((known.name.removeprefix("NVIDIA "), *known.also), key=len) for known in KNOWN]
+    """The shortest name of each, to be told where another one was not understood; without blanks, at which Ansible
+    divides what is written on a command line."""
+    plain = (known.name.removeprefix("NVIDIA ").removeprefix("GeForce ") for known in KNOWN)
+    return [min((name, *known.also), key=len).replace(" ", "-") for name, known in zip(plain, KNOWN)]
 
 
 _MAKERS = ("nvidia", "geforce", "tesla")
