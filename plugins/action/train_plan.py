@@ -23,7 +23,7 @@ from ..module_utils import (
     _trackers,
     _wish,
 )
-from ..module_utils._errors import FinetuneError
+from ..module_utils._errors import Attempts, FinetuneError
 from ..plugin_utils import _import, _recipes, _s3
 
 MADE = "llmops_runs"
@@ -40,8 +40,9 @@ class ActionModule(ActionBase):
         known = task_vars or {}
         register = self._task.args.get("facts")
         try:
-            _wish.refuse_misspelt(known)
-            secrets = _secrets.read(self._templar.template(known.get("train_secrets")))
+            told = Attempts()
+            told(_wish.refuse_misspelt, known)
+            secrets = told(_secrets.read, self._templar.template(known.get("train_secrets")))
             schemas = _sources.schemas()
             variables = {name: self._templar.template(known[name]) for name in _wish.INPUTS if name in known}
             recipes = _recipes.read()
@@ -56,7 +57,8 @@ class ActionModule(ActionBase):
                     _chain.check(variables, self._templar.template(known.get("train_chain") or []), read)
                 variables = _chain.over(variables, self._templar.template(known["train_member"]))
             made = known.get("ansible_facts", {}).get(MADE, {})
-            wish = read(variables)
+            wish = told(read, variables)
+            told.refuse()
             if not register:
                 return {
                     "changed": False,

@@ -14,7 +14,7 @@ import typing as t
 from itertools import takewhile
 
 from . import _config
-from ._errors import FinetuneError
+from ._errors import FinetuneError, together
 
 _WRITE = {
     "boolean": "true or false",
@@ -88,15 +88,13 @@ def typed(arguments: t.Mapping[str, t.Any], schema: Schema, where: str) -> dict[
 
 def refuse(problems: t.Sequence[Problem], origins: t.Mapping[str, str]) -> None:
     """Raise when there are problems. origins: the variable that each key came from."""
-    if len(problems) == 1:
-        (problem,) = problems
-        raise FinetuneError(f"{_sentence(problem)}.", where=_place(problem.key, origins), change=problem.change)
     if problems:
-        lines = [f"{_place(key, origins)}: {what}; {change}" for key, what, change in problems]
-        raise FinetuneError(
-            f"{len(problems)} things are wrong with the arguments.",
-            where="\n          ".join(lines),
-            change="change each of them",
+        raise together(
+            [
+                FinetuneError(f"{_sentence(problem)}.", where=_place(problem.key, origins), change=problem.change)
+                for problem in problems
+            ],
+            " with the arguments",
         )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import typing as t
 
-from ._errors import FinetuneError
+from ._errors import FinetuneError, together
 
 VARIABLE = "train_secrets"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -43,15 +43,8 @@ def read(given: t.Any) -> dict[str, str]:
             "train_secrets is no dict.", where=VARIABLE, change="write names with their values below it, or {} for none"
         )
     wrong = [row for place, (name, value) in enumerate(given.items()) if (row := _wrong(place + 1, name, value))]
-    if len(wrong) == 1:
-        where, what, change = wrong[0]
-        raise FinetuneError(f"{what}.", where=where, change=change)
     if wrong:
-        raise FinetuneError(
-            f"{len(wrong)} things are wrong with train_secrets.",
-            where="\n          ".join(f"{where}: {what}; {change}" for where, what, change in wrong),
-            change="change each of them",
-        )
+        raise together([FinetuneError(f"{what}.", where=where, change=change) for where, what, change in wrong])
     return {str(name): str(value) for name, value in given.items()}
 
 

@@ -310,7 +310,7 @@ def test_megatron_is_a_variable_and_keys_and_its_batch_counts_copies_of_the_mode
     told = _describe.lines(plan, [DATA], {"a": node(4), "b": node(4)})
     assert any("× copies of the model)" in line for line in told)
     assert [notice for notice in plan.notices if "megatron is unproved" in notice]
-    with pytest.raises(FinetuneError, match="one copy of the model takes"):
+    with pytest.raises(FinetuneError, match="One copy of the model takes"):
         make({"a": node(gpus=6)}, **wish)
     with pytest.raises(FinetuneError, match="trains all weights, whatever finetuning_type says"):
         make({"a": node(gpus=4)}, train_engine="megatron")
