@@ -49,16 +49,21 @@ class Range(t.NamedTuple):
         value = c[self.key]
         if value is None or not self.when(c):
             return False
-        return not self.lowest <= value <= self.highest or (self.above and value == self.lowest)
+        stands_for_none = str(value) == self.none
+        inside = self.lowest <= value <= self.highest and not (self.above and value == self.lowest)
+        return not (inside or stands_for_none)
 
     def change(self) -> str:
         least = f"above {self.lowest:g}" if self.above else f"from {self.lowest:g}"
         most = "" if self.highest == _NO_END else f" to {self.highest:g}"
-        return f"use a number {least}{most}" + (f", or {self.none} for none" if self.none else "")
+        none = f", or {self.none} for none" * bool(self.none)
+        if self.none == f"{self.lowest:g}":
+            none = f"; {self.none} is none"
+        return f"use a number {least}{most}{none}"
 
 
 RANGES = (
-    Range("max_steps", -1, _TRAINER, none="-1"),
+    Range("max_steps", 1, _TRAINER, none="-1"),
     Range("save_total_limit", 1, _TRAINER, none="null"),
     Range("max_grad_norm", 0, _TRAINER, none="0"),
     Range("neftune_noise_alpha", 0, _TRAINER, none="null"),
@@ -73,7 +78,7 @@ RANGES = (
     Range("lora_rank", 1, _LORA, RANK, when=lambda c: c.lora),
     Range("lora_alpha", 1, _LORA, none="null", when=lambda c: c.lora),
     Range("loraplus_lr_ratio", 0, _TUNER, none="null", above=True),
-    Range("pissa_iter", -1, "model/adapter.py", none="-1", when=_on("pissa_init")),
+    Range("pissa_iter", 0, "model/adapter.py", none="-1", when=_on("pissa_init")),
     Range("module_dropout", 0, "peft OFTConfig", 1, when=lambda c: c["finetuning_type"] == "oft"),
     Range("oft_rank", 0, "peft OFTConfig", when=lambda c: c["finetuning_type"] == "oft"),
     Range("oft_block_size", 0, "peft OFTConfig", when=lambda c: c["finetuning_type"] == "oft"),

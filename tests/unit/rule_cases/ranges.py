@@ -15,6 +15,7 @@ BLOCKS = {**OFT, "oft_rank": 8, "oft_block_size": 0}
 
 ROWS: list[tuple[str, float, t.Any, dict[str, t.Any], dict[str, t.Any]]] = [
     ("max_steps", -5, -1, {}, {}),
+    ("max_steps", 0, 1, {}, {}),
     ("save_total_limit", -1, None, {}, {}),
     ("save_total_limit", 0, 1, {}, {}),
     ("max_grad_norm", -1.0, 0.0, {}, {}),
