@@ -97,6 +97,8 @@ def test_values_come_as_text_or_as_they_are(variable: str, value: t.Any, field: 
         ("train_global_batch_size", 0, "from 1"),
         ("train_global_batch_size", "many", "whole number"),
         ("train_global_batch_size", 2.5, "whole number"),
+        ("train_global_batch_size", 2**63, "18 digits"),
+        ("train_global_batch_size", "9" * 5000, "whole number"),
         ("train_processes_per_node", -1, "whole number"),
         ("train_port", 70000, "65535"),
         ("train_port", 0, "65535"),
