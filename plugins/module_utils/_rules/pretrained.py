@@ -55,13 +55,17 @@ def _method(c: View) -> str:
     return c.now.weights.quantized or next((method for method, _package in _READERS if method in words), "")
 
 
-def _no_modules(key: str) -> t.Callable[[View], t.Any]:
-    """Words of `key` whose last name no module of the model has, where its modules are known."""
+def _no_modules(key: str, words: t.Sequence[str]) -> t.Callable[[View], t.Any]:
+    """Words of `key` whose last name no module of the model has, as far as those are known. words: others it takes."""
     return lambda c: (
         c.lora
         and c.now.weights.modules
-        and {word.rpartition(".")[2] for word in c.words(key)} - {"all", *c.now.weights.modules}
+        and {word.rpartition(".")[2] for word in c.words(key)} - {*words, *c.now.weights.modules}
     )
+
+
+def _modules(words: t.Sequence[str]) -> t.Callable[[View], str]:
+    return lambda c: "use " + ", ".join([*words, *(name for name in c.now.weights.modules if "norm" not in name)])
 
 
 def _strangers(key: str, known: t.Callable[[View], t.Sequence[str]]) -> t.Callable[[View], bool]:
@@ -181,12 +185,12 @@ RULES: t.Tuple[Rule, ...] = (
     *(
         Rule(
             (key, "finetuning_type"),
-            _no_modules(key),
+            _no_modules(key, words),
             f"the model has no such module: peft fails, or passes over it in {key}",
-            _among(lambda c: ["all", *(name for name in c.now.weights.modules if "norm" not in name)]),
+            _modules(words),
             "peft LoraModel",
         )
-        for key in ("lora_target", "additional_target")
+        for key, words in (("lora_target", ("all",)), ("additional_target", ()))
     ),
     Rule(
         ("rope_scaling", "cutoff_len"),

@@ -67,7 +67,7 @@ CASES: list[Case] = [
     ),
     (
         "passes over it in additional_target",
-        {"additional_target": "embed_token"},
+        {"additional_target": "all"},
         PROJECTIONS,
         {"additional_target": "embed_tokens"},
         PROJECTIONS,
