@@ -42,6 +42,7 @@ def recipes() -> dict[str, t.Any]:
 
 def page() -> str:
     from ansible_collections.llmops.finetune.plugins.module_utils import _parallel, _recipe
+    from ansible_collections.llmops.finetune.plugins.module_utils._engine import base_model
 
     known = recipes()
     common = set.intersection(*(set(recipe.arguments.items()) for recipe in known.values()))
@@ -62,7 +63,10 @@ def page() -> str:
         cells = [f"`{name}`", recipe.purpose, DATA[recipe.arguments["stage"]], recipe.hardware]
         lines.append("| " + " | ".join([*cells, f"no: {recipe.unproved}" if recipe.unproved else "yes"]) + " |")
     all_have = ", ".join(f"`{key}: {_value(first[key])}`" for key in first if (key, first[key]) in common)
-    lines += ["", "## Their keys", "", f"All have {all_have}.", "", "| recipe | keys | environment | engine |"]
+    demo = ", ".join(f"`{key}: {_value(value)}`" for key, value in base_model.RECIPE["fine_tuning"].items())
+    lines += ["", "## Their keys", "", f"All have {all_have}.", ""]
+    lines += [f"On the small model `demo` a run has in their place {demo}. `train_args` go over these too.", ""]
+    lines += ["| recipe | keys | environment | engine |"]
     lines.append("|---|---|---|---|")
     for name, recipe in known.items():
         own = [f"`{key}: {_value(value)}`" for key, value in recipe.arguments.items() if (key, value) not in common]

@@ -18,11 +18,12 @@ from ..module_utils import (
     _plan,
     _profile,
     _schema,
+    _secrets,
     _sources,
     _trackers,
     _wish,
 )
-from ..module_utils._errors import FinetuneError
+from ..module_utils._errors import Attempts, FinetuneError
 from ..plugin_utils import _import, _recipes, _s3
 
 MADE = "llmops_runs"
@@ -39,20 +40,25 @@ class ActionModule(ActionBase):
         known = task_vars or {}
         register = self._task.args.get("facts")
         try:
-            _wish.refuse_misspelt(known)
+            told = Attempts()
+            told(_wish.refuse_misspelt, known)
+            secrets = told(_secrets.read, self._templar.template(known.get("train_secrets")))
             schemas = _sources.schemas()
             variables = {name: self._templar.template(known[name]) for name in _wish.INPUTS if name in known}
             recipes = _recipes.read()
 
             def read(given: dict[str, t.Any]) -> _wish.Wish:
-                return _wish.read(given, schemas, recipes, self._imported(given, known, schemas))
+                wish = _wish.read(given, schemas, recipes, self._imported(given, known, schemas))
+                _profile.refuse_missing(wish)
+                return wish
 
             if "train_member" in known:
                 if not register:  # a mistake in a later one is told before the first one trains
                     _chain.check(variables, self._templar.template(known.get("train_chain") or []), read)
                 variables = _chain.over(variables, self._templar.template(known["train_member"]))
             made = known.get("ansible_facts", {}).get(MADE, {})
-            wish = read(variables)
+            wish = told(read, variables)
+            told.refuse()
             if not register:
                 return {
                     "changed": False,
@@ -67,8 +73,6 @@ class ActionModule(ActionBase):
                 }
             facts = {host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]}
             facts = _assumed.over(wish.assumed, facts)
-            secrets = self._templar.template(known.get("train_secrets")) or {}
-            told = _trackers.told(secrets)
             fetched = _s3.fetch(wish.objects, secrets)
             sources = _sources.sources(wish, _lookup.folders(known), facts, fetched)
             model = _sources.model(wish, _lookup.folders(known))
@@ -84,7 +88,7 @@ class ActionModule(ActionBase):
                 environment=profile.identity,
                 model=model,
                 made=made,
-                variables=told,
+                variables=_trackers.told(secrets),
             )
         except FinetuneError as error:
             return {"failed": True, "msg": str(error)}

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import json
+import re
 import typing as t
 from pathlib import Path
 
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
-from ..module_utils import _lookup, _parallel, _schema, _sources
+from ..module_utils import _lookup, _parallel, _rules, _schema, _sources
 from ..module_utils._errors import FinetuneError
 from ..module_utils._vram import estimate, hardware, report
 from ..module_utils._vram.options import Situation
@@ -86,7 +87,7 @@ def _read(path: Path) -> dict[str, t.Any]:
 
 def _ranks(given: t.Any) -> int:
     text = str(given)
-    if not text.isdigit() or int(text) < 1:
+    if not re.fullmatch("[0-9]{1,6}", text) or int(text) < 1:
         raise FinetuneError(f"world_size is {text}.", where="world_size", change="use a whole number from 1")
     return int(text)
 
@@ -112,4 +113,7 @@ def _arguments(given: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
             )
         base = dict(recipes[name].arguments)
     schema = _sources.schemas()["main"]
-    return {**base, **_schema.typed(own, schema, "args")}
+    arguments = {**base, **_schema.typed(own, schema, "args")}
+    wrong = _rules.problems(arguments, schema, _rules.Situation(), own, _rules.ranges.ESTIMATED)
+    _schema.refuse(wrong, dict.fromkeys(own, "args"))
+    return arguments

@@ -31,7 +31,7 @@ def read(text: str) -> Assumed | None:
         raise FinetuneError(
             f"{text!r} are no GPUs that are known here.",
             where=VARIABLE,
-            change=f"write 8xH100, with up to {MOST} of " + ", ".join(catalogue.names()),
+            change=f"write it without blanks, as 8xH100, with up to {MOST} of " + ", ".join(catalogue.names()),
         )
     return found
 

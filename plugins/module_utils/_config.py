@@ -17,6 +17,11 @@ from ._errors import FinetuneError
 Arguments = dict[str, t.Any]
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+LARGEST = 2**63
+"""The first whole number that 64 bits do not hold: what counts, and sizes of tensors, are below it."""
+_DIGITS = 4300
+"""Of a whole number that Python reads; what is longer is infinite."""
+_WORDS = re.compile(r"\[[A-Za-z_][\w./-]*(,[A-Za-z_][\w./-]*)*\]")
 _KEY = re.compile(r"[a-z][a-z0-9_]*")
 
 OWNED = {
@@ -86,7 +91,8 @@ def scalar(value: t.Any) -> t.Any:
     if isinstance(value, str):
         text = value.strip()
         if _NUMBER.fullmatch(text):
-            return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
+            whole = re.fullmatch(r"[+-]?\d+", text) and len(text) <= _DIGITS
+            return int(text) if whole else float(text)
         return {"true": True, "false": False, "null": None}.get(text.lower(), value)
     if isinstance(value, t.Mapping):
         return {str(key): scalar(item) for key, item in value.items()}
@@ -96,7 +102,8 @@ def scalar(value: t.Any) -> t.Any:
 
 
 def parse_set(text: str) -> Arguments:
-    """`learning_rate=1e-5 lora_rank=16` as a dict of texts. Quotes keep blanks; lists and dicts are written as JSON."""
+    """`learning_rate=1e-5 lora_rank=16` as a dict of texts. Quotes keep blanks; lists and dicts are written as JSON. As
+    shells and Ansible take quotes away, words of a list need none: [wandb,tensorboard]."""
     try:
         words = shlex.split(text, posix=True)
     except ValueError as error:
@@ -114,13 +121,21 @@ def parse_set(text: str) -> Arguments:
             )
         if key in arguments:
             raise FinetuneError(f"{key} is there twice.", where=f"train_set, key {key}", change="keep one of them")
-        try:
-            arguments[key] = json.loads(value) if value[:1] in ("[", "{") else value
-        except ValueError:
-            raise FinetuneError(
-                f"{value!r} is not JSON.", where=f"train_set, key {key}", change="correct the brackets and quotes"
-            ) from None
+        arguments[key] = _nested(key, value) if value[:1] in ("[", "{") else value
     return arguments
+
+
+def _nested(key: str, value: str) -> t.Any:
+    if _WORDS.fullmatch(value):
+        return value[1:-1].split(",")
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise FinetuneError(
+            f"{value!r} is not JSON.",
+            where=f"train_set, key {key}",
+            change="correct the brackets and quotes; a list of words is written without blanks, [wandb,tensorboard]",
+        ) from None
 
 
 def parse_args(value: t.Any) -> Arguments:

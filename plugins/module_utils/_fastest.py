@@ -13,8 +13,9 @@ from dataclasses import replace
 
 from . import _memory, _parallel
 from ._errors import FinetuneError
+from ._memory import Wrong
 from ._ranks import Facts
-from ._vram import choose, options
+from ._vram import advise, choose, options
 from ._vram.choose import ACCUMULATION, BITS, FUSED, MICRO, PLAIN, Choice, Run, Tried
 from ._vram.estimate import gib
 from ._wish import ASKED, Wish
@@ -28,8 +29,6 @@ _BEGUN = ("interrupted", "stopped", "failed")
 
 Resolved = t.Dict[str, t.Any]
 Origins = t.Dict[str, str]
-Wrong = t.Callable[[Resolved], t.Sequence[t.Any]]
-"""What is wrong with a run that is resolved so."""
 
 
 class Fit(t.NamedTuple):
@@ -87,14 +86,16 @@ def _fit(
     found = _memory.asked(wish, resolved, facts, device)
     if isinstance(found, str) or isinstance(_memory.needed(found), str):
         return Fit(resolved, origins, ["fit     as asked: without an estimate nothing is chosen"])
-    found = _opened(wish, resolved, facts, run, wrong, found)
+    found = _opened(wish, resolved, facts, run, _memory.taken(resolved, facts, wrong), found)
     choice = choose.choose(found)
     if choice.chosen is None:
         if wish.risks:
             return Fit(resolved, origins, ["fit     as asked: nothing fits"])
         leanest = min(choice.tried, key=lambda tried: tried.estimate.bound)
         lean = choose.as_option(found, leanest.option)
-        raise _memory.refusal(lean, leanest.estimate, "train_model, train_args, train_fit", device)
+        allowed = _memory.taken(_with(resolved, origins, leanest.option)[0], facts, wrong)
+        how = f"also as {leanest.option.words()}, which needs least of {choice.possible} ways, "
+        raise _memory.refusal(lean, leanest.estimate, "train_model, train_args, train_fit", device, allowed, how)
     chosen = _with(resolved, origins, choice.chosen.option)
     if wrong(chosen[0]):  # each part of it was tried alone
         return Fit(resolved, origins, [f"fit     as asked: {choice.chosen.option.words()} is refused"])
@@ -102,28 +103,28 @@ def _fit(
 
 
 def _opened(
-    wish: Wish, resolved: Resolved, facts: t.Mapping[str, Facts], run: t.Mapping[str, t.Any], wrong: Wrong, asked: Run
+    wish: Wish,
+    resolved: Resolved,
+    facts: t.Mapping[str, Facts],
+    run: t.Mapping[str, t.Any],
+    possible: advise.Taken,
+    asked: Run,
 ) -> Run:
     """With what the author left open, as far as nothing else stands against it. A run that has begun keeps its engine,
     which its checkpoints are of."""
-    given, world = resolved["arguments"], resolved["world_size"]
-
-    def possible(keys: t.Mapping[str, t.Any], engine: str = resolved["engine"]) -> bool:
-        return not wrong({**resolved, "engine": engine, "arguments": {**given, **keys}})
-
-    opened = {key for key in (PLAIN, FUSED) if key not in given and possible({key: True})}
+    given = resolved["arguments"]
+    opened = {key for key in (PLAIN, FUSED) if key not in given and possible({key: True}, "")}
     if not {MICRO, ACCUMULATION} & wish.args.keys() and not given.get("auto_find_batch_size"):
         largest = max(size for size in range(1, choose.LARGEST + 1) if asked.per_rank % size == 0)
-        opened |= {MICRO} if possible({MICRO: largest, ACCUMULATION: asked.per_rank // largest}) else set()
-    if wish.quantizes and not given.get(BITS) and possible({BITS: 4}):
+        opened |= {MICRO} if possible({MICRO: largest, ACCUMULATION: asked.per_rank // largest}, "") else set()
+    if wish.quantizes and not given.get(BITS) and possible({BITS: 4}, ""):
         opened.add(BITS)
     engines: tuple[str, ...] = ()
     if run.get("state") in _BEGUN and run.get("resolved"):
         kept = "ddp" if run["resolved"]["engine"] == "single" else run["resolved"]["engine"]
         engines = (kept,) if kept in choose.ENGINES else ()
     elif wish.engine == _parallel.AUTO and resolved["engine"] in ("single", "ddp"):
-        names = {name: _parallel.pick(name, given, world) for name in choose.ENGINES}
-        engines = tuple(name for name, engine in names.items() if _runs(engine, facts) and possible({}, engine))
+        engines = tuple(name for name in choose.ENGINES if possible({}, name))
     situation = replace(asked.situation, engine=_parallel.AUTO) if engines else asked.situation
     host = min((_share(node, wish) for node in facts.values()), default=0)
     return replace(asked, open=frozenset(opened), engines=engines, situation=situation, host=host)
@@ -133,14 +134,6 @@ def _share(node: Facts, wish: Wish) -> int:
     """Bytes of the host's memory for each rank; 0 where unknown."""
     ranks = len(_memory.used(wish, node)) or 1
     return int(node.get("memory") or 0) // ranks
-
-
-def _runs(engine: str, facts: t.Mapping[str, Facts]) -> bool:
-    try:
-        _parallel.refuse(engine, facts)
-    except FinetuneError:
-        return False
-    return True
 
 
 def _with(resolved: Resolved, origins: Origins, option: choose.Option) -> tuple[Resolved, Origins]:

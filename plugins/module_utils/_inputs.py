@@ -79,6 +79,8 @@ def number(variables: t.Mapping[str, t.Any], name: str) -> int:
     value = _config.scalar(variables.get(name))
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise FinetuneError(f"{name} is {value!r}.", where=name, change="use a whole number")
+    if value >= _config.LARGEST:
+        raise FinetuneError(f"{name} is {value}.", where=name, change="use a whole number of at most 18 digits")
     return value
 
 

@@ -25,6 +25,10 @@ NVLINK = 25 * speed.GIGA
 NETWORK = 10_000
 """Mbit/s of a network that does not tell its speed; a judgement. RDMA is not looked for."""
 
+Resolved = t.Mapping[str, t.Any]
+Wrong = t.Callable[[t.Dict[str, t.Any]], t.Sequence[t.Any]]
+"""What is wrong with a run that is resolved so."""
+
 
 class Device(t.NamedTuple):
     """The GPU that decides what fits: of all that are used the one with the least to give."""
@@ -50,7 +54,7 @@ class Memory:
     free: int = 0
 
 
-def check(wish: Wish, resolved: t.Mapping[str, t.Any], facts: t.Mapping[str, Facts]) -> Memory:
+def check(wish: Wish, resolved: Resolved, facts: t.Mapping[str, Facts], wrong: Wrong) -> Memory:
     """Refuse what does not fit by the bound, unless its author insists. Nothing to tell on CPUs."""
     device = smallest(wish, facts)
     if device is None:
@@ -62,7 +66,8 @@ def check(wish: Wish, resolved: t.Mapping[str, t.Any], facts: t.Mapping[str, Fac
     notices = []
     if need.bound > device.free:
         if not wish.risks:
-            raise refusal(found, need, "train_model, train_args, train_engine", device)
+            variables = "train_model, train_args, train_engine"
+            raise refusal(found, need, variables, device, taken(resolved, facts, wrong))
         notices.append(
             f"By the estimate it does not fit, up to {gib(need.bound)} in {gib(device.free)}; train_insist has memory."
         )
@@ -90,28 +95,44 @@ def _device(host: str, node: Facts, gpu: t.Mapping[str, t.Any]) -> Device:
     return Device(host, Gpu(gpu["name"], memory, gpu["compute_capability"]), memory if leased else min(free, memory))
 
 
-def asked(
-    wish: Wish, resolved: t.Mapping[str, t.Any], facts: t.Mapping[str, Facts], device: Device
-) -> choose.Run | str:
+def taken(resolved: Resolved, facts: t.Mapping[str, Facts], wrong: Wrong) -> advise.Taken:
+    """Whether a run that is resolved otherwise passes what a request does: the rules, and what engines ask of nodes."""
+
+    def so(keys: t.Mapping[str, t.Any], engine: str = "") -> bool:
+        arguments = {**resolved["arguments"], **keys}
+        picked = _parallel.pick(engine or resolved["engine"], arguments, resolved["world_size"])
+        try:
+            _parallel.refuse(picked, facts)
+        except FinetuneError:
+            return False
+        return not wrong({**resolved, "arguments": arguments, "engine": picked})
+
+    return so
+
+
+def asked(wish: Wish, resolved: Resolved, facts: t.Mapping[str, Facts], device: Device) -> choose.Run | str:
     """The run as it is resolved, nothing open; or why its memory cannot be told."""
     arguments, engine = resolved["arguments"], resolved["engine"]
-    config = _config(wish, facts)
+    known = config(wish, facts)
     if not device.gpu.memory:
         return f"the memory of {device.gpu.name} is not known"
     if wish.environment not in COUNTED or _parallel.ENGINES[engine].unproved:
         return f"what runs in environment {wish.environment} with engine {engine} take is not known"
-    if not config:
+    if not known:
         return "the model's config.json is not known here"
-    if config.get("quantization_config"):
+    if known.get("quantization_config"):
         return "the model's weights are quantized already"
     per_rank = arguments[choose.MICRO] * arguments[choose.ACCUMULATION]
     situation = Situation(resolved["world_size"], "ddp" if engine == "single" else engine, device.gpu)
     card = speed.card(device.gpu.name, _link(wish, facts))
-    return choose.Run(config, arguments, situation, device.free, per_rank, card=card)
+    return choose.Run(known, arguments, situation, device.free, per_rank, card=card)
 
 
-def refusal(run: choose.Run, need: Estimate, variables: str, device: Device) -> FinetuneError:
-    told = advise.refusal(run, need, f"{variables}; {device.words()}")
+def refusal(
+    run: choose.Run, need: Estimate, variables: str, device: Device, allowed: advise.Taken, how: str = ""
+) -> FinetuneError:
+    """allowed: ways that may be told; how: as in advise.refusal."""
+    told = advise.refusal(run, need, f"{variables}; {device.words()}", allowed, how)
     last = "\n          or train_insist: [memory], where you know that it fits"
     return FinetuneError(told.what, where=told.where, change=told.change + last)
 
@@ -126,13 +147,13 @@ def needed(run: choose.Run) -> Estimate | str:
         return "the model's config.json is none that is understood"
 
 
-def _config(wish: Wish, facts: t.Mapping[str, Facts]) -> t.Mapping[str, t.Any]:
+def config(wish: Wish, facts: t.Mapping[str, Facts]) -> t.Mapping[str, t.Any]:
     """That of the model, as the first node has it that knows."""
     if DEMO_MODEL in (wish.model, wish.family):
         sizes = base_model.RECIPE["architecture"]
         return {**sizes, "model_type": "qwen3", "vocab_size": base_model.RECIPE["tokenizer"]["vocab_size"]}
-    known = (node.get(of) or {} for node in facts.values() for of in ("model", "hub"))
-    return next((told["config"] for told in known if told.get("config")), {})
+    told = (node.get(of) or {} for node in facts.values() for of in ("model", "hub"))
+    return next((one["config"] for one in told if one.get("config")), {})
 
 
 def _lines(need: Estimate, device: Device) -> list[str]:

@@ -18,6 +18,7 @@ from ._errors import FinetuneError
 _LIMIT = 32 * 2**20
 """Bytes of JSON that are read at most: an index of many thousand weights is a few MB."""
 _WEIGHTS = ("model", "pytorch_model")
+_TENSORS = ".safetensors"
 _WORDS = (".json", ".jinja", ".model", ".py", ".tiktoken", ".txt")
 
 
@@ -38,6 +39,8 @@ class Model(t.NamedTuple):
     """The method that its weights were quantized with; `unnamed` where the file does not say."""
     absent: t.Sequence[str] = ()
     """Files of weights that should be there."""
+    damaged: t.Sequence[str] = ()
+    """Those that are there and are not what their headers say."""
     parts: t.Sequence[str] = ()
     """Names of the modules in a layer."""
     others: t.Sequence[str] = ()
@@ -59,6 +62,8 @@ def facts(folder: Path) -> dict[str, t.Any]:
         )
     try:
         files, names = _weights(folder)
+        there = [name for name in files if (folder / name).is_file() and (folder / name).stat().st_size]
+        damaged = [name for name in there if name.endswith(_TENSORS) and _header(folder / name) is None]
         words = _words(folder)
     except OSError as error:
         raise FinetuneError(
@@ -66,10 +71,10 @@ def facts(folder: Path) -> dict[str, t.Any]:
             where="train_model",
             change="let the account that runs belong to read the folder and its files",
         ) from None
-    there = [name for name in files if (folder / name).is_file() and (folder / name).stat().st_size]
     found = Model(
         **_described(config),
         absent=[name for name in files if name not in there],
+        damaged=damaged,
         **_named(names),
         words=words,
         config=sizes(config),
@@ -126,10 +131,11 @@ def _number(values: t.Mapping[str, t.Any], *keys: str) -> int:
 def _weights(folder: Path) -> tuple[list[str], list[str]]:
     """Files of weights, in the order that transformers looks for them, and names of the weights in them."""
     for stem in _WEIGHTS:
-        suffix = ".safetensors" if stem == "model" else ".bin"
+        suffix = _TENSORS if stem == "model" else ".bin"
         whole, index = folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"
         if whole.is_file():
-            return [whole.name], _header(whole) if stem == "model" else []
+            header = _header(whole) if stem == "model" else None
+            return [whole.name], [name for name in header or () if name != "__metadata__"]
         if index.is_file():
             entries = _json(index).get("weight_map")
             entries = entries if isinstance(entries, dict) else {}
@@ -146,16 +152,18 @@ def _words(folder: Path) -> str:
     return found.hexdigest()
 
 
-def _header(path: Path) -> list[str]:
-    """Names in a file of safetensors: it begins with the length of a JSON object and that object."""
+def _header(path: Path) -> dict[str, t.Any] | None:
+    """What a file of safetensors has by name: it begins with the length of a JSON object and that object, which says
+    where each tensor begins and ends behind it. None where it does not, or the file has another length."""
     with open(path, "rb") as file:
         first = file.read(8)
         size = struct.unpack("<Q", first)[0] if len(first) == 8 else _LIMIT
         try:
-            header = json.loads(file.read(size)) if size < _LIMIT else {}
-        except (ValueError, RecursionError):
-            return []
-    return [name for name in header if name != "__metadata__"] if isinstance(header, dict) else []
+            header = json.loads(file.read(size) if size < _LIMIT else "{}")
+            ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+            return None
+    return header if path.stat().st_size == 8 + size + max(ends, default=0) else None
 
 
 def _named(weights: t.Iterable[str]) -> dict[str, t.Any]:

@@ -25,10 +25,6 @@ NOTHING: dict[str, t.Any] = {
     "datasets": [],
     "media": [],
     "models": [],
-    "sources": [],
-    "model_missing": False,
-    "folders": {},
-    "model": {},
     "output_root": {"why": "", "runs": []},
     "before": {},
 }
@@ -73,28 +69,35 @@ def facts(
 
     def source(dataset: _dataset.Dataset) -> dict[str, t.Any]:
         path = Path(dataset.where).expanduser()
-        if not path.is_file():
+        if not os.path.isfile(path):
             return {"name": dataset.name, "missing": True}
         answer = _checker.check(path, dataset, stage, media._replace(here=True), Path(place), parts)
         return {"name": dataset.name, "missing": False, "path": str(path), "digest": files.sha256(path), **answer}
 
+    def elsewhere() -> dict[str, t.Any]:
+        """What need not lie under the root."""
+        found = model.startswith("/") and os.path.isfile(f"{model}/config.json")
+        return {
+            "folders": {folder: trained_files(Path(folder)) for folder in folders},
+            "model_missing": model.startswith("/") and not found,
+            "model": _model.facts(Path(model)) if found else {},
+            "sources": [source(dataset) for dataset in here],
+        }
+
     def read() -> dict[str, t.Any]:
         refuse_unusable(Path(place))
-        found = model.startswith("/") and (Path(model) / "config.json").is_file()
         return {
             "runs": runs(Path(place), name),
             "before": earlier(Path(place), before),
             "datasets": datasets(Path(place)),
             "media": media_sets(Path(place)),
             "models": models(Path(place)),
-            "folders": {folder: trained_files(Path(folder)) for folder in folders},
-            "model_missing": model.startswith("/") and not found,
-            "model": _model.facts(Path(model)) if found else {},
-            "sources": [source(dataset) for dataset in here],
+            **elsewhere(),
             "output_root": _output.facts(output_root, name),
         }
 
-    here_now = _user.as_user(account, read) if there else NOTHING
+    # Before its account is made, all else is looked at by who makes it.
+    here_now = _user.as_user(account, read) if there else {**NOTHING, **elsewhere()}
     return {
         "login": login,
         "user": account,

@@ -27,7 +27,6 @@ from . import (
     _output,
     _parallel,
     _pin,
-    _profile,
     _ranks,
     _report,
     _request,
@@ -74,8 +73,7 @@ class Plan:
     memory: dict[str, t.Any] = field(default_factory=dict)
     """What a rank needs of its GPU, by an estimate: told in lines, estimate, free; empty where nothing would start."""
     held: str = ""
-    """Why an apply would be refused now: another run has what this one needs, or the environment has no lock. Empty
-    when nothing stands in the way."""
+    """Why an apply would be refused now: another run has what this one needs. Empty when nothing stands in the way."""
 
     def as_dict(self) -> dict[str, t.Any]:
         return asdict(self)
@@ -189,7 +187,7 @@ def make(
     plan = Plan(run_id, wish.name, wanted, record if recorded else resolved, origins, recorded, {})
     plan.notices += fit.notices
     if starts:
-        memory = _memory.check(wish, plan.resolved, facts)
+        memory = _memory.check(wish, plan.resolved, facts, wrong)
         plan.memory = {**asdict(memory), "told": memory.told + fit.told}
         plan.notices += memory.notices
     plan.shared = _output.place(run_id, wish.output_root, facts)
@@ -256,12 +254,9 @@ def _mark_starters(plan: Plan, wish: Wish) -> None:
 
 
 def _held(plan: Plan, wish: Wish, facts: t.Mapping[str, Facts]) -> str:
-    """Who has what the run needs, where it would start now; that its environment has no lock to be made from, or its
-    GPUs are none."""
+    """Who has what the run needs, where it would start now; or that its GPUs are none."""
     if wish.assumed:
         return str(_assumed.HELD)
-    if wish.state in ("finished", "staged") and not plan.environment["digest"]:
-        return str(_profile.missing(wish.environment))
     step = _state.joint_step([node["state"] for node in plan.nodes.values()], retry=wish.retry)
     if wish.state in ("finished", "staged") and step == "start" and (missing := _origin.missing(plan.resolved, facts)):
         return missing

@@ -12,10 +12,13 @@ from pathlib import Path
 from . import _lock, _lookup, _recipe
 from ._env import environment_digest
 from ._errors import FinetuneError
+from ._wish import Wish
 
 REQUIREMENTS = Path(__file__).absolute().parents[2] / "requirements"
 _EMPTY = {"mcore-adapter": "0.0.1"}
 """What the public registry has under a name, and is none of it."""
+_MADE = ("finished", "staged")
+"""States of a run that has an environment."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,16 @@ def find(environment: str, own: str, folders: t.Sequence[Path]) -> Profile:
     return found
 
 
-def missing(environment: str) -> FinetuneError:
-    """Why nothing can be staged in an environment that has no lock."""
-    return FinetuneError(
-        f"The collection has no lock for the environment node-{environment}, so that nothing can be staged or started.",
+def refuse_missing(wish: Wish) -> None:
+    """A run that is to be there, in an environment without a lock. With assumed GPUs nothing comes of it anyway."""
+    if wish.lock or wish.assumed or wish.environment not in _recipe.UNLOCKED or wish.state not in _MADE:
+        return
+    raise FinetuneError(
+        f"The collection has no lock for the environment node-{wish.environment}, which this run needs.",
         where="train_lock",
-        change=f"name a hashed lock of yours with llamafactory {_recipe.LLAMAFACTORY[environment]} and "
-        f"{' and '.join(_recipe.UNLOCKED[environment])}; wheels that no index has are found with uv_env_find_links",
+        change=f"name a hashed lock of yours with llamafactory {_recipe.LLAMAFACTORY[wish.environment]} and "
+        f"{' and '.join(_recipe.UNLOCKED[wish.environment])} (wheels that no index has are found with "
+        "uv_env_find_links); or choose another train_engine",
     )
 
 

@@ -14,7 +14,7 @@ import typing as t
 from itertools import takewhile
 
 from . import _config
-from ._errors import FinetuneError
+from ._errors import FinetuneError, together
 
 _WRITE = {
     "boolean": "true or false",
@@ -88,15 +88,13 @@ def typed(arguments: t.Mapping[str, t.Any], schema: Schema, where: str) -> dict[
 
 def refuse(problems: t.Sequence[Problem], origins: t.Mapping[str, str]) -> None:
     """Raise when there are problems. origins: the variable that each key came from."""
-    if len(problems) == 1:
-        (problem,) = problems
-        raise FinetuneError(f"{_sentence(problem)}.", where=_place(problem.key, origins), change=problem.change)
     if problems:
-        lines = [f"{_place(key, origins)}: {what}; {change}" for key, what, change in problems]
-        raise FinetuneError(
-            f"{len(problems)} things are wrong with the arguments.",
-            where="\n          ".join(lines),
-            change="change each of them",
+        raise together(
+            [
+                FinetuneError(f"{_sentence(problem)}.", where=_place(problem.key, origins), change=problem.change)
+                for problem in problems
+            ],
+            " with the arguments",
         )
 
 
@@ -168,10 +166,15 @@ def read(key: str, value: t.Any, schema: Schema) -> tuple[t.Any, Problem | None]
             found = _as(kind, value, known)
             if found is not _NOT:
                 return found, _among(key, found, known)
-    change = f"write {_kinds(known)}"
+    change = f"write {_kinds(known)}" + " of at most 18 digits" * _too_long(value)
     if key in _SPLIT and isinstance(value, (list, tuple)):
         change = "write them as one text with commas"
     return value, Problem(key, f"{key} is {value!r}", change)
+
+
+def _too_long(value: t.Any) -> bool:
+    number = _config.scalar(value)
+    return isinstance(number, (int, float)) and abs(number) >= _config.LARGEST
 
 
 def _as(kind: str, value: t.Any, known: Key) -> t.Any:
@@ -188,10 +191,12 @@ def _as(kind: str, value: t.Any, known: Key) -> t.Any:
         )  # YAML 1.1 reads no as false
     if kind in ("integer", "number"):
         number = _config.scalar(value)  # `1e-5` is text to YAML 1.1
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            return _NOT
+        if abs(number) >= _config.LARGEST if isinstance(number, int) else not math.isfinite(number):
             return _NOT
         if kind == "integer" and isinstance(number, float):
-            return int(number) if number.is_integer() else _NOT
+            return int(number) if number.is_integer() and abs(number) < _config.LARGEST else _NOT
         return number
     if kind == "list":
         return _config.scalar(value) if isinstance(value, (list, tuple)) else _NOT

@@ -8,11 +8,12 @@ from __future__ import annotations
 import typing as t
 from types import MappingProxyType
 
-from . import _parallel, _ranks, _rules, _schema, _template, _tools
+from . import _memory, _parallel, _ranks, _rules, _schema, _template, _tools
 from ._dataset import Source
 from ._errors import FinetuneError
 from ._model import Model
 from ._ranks import Facts
+from ._vram import shape
 from ._wish import Wish
 
 
@@ -78,7 +79,8 @@ def _in_every(folder: str, facts: t.Mapping[str, Facts]) -> frozenset[str]:
 
 
 def _weights(wish: Wish, facts: t.Mapping[str, Facts]) -> Model:
-    """What is known of the model itself: the same on every node, or the run is refused."""
+    """What is known of the model itself: the same on every node, or the run is refused. Where no weights tell its
+    modules, config.json does; for GPUs that are assumed there need be no weights."""
     (first, known), *others = ((host, node.get("model") or {}) for host, node in facts.items())
     for host, other in others:
         if other != known:
@@ -87,4 +89,7 @@ def _weights(wish: Wish, facts: t.Mapping[str, Facts]) -> Model:
                 where=wish.model_place,
                 change="copy one folder to all nodes",
             )
-    return Model(**known)
+    model = Model(**known)
+    if not model.modules:
+        model = model._replace(modules=shape.modules(_memory.config(wish, facts)))
+    return model._replace(absent=(), damaged=()) if wish.assumed else model

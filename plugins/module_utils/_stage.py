@@ -9,7 +9,6 @@ With `changes.dry` nothing is written and the same list comes out.
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 import typing as t
 from pathlib import Path
@@ -176,13 +175,6 @@ def _stage_files(run: state.Run, spec: dict[str, t.Any], changes: Changes, *, st
 
 def _stage_secrets(run: state.Run, secrets: dict[str, str], changes: Changes) -> None:
     """The one file a secret may be in: readable by the account alone, outside the folder of the run."""
-    wrong = next((name for name in secrets if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)), None)
-    if wrong is not None:
-        raise FinetuneError(
-            f"{wrong!r} is no name of an environment variable.",
-            where="train_secrets",
-            change="use names such as HF_TOKEN",
-        )
     secrets = {name: str(value) for name, value in secrets.items()}
     if files.read_json(run.secrets) == secrets:
         return

@@ -9,7 +9,6 @@ from __future__ import annotations
 import typing as t
 
 from ._engine.trackers import reported
-from ._errors import FinetuneError
 
 _VARIABLES: dict[str, dict[str, str]] = {
     "wandb": {
@@ -70,10 +69,6 @@ def asks_hub(arguments: t.Mapping[str, t.Any]) -> bool:
     return "trackio" in reported(arguments) and bool(arguments.get("trackio_space_id", "trackio"))
 
 
-def told(secrets: t.Any) -> dict[str, str]:
+def told(secrets: t.Mapping[str, str]) -> dict[str, str]:
     """What rules may know of train_secrets: the names, and of a mode its value."""
-    if not isinstance(secrets, t.Mapping):
-        raise FinetuneError(
-            "train_secrets is no dict.", where="train_secrets", change="write names with their values below it"
-        )
-    return {str(name): str(value) if name in _MODES else "" for name, value in secrets.items()}
+    return {name: value if name in _MODES else "" for name, value in secrets.items()}

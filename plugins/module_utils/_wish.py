@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from . import _assumed, _config, _dataset, _inputs, _media, _parallel, _recipe, _schema, _sent_model, _template
 from ._engine import hub_modelscope
 from ._engine.state import EARLIER
-from ._errors import FinetuneError
+from ._errors import Attempts, FinetuneError, together
 
 IMPORTED = "config"
 """The recipe of a run that train_config describes."""
@@ -155,44 +155,47 @@ def read(
     schemas: by environment, what it takes. recipes: by name. imported: the file of train_config, which stands in for
     the recipe; its model and data count where the variables are the role's defaults.
     """
+    first, told = Attempts(), Attempts()
     recipe = str(variables.get("train_recipe") or "") if imported is None else IMPORTED
-    start = _recipe.find(recipe, recipes) if imported is None else _recipe.Recipe()
+    start = first(_recipe.find, recipe, recipes) if imported is None else _recipe.Recipe()
     given = imported or _config.Imported()
-    written = _config.parse_args(variables.get("train_args"))
-    single = _config.parse_set(str(variables.get("train_set") or ""))
-    _config.check(written, "train_args")
-    _config.check(single, "train_set")
+    written, single = first(_written, variables), first(_single, variables)
+    engine = first(_inputs.one_of, variables, "train_engine", _parallel.CHOICES, _parallel.PROVIDED)
+    settings = {field: told(reader, variables) for field, reader in _SETTINGS.items()}
+    for check in _CHECKS:
+        told(check, variables)
+    if first.errors:
+        raise together([*first.errors, *told.errors])
     base = {**start.arguments, **given.arguments}
     stage = str({**base, **written, **single}["stage"])
-    engine = _inputs.one_of(variables, "train_engine", _parallel.CHOICES, _parallel.PROVIDED)
     if engine == _parallel.AUTO:
         engine = given.engine or start.engine or engine
     environment = _recipe.environment({**base, **written, **single}, _parallel.environment(engine))
     schema = schemas[environment]
-    _schema.typed(given.arguments, schema, "train_config")
-    written = _schema.typed(written, schema, "train_args")
-    single = _schema.typed(single, schema, "train_set")
+    told(_schema.typed, given.arguments, schema, "train_config")
+    written = told(_schema.typed, written, schema, "train_args") or {}
+    single = told(_schema.typed, single, schema, "train_set") or {}
     over = {**written, **single}
     origins = {**given.origins, **dict.fromkeys(written, "train_args"), **dict.fromkeys(single, "train_set")}
     arguments = {**base, **over}
-    datasets, eval_datasets = _data(variables, imported, stage)
-    _inputs.switch(variables, "train_wait")
-    _inputs.one_of(variables, "train_preflight", ("quick", "full"))
-    _inputs.seconds(variables, "train_watch_interval")
-    model, revision, model_place = _model(variables, imported)
+    datasets, eval_datasets = told(_data, variables, imported, stage) or ([], [])
+    model, revision, model_place = told(_model, variables, imported) or ("", "", "")
     begins_with = str(variables.get("train_from") or "")
-    if begins_with:
-        model = _of_earlier(model, model_place)
-    template = _template.choose(model, schema) if model not in ("", DEMO_MODEL) else None
-    insisted = _inputs.some_of(variables, "train_insist", ("template", "mixed_gpus", "memory"))
+    if begins_with and model:
+        model = told(_of_earlier, model, model_place)
+    template = _template.choose(model, schema) if model and model != DEMO_MODEL else None
+    insisted = told(_inputs.some_of, variables, "train_insist", ("template", "mixed_gpus", "memory")) or ()
     chats = arguments.get("template", template.template if template else "")
+    name = told(_inputs.name, str(variables.get("train_name") or recipe.replace("_", "-")))
+    rewarded_by, folders = told(_reward, variables, stage), told(_folders, arguments, origins, stage)
+    fit = told(_fit, variables)
+    told.refuse()
     return Wish(
-        name=_inputs.name(str(variables.get("train_name") or recipe.replace("_", "-"))),
+        name=name,
         recipe=recipe,
         args={**given.arguments, **over},
         origins=origins,
         environment=environment,
-        lock=str(variables.get("train_lock") or ""),
         base=dict(start.arguments),
         notices=[
             *given.notices,
@@ -203,7 +206,7 @@ def read(
         model=model,
         model_revision=revision,
         begins_with=begins_with,
-        rewarded_by=_reward(variables, stage),
+        rewarded_by=rewarded_by,
         model_place=model_place,
         template=template,
         insists="template" in insisted,
@@ -217,23 +220,50 @@ def read(
             (str(arguments["media_dir"]),) if arguments.get("media_dir") else (),
         ),
         media_folders=given.media_folders,
-        folders=_folders(arguments, origins, stage),
+        folders=folders,
         engine=engine,
-        gpus=_inputs.gpus(variables.get("train_gpus", "all")),
-        global_batch_size=_inputs.count(variables, "train_global_batch_size"),
-        processes_per_node=_inputs.count(variables, "train_processes_per_node"),
-        port=_inputs.port(variables, "train_port"),
-        user=str(variables.get("train_user") or ""),
-        root=_inputs.root(str(variables.get("train_root") or "")),
-        output_root=_inputs.output_root(str(variables.get("train_output_root") or "")),
-        state=_inputs.one_of(variables, "train_state", _STATES),
-        retry=_inputs.switch(variables, "train_retry"),
-        refresh=_inputs.one_of(variables, "train_resolve", ("record", "refresh")) == "refresh",
-        max_restarts=_inputs.number(variables, "train_max_restarts"),
-        tokenized=_inputs.switch(variables, "train_tokenized"),
-        **_fit(variables),
-        assumed=_assumed.read(str(variables.get("train_assume_gpus") or "")),
+        **settings,
+        **fit,
     )
+
+
+Variables = t.Mapping[str, t.Any]
+
+_SETTINGS: dict[str, t.Callable[[Variables], t.Any]] = {
+    "lock": lambda given: str(given.get("train_lock") or ""),
+    "gpus": lambda given: _inputs.gpus(given.get("train_gpus", "all")),
+    "global_batch_size": lambda given: _inputs.count(given, "train_global_batch_size"),
+    "processes_per_node": lambda given: _inputs.count(given, "train_processes_per_node"),
+    "port": lambda given: _inputs.port(given, "train_port"),
+    "user": lambda given: str(given.get("train_user") or ""),
+    "root": lambda given: _inputs.root(str(given.get("train_root") or "")),
+    "output_root": lambda given: _inputs.output_root(str(given.get("train_output_root") or "")),
+    "state": lambda given: _inputs.one_of(given, "train_state", _STATES),
+    "retry": lambda given: _inputs.switch(given, "train_retry"),
+    "refresh": lambda given: _inputs.one_of(given, "train_resolve", ("record", "refresh")) == "refresh",
+    "max_restarts": lambda given: _inputs.number(given, "train_max_restarts"),
+    "tokenized": lambda given: _inputs.switch(given, "train_tokenized"),
+    "assumed": lambda given: _assumed.read(str(given.get("train_assume_gpus") or "")),
+}
+"""By field of a Wish: how it is read of one variable alone."""
+_CHECKS: tuple[t.Callable[[Variables], t.Any], ...] = (
+    lambda given: _inputs.switch(given, "train_wait"),
+    lambda given: _inputs.one_of(given, "train_preflight", ("quick", "full")),
+    lambda given: _inputs.seconds(given, "train_watch_interval"),
+)
+"""Of variables that are no part of a wish."""
+
+
+def _written(variables: Variables) -> _config.Arguments:
+    found = _config.parse_args(variables.get("train_args"))
+    _config.check(found, "train_args")
+    return found
+
+
+def _single(variables: Variables) -> _config.Arguments:
+    found = _config.parse_set(str(variables.get("train_set") or ""))
+    _config.check(found, "train_set")
+    return found
 
 
 def _data(
@@ -391,16 +421,16 @@ def _text(arguments: t.Mapping[str, t.Any], key: str) -> str:
 
 
 def refuse_misspelt(names: t.Iterable[str]) -> None:
-    """Refuse a variable that is nearly one of the role's inputs: Ansible itself would pass over it.
+    """Refuse variables that are nearly one of the role's inputs: Ansible itself would pass over them.
 
     Others that begin with train_ are left alone, they may be the inventory's own.
     """
     known = (*INPUTS, *OTHERS)
+    wrong = []
     for name in sorted(set(names) - set(known)):
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.85) if name.startswith("train_") else []
         if near:
-            raise FinetuneError(
-                f"There is no input {name}.",
-                where=name,
-                change=f"write {near[0]}, or give a variable of your own another name",
-            )
+            change = f"write {near[0]}, or give a variable of your own another name"
+            wrong.append(FinetuneError(f"There is no input {name}.", where=name, change=change))
+    if wrong:
+        raise together(wrong)

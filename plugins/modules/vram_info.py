@@ -32,7 +32,9 @@ options:
     description:
       - LLaMA-Factory's keys, as in C(train_args). What is left out has LLaMA-Factory's default. Sequences are taken to
         be C(cutoff_len) long.
-      - Unknown keys and values of another type are refused.
+      - Where it evaluates (C(do_eval), C(eval_strategy) or C(val_size)), that has a batch of its own,
+        C(per_device_eval_batch_size), which is 8 unless it is set, and may need more than training.
+      - Unknown keys, values of another type and numbers out of their range are refused.
     type: dict
     default: {}
   recipe:
@@ -40,7 +42,8 @@ options:
     type: str
   gpu:
     description:
-      - Name of the GPU, as people or C(nvidia-smi) write it, or its memory, such as V(24GiB).
+      - Name of the GPU, as people or C(nvidia-smi) write it, or its memory, such as V(24GiB). Blanks may be hyphens, or
+        left out.
       - Without it there is no verdict.
     type: str
   used:
@@ -159,6 +162,15 @@ estimate:
       description: Why it is not V(replayed).
       type: list
       elements: str
+    batch:
+      description: Records of the micro-batch that it is for.
+      type: int
+    length:
+      description: Tokens of the sequences that it is for.
+      type: int
+    evaluated:
+      description: Records of a batch in evaluation; 0 where there is none.
+      type: int
 verdict:
   description: With O(gpu), whether it fits, what is left over in bytes, and why.
   returned: success

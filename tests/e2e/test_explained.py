@@ -114,7 +114,7 @@ def test_a_package_that_does_not_fit(world: World, demo: Demo) -> None:
     ("name", "asked", "arguments", "told"),
     [
         ("far", {"train_datasets": [{"hub": "no-one/no-such-set"}]}, {}, "could not be had from its hub"),
-        ("wrong", {}, {"lora_target": "no_such_module"}, "The trainer refused its input"),
+        ("wrong", {}, {"lr_scheduler_kwargs": {"no_such": 1}}, "The trainer refused its input"),
     ],
 )
 def test_what_would_fail_again_is_not_tried_again(

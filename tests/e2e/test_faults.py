@@ -256,10 +256,10 @@ def test_a_second_run_is_refused_and_stop_leaves_nothing(world: World, demo: Dem
 
 
 def test_an_error_that_would_repeat_is_not_tried_again(world: World, demo: Demo) -> None:
-    failed = world.play(variables={"train_name": "wrong"}, lora_target="no_such_module")
+    failed = world.play(variables={"train_name": "wrong"}, lr_scheduler_kwargs={"no_such": 1})
     assert failed.rc != 0
     assert (
         failed.run["attempt"] == 1 and "train_retry=true" in failed.message and "Traceback (most" not in failed.message
     )
-    again = world.play(variables={"train_name": "wrong"}, lora_target="no_such_module")
+    again = world.play(variables={"train_name": "wrong"}, lr_scheduler_kwargs={"no_such": 1})
     assert again.rc != 0 and "failed in attempt 1" in again.message

@@ -42,17 +42,19 @@ def test_a_refused_play_touches_nothing_and_names_variable_and_remedy(
     assert "Traceback" not in refused.text
 
 
-def test_an_engine_without_a_lock_is_planned_and_never_staged(world: World, demo: Demo, tmp_path: Path) -> None:
+def test_an_engine_without_a_lock_is_planned_for_assumed_gpus_alone(world: World, demo: Demo, tmp_path: Path) -> None:
     """On a node that says it has two GPUs."""
     tool = tmp_path / "nvidia-smi"
     tool.write_text("#!/bin/sh\nfor i in 0 1; do echo $i, GPU-$i, H100, 81559, 9.0, 570.1; done\n", encoding="utf-8")
     tool.chmod(0o755)
     there = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     asked: dict[str, t.Any] = {"train_recipe": "full_sft", "train_engine": "megatron", "train_state": "staged"}
-    checked = world.play("train.yml", "--check", variables=asked, environment=there, tensor_model_parallel_size=2)
+    assumed = {**asked, "train_assume_gpus": "2xH100"}
+    checked = world.play("train.yml", "--check", variables=assumed, environment=there, tensor_model_parallel_size=2)
     assert checked.rc == 0 and "Engine megatron is unproved" in checked.text, checked.text
     assert ("create", f"{world.folder(checked)}/train.yaml") in checked.changes
     assert checked.plan["nodes"]["localhost"]["launch"]["environment"]["USE_MCA"] == "1"
-    refused = world.play(variables=asked, environment=there, tensor_model_parallel_size=2)
-    assert refused.rc == 2 and refused.changed == [] and not world.folder(refused).exists()
-    assert "where:  train_lock" in refused.message and "mcore-adapter" in refused.message
+    for mode in (["--check"], []):
+        refused = world.play("train.yml", *mode, variables=asked, environment=there, tensor_model_parallel_size=2)
+        assert refused.rc == 2 and refused.changed == [] and not world.folder(checked).exists()
+        assert "where:  train_lock" in refused.message and "mcore-adapter" in refused.message

@@ -41,6 +41,7 @@ def test_it_says_what_fits_and_refuses_what_it_cannot_read(world: World, demo: o
         ({"config": config, "args": {"cutof_len": 1}}, "use cutoff_len"),
         ({"config": config, "gpu": "T1000"}, "no GPU that is known"),
         ({"config": config, "engine": "megatron"}, "engine is 'megatron'"),
+        ({"config": config, "args": {"cutoff_len": -5}}, "cutoff_len is out of its range"),
         ({"config": config, "world_size": "many"}, "world_size is many"),
         ({"config": config, "recipe": "none"}, "There is no recipe none"),
     ):

@@ -72,6 +72,10 @@ def test_text_that_means_a_value_becomes_it(text: t.Any, value: t.Any) -> None:
         ("note=a=b", {"note": "a=b"}),
         ("note=", {"note": ""}),
         ("""lora_target='["q_proj", "1e-5"]'""", {"lora_target": ["q_proj", "1e-5"]}),
+        ("report_to=[wandb,tensorboard]", {"report_to": ["wandb", "tensorboard"]}),
+        ('report_to=["wandb","tensorboard"]', {"report_to": ["wandb", "tensorboard"]}),
+        ("report_to=[wandb]", {"report_to": ["wandb"]}),
+        ("interleave_probs='[0.5, 0.5]'", {"interleave_probs": [0.5, 0.5]}),
         ("""extra='{"a": 1}'""", {"extra": {"a": 1}}),
     ],
 )
@@ -88,7 +92,9 @@ def test_train_set_is_read(text: str, arguments: dict[str, t.Any]) -> None:
         ("Lora_Rank=16", "'Lora_Rank=16' is not key=value", "learning_rate=1e-5"),
         ("--lora_rank=16", "'--lora_rank=16' is not key=value", "learning_rate=1e-5"),
         ("note='open", "cannot be read", "close the quote"),
-        ("lora_target=[q_proj]", "'[q_proj]' is not JSON", "brackets"),
+        ("lora_target=[q_proj", "'[q_proj' is not JSON", "brackets"),
+        ("report_to=[wandb, tensorboard]", "'[wandb,' is not JSON", "without blanks"),
+        ("lora_target=[q_proj,]", "'[q_proj,]' is not JSON", "brackets"),
     ],
 )
 def test_train_set_that_cannot_be_read_is_refused(text: str, what: str, change: str) -> None:

@@ -67,7 +67,8 @@ def test_no_name_means_two() -> None:
     for plain, name in names:
         meant.setdefault(plain, set()).add(name)
     assert not {plain: found for plain, found in meant.items() if len(found) > 1}
-    assert all(catalogue.find(name) for name in catalogue.names())
+    assert [catalogue.find(name) for name in catalogue.names()] == list(catalogue.KNOWN)
+    assert not any(set(name) & set(" '\"") for name in catalogue.names()), "as a command line takes them"
     devices = [device for known in catalogue.KNOWN for device in known.pci]
     assert len(set(devices)) == len(devices) and all(catalogue.by_pci(device.upper()) for device in devices)
 

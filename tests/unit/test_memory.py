@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import typing as t
+from dataclasses import replace
 
 import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _assumed, _describe, _memory, _wish
@@ -63,6 +64,52 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
     assert refusal.where == "train_model, train_args, train_engine; NVIDIA H100 80GB HBM3 of a"
     for way in ("finetuning_type: lora", "as it is asked for, NVIDIA B200", "train_insist: [memory]"):
         assert way in refusal.change
+
+
+def offered(refusal: FinetuneError) -> list[Variables]:
+    """The ways that a refusal tells, as the variables that ask for them."""
+    told = [line.strip().rpartition("  (")[0] for line in refusal.change.splitlines()[1:]]
+    ways = [line.removeprefix("or, as it is asked for, ") for line in told if line and "or, as" not in line]
+    found = []
+    for way in ways:
+        keys = dict(part.split(": ") for part in way.split(", "))
+        engine = {"train_engine": keys.pop("train_engine")} if "train_engine" in keys else {}
+        found.append({**engine, "train_set": " ".join(f"{key}={value}" for key, value in keys.items())})
+    return found
+
+
+ASKED: list[tuple[str, str, int, Variables]] = [
+    ("galore", "H100", 8, {}),
+    ("galore", "H100", 1, {"train_args": {"cutoff_len": 8192}}),
+    ("apollo", "A100 40GB", 2, {}),
+    ("muon", "H100", 2, {}),
+    ("adam_mini", "H100", 2, {}),
+    ("badam", "A100 40GB", 2, {"train_args": {"cutoff_len": 65536}}),
+    ("full_sft", "H100", 1, {"train_args": {"optim": "adamw_8bit"}}),
+    ("full_sft", "RTX 4090", 2, {"train_args": {"pure_bf16": True}}),
+    ("dora", "RTX 4090", 1, {"train_args": {"cutoff_len": 8192}}),
+    ("pissa", "RTX 4090", 2, {"train_args": {"cutoff_len": 8192}}),
+    ("lora_sft", "RTX 4090", 2, {"train_global_batch_size": 64, "train_args": {choose.MICRO: 8}}),
+    ("reward", "T4", 2, {}),
+    ("freeze_sft", "RTX 4090", 2, {}),
+]
+
+
+@pytest.mark.parametrize("fit", ["asked", "fastest"])
+@pytest.mark.parametrize(("recipe", "gpu", "gpus", "wish"), ASKED)
+def test_every_way_that_is_offered_is_taken(recipe: str, gpu: str, gpus: int, wish: Variables, fit: str) -> None:
+    """With another engine or other keys nothing else stands against it."""
+    facts = {"a": host(gpu, gpus)}
+    pairs = {"reward": [replace(DATA, dataset=replace(DATA.dataset, ranking=True))]}
+    asked: Variables = {"train_recipe": recipe, "train_model": MODEL, "sources": pairs.get(recipe, [DATA]), **wish}
+    try:
+        make(facts, train_fit=fit, **asked)
+    except FinetuneError as error:
+        assert "It does not fit" in error.what
+        for way in offered(error):
+            make(facts, train_fit=fit, **{**asked, **way})
+    else:
+        assert fit == "fastest", "it is meant not to fit as asked"
 
 
 def test_it_may_be_insisted_on() -> None:
@@ -253,6 +300,7 @@ def test_weights_are_quantized_only_where_that_is_allowed() -> None:
     with pytest.raises(FinetuneError, match="It does not fit") as refusal:
         make(t4, **{**FASTEST, "train_engine": "ddp"})
     assert "quantization_bit: 4" in refusal.value.change and "train_fit" in refusal.value.where
+    assert "also as 1 × 128, ddp, checkpointing, Liger, which needs least of " in refusal.value.what
     plan = make(t4, train_fit_quantize=True, **{**FASTEST, "train_engine": "ddp"})
     assert plan.resolved["arguments"]["quantization_bit"] == 4
     assert "train_fit_quantize" in refused(t4, train_fit_quantize=True, **LORA).where

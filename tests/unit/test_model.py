@@ -33,8 +33,9 @@ def made(folder: Path, config: t.Any, files: t.Mapping[str, bytes]) -> _model.Mo
 
 
 def safetensors(names: t.Iterable[str]) -> bytes:
-    header = json.dumps({"__metadata__": {"format": "pt"}, **{name: {"shape": []} for name in names}}).encode()
-    return struct.pack("<Q", len(header)) + header + b"numbers"
+    tensors = {name: {"dtype": "U8", "shape": [7], "data_offsets": [7 * i, 7 * i + 7]} for i, name in enumerate(names)}
+    header = json.dumps({"__metadata__": {"format": "pt"}, **tensors}).encode()
+    return struct.pack("<Q", len(header)) + header + b"numbers" * len(tensors)
 
 
 def index(*files: str) -> bytes:
@@ -81,6 +82,34 @@ def test_files_of_weights_that_are_not_there_are_named(
     tmp_path: Path, files: dict[str, bytes], absent: list[str]
 ) -> None:
     assert made(tmp_path, {"model_type": "x"}, files).absent == absent
+
+
+WHOLE = safetensors(WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("content", "damaged"),
+    [
+        (WHOLE, False),
+        (safetensors([]), False),
+        (WHOLE[:-1], True),
+        (WHOLE + b"x", True),
+        (WHOLE[:20], True),
+        (b"stub", True),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", True),
+        (struct.pack("<Q", 2) + b"[]", True),
+        (struct.pack("<Q", 10) + b'{"a": {}}!', True),
+        (struct.pack("<Q", 9) + b'{"a": {}}', True),
+        (struct.pack("<Q", 2**60) + b"{}", True),
+    ],
+)
+def test_weights_are_what_their_header_says(tmp_path: Path, content: bytes, damaged: bool) -> None:
+    name = "model.safetensors"
+    assert made(tmp_path, {"model_type": "x"}, {name: content}).damaged == [name] * damaged
+    part = {"a.safetensors": content, "b.safetensors": WHOLE}
+    (tmp_path / name).unlink()
+    split = made(tmp_path, {"model_type": "x"}, {f"{name}.index.json": index(*part), **part})
+    assert split.damaged == ["a.safetensors"] * damaged and split.absent == []
 
 
 @pytest.mark.parametrize(

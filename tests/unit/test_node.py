@@ -142,6 +142,37 @@ def test_facts_name_the_user_the_root_and_the_datasets_that_lie_here(tmp_path: P
     assert not (tmp_path / "root").exists(), "facts write nothing"
 
 
+def test_before_the_account_is_made_model_and_data_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies under its root is not there yet."""
+    monkeypatch.setattr(_user, "exists", lambda name: False)
+    monkeypatch.setattr(_user, "DEFAULT_ACCOUNT", "nobody-yet")
+    monkeypatch.setattr(_user, "home", lambda name: "/var/lib/none")
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}', encoding="utf-8")
+    (tmp_path / "model.safetensors").write_bytes(b"stub")
+    data = tmp_path / "a.jsonl"
+    data.write_text('{"instruction": "Why?", "output": "So."}\n', encoding="utf-8")
+    here = _dataset.parse([{"path": str(data)}], "train_datasets")
+    facts = _node.facts("nobody-yet", "~/llmops", "", here, model=str(tmp_path), folders=[str(tmp_path)])
+    assert (facts["account_exists"], facts["runs"], facts["model_missing"]) == (False, {}, False)
+    assert (facts["model"]["type"], facts["model"]["damaged"]) == ("qwen3", ["model.safetensors"])
+    assert facts["sources"][0]["records"] == 1 and facts["folders"] == {str(tmp_path): ["config.json"]}
+    assert _node.facts("nobody-yet", "~/llmops", "", [], model=f"{tmp_path}/none")["model_missing"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another account")
+def test_a_model_that_the_account_may_not_look_at_is_missing(tmp_path: Path) -> None:
+    hidden = tmp_path / "hidden"
+    hidden.mkdir(mode=0o700)
+    (hidden / "config.json").write_text('{"model_type": "qwen3"}', encoding="utf-8")
+    for folder in (tmp_path, *tmp_path.parents[:-2]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    here = _dataset.parse([{"path": f"{hidden}/a.jsonl"}], "train_datasets")
+    facts = _node.facts("nobody", str(tmp_path / "root"), "", here, model=str(hidden))
+    assert (facts["model_missing"], facts["sources"]) == (True, [{"name": "a", "missing": True}])
+
+
 def test_gpus_are_told_as_the_plan_takes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     smi_outputs.host(tmp_path, smi_outputs.H100, smi_outputs.SLICED)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")

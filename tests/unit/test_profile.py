@@ -9,15 +9,21 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _parallel, _profile, _recipe
+from ansible_collections.llmops.finetune.plugins.module_utils import _parallel, _profile, _recipe, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._env import environment_digest
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+
+from .plans import DEFAULTS, RECIPES, SCHEMAS
 
 MEGATRON = ("llamafactory==0.9.5", "mcore-adapter==0.9.0", "megatron-core==0.13.1")
 
 
 def lock(*pins: str) -> str:
     return "".join(f"{pin} --hash=sha256:{'0' * 64}\n" for pin in pins)
+
+
+def wish(**asked: t.Any) -> _wish.Wish:
+    return _wish.read({**DEFAULTS, **asked}, SCHEMAS, RECIPES)
 
 
 @pytest.mark.parametrize("environment", sorted(_recipe.LLAMAFACTORY.keys() - _recipe.UNLOCKED.keys()))
@@ -44,9 +50,33 @@ def test_every_engine_with_an_environment_of_its_own_has_a_profile() -> None:
 
 def test_a_profile_without_a_lock_says_what_one_must_have() -> None:
     assert _profile.find("megatron", "", []) == _profile.Profile("", {}, {"lock": "node-megatron", "digest": ""})
-    told = str(_profile.missing("megatron"))
-    for word in ("train_lock", "llamafactory 0.9.5", "mcore-adapter", "megatron-core", "uv_env_find_links"):
-        assert word in told
+    with pytest.raises(FinetuneError) as refusal:
+        _profile.refuse_missing(wish(train_recipe="megatron"))
+    for word in ("llamafactory 0.9.5", "mcore-adapter", "megatron-core", "uv_env_find_links", "train_engine"):
+        assert word in refusal.value.change
+    assert refusal.value.where == "train_lock"
+
+
+@pytest.mark.parametrize(
+    ("asked", "refused"),
+    [
+        ({"train_recipe": "full_sft", "train_engine": "megatron"}, True),
+        ({"train_recipe": "megatron", "train_state": "staged"}, True),
+        ({"train_recipe": "megatron", "train_state": "stopped"}, False),
+        ({"train_recipe": "megatron", "train_state": "absent"}, False),
+        ({"train_recipe": "megatron", "train_lock": "mine.txt"}, False),
+        ({"train_recipe": "megatron", "train_assume_gpus": "8xH100"}, False),
+        ({"train_recipe": "ktransformers", "train_model": "org/moe"}, False),
+        ({}, False),
+    ],
+)
+def test_a_run_is_refused_whose_environment_has_no_lock(asked: dict[str, t.Any], refused: bool) -> None:
+    try:
+        _profile.refuse_missing(wish(**asked))
+    except FinetuneError:
+        assert refused
+    else:
+        assert not refused
 
 
 def test_a_lock_of_ones_own_is_looked_for_in_order(tmp_path: Path) -> None:

@@ -34,6 +34,22 @@ def test_every_row_has_a_case() -> None:
     assert unbroken == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"cutoff_len": -5}, ["cutoff_len"]),
+        ({"cutoff_len": 0, "lora_rank": -1}, ["cutoff_len", "lora_rank"]),
+        ({"per_device_train_batch_size": 0}, ["per_device_train_batch_size"]),
+        ({"gradient_accumulation_steps": -1}, ["gradient_accumulation_steps"]),
+        ({"finetuning_type": "full", "lora_rank": 0, "stage": "ppo", "use_galore": True}, []),
+    ],
+)
+def test_an_estimate_is_for_numbers_that_a_run_may_have(arguments: dict[str, t.Any], told: list[str]) -> None:
+    """And for nothing else of a run: it may be about another one than can be started here."""
+    rules = _rules.ranges.ESTIMATED
+    assert [one.key for one in _rules.problems(arguments, SCHEMAS["main"], _rules.Situation(), (), rules)] == told
+
+
 def test_the_page_of_rules_is_written_from_the_tables() -> None:
     written = runpy.run_path(str(REPOSITORY / "scripts" / "rules.py"))
     assert written["PAGE"].read_text(encoding="utf-8") == written["page"](), "python scripts/rules.py writes it"

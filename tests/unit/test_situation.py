@@ -60,6 +60,68 @@ def test_a_model_that_a_file_names_is_refused_with_that_file(second: Variables, 
     assert refusal.value.where == "train_config, my.yaml, key model_name_or_path"
 
 
+@pytest.mark.parametrize("wrong", [{"absent": ["model.safetensors"]}, {"damaged": ["a.safetensors"]}])
+def test_for_assumed_gpus_there_need_be_no_weights(wrong: Variables) -> None:
+    asked: Variables = {"train_model": "/srv/x"}
+    there = {"a": node(gpus=1, model={"type": "llama", **wrong})}
+    with pytest.raises(FinetuneError, match=r"eights of the model|file of weights") as refusal:
+        make(there, **asked)
+    assert refusal.value.where == "train_model" and "safetensors" in refusal.value.change
+    assert make(there, train_assume_gpus="H100", **asked).held
+
+
+PLAIN = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "vocab_size": 99,
+}
+
+
+@pytest.mark.parametrize(
+    ("facts", "wish", "target", "taken"),
+    [
+        (node(), {}, "q_proj,down_proj", True),
+        (node(), {}, "foo", False),
+        (node(), {}, "q_proj,foo", False),
+        (node(model={"config": {**PLAIN, "model_type": "llama"}}), {"train_model": "/srv/x"}, "c_attn", False),
+        (node(model={"config": {**PLAIN, "model_type": "phi3"}}), {"train_model": "/srv/x"}, "qkv_proj", True),
+        (node(model={"config": {**PLAIN, "model_type": "phi3"}}), {"train_model": "/srv/x"}, "q_proj", False),
+        (node(model={"config": {**PLAIN, "model_type": "other"}}), {"train_model": "/srv/x"}, "foo", True),
+        (node(model={"config": {"model_type": "llama"}}), {"train_model": "/srv/x"}, "foo", True),
+        (
+            node(model={"config": {**PLAIN, "model_type": "llama", "num_local_experts": 4}}),
+            {"train_model": "/srv/x"},
+            "gate",
+            True,
+        ),
+        (
+            node(model={"modules": ["c_attn"], "config": {**PLAIN, "model_type": "llama"}}),
+            {"train_model": "/srv/x"},
+            "c_attn",
+            True,
+        ),
+        (
+            node(hub={"revision": "0" * 40, "bytes": 1, "config": {**PLAIN, "model_type": "qwen2"}}),
+            {"train_model": "org/m"},
+            "foo",
+            False,
+        ),
+    ],
+)
+def test_adapters_are_for_modules_that_the_model_has(
+    facts: Variables, wish: Variables, target: str, taken: bool
+) -> None:
+    """By the names of its weights, else by its config.json where the family is a plain one."""
+    if taken:
+        make({"a": facts}, train_args={"lora_target": target}, **wish)
+    else:
+        with pytest.raises(FinetuneError, match="no such module") as refusal:
+            make({"a": facts}, train_args={"lora_target": target}, **wish)
+        assert "down_proj" in refusal.value.change
+
+
 def test_of_several_adapters_the_one_that_is_not_there_is_named() -> None:
     facts = {"a": node(folders={"/srv/a": ["adapter_config.json"], "/srv/b": []})}
     with pytest.raises(FinetuneError, match="Not every node has an adapter") as refusal:

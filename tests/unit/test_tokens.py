@@ -122,9 +122,9 @@ def test_what_may_change_unseen_is_tokenized_for_one_run_alone(source: t.Any) ->
 def test_a_model_that_was_changed_in_place_has_other_tokens(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
     (tmp_path / "tokenizer.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     before = _model.facts(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"others!")
+    (tmp_path / "model.safetensors").write_bytes((3).to_bytes(8, "little") + b"{ }")
     assert _model.facts(tmp_path)["words"] == before["words"]
     (tmp_path / "tokenizer.json").write_text('{"a": 1}')
     after = _model.facts(tmp_path)

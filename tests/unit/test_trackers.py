@@ -101,10 +101,8 @@ def test_a_space_of_the_hub_is_asked_and_the_folder_is_not() -> None:
 
 
 def test_rules_see_names_of_secrets_and_no_value_but_a_mode() -> None:
-    told = _trackers.told({"WANDB_API_KEY": "s3cret", "WANDB_MODE": "offline", "OTHER": 1})
+    told = _trackers.told({"WANDB_API_KEY": "s3cret", "WANDB_MODE": "offline", "OTHER": "1"})
     assert told == {"WANDB_API_KEY": "", "WANDB_MODE": "offline", "OTHER": ""}
-    with pytest.raises(FinetuneError, match="is no dict"):
-        _trackers.told("s3cret")
     with pytest.raises(FinetuneError, match="WANDB_API_KEY into train_secrets"):
         make({"a": node()}, train_args={"report_to": "wandb"})
 

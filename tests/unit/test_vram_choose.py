@@ -163,11 +163,24 @@ def test_the_nearest_that_fit_and_the_smallest_hardware() -> None:
     assert "a rank needs 24.2 GiB, up to " in told and "in the loss, backward, and there is 24.0 GiB" in told
     lines = [line.strip() for line in told.split("one of\n")[1].splitlines()]
     assert [line.split("  (")[0] for line in lines[:3]] == [
-        "per_device_train_batch_size: 1",
+        "per_device_train_batch_size: 1, gradient_accumulation_steps: 16",
         "enable_liger_kernel: true",
         "train_engine: zero3_offload",
     ]
     assert lines[3].startswith("or, as it is asked for, NVIDIA GeForce RTX 5090")
+
+
+def test_what_is_not_taken_is_not_told() -> None:
+    """Neither as a way nor with the hardware."""
+
+    def taken(keys: t.Mapping[str, t.Any], engine: str) -> bool:
+        return not engine and FUSED not in keys
+
+    asked = run(arguments={**RECIPE, MICRO: 2}, gpu="RTX 4090", opened=[])
+    words = [change.words for way in advise.nearest(asked, taken) for change in way.changes]
+    assert words and not [word for word in words if "train_engine" in word or FUSED in word]
+    long = run(arguments={**FULL, "cutoff_len": 65536}, gpu="H100")
+    assert advise.smallest(long).endswith("with zero3") and advise.smallest(long, taken) == ""
 
 
 def test_of_an_evaluation_that_decides_the_batch_is_the_first_to_go() -> None:

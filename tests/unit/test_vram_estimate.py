@@ -247,6 +247,39 @@ def test_what_others_hold_is_not_there() -> None:
     assert not estimate.verdict(told, told.bound, used=1).fits
 
 
+def test_asft_has_a_reference_and_its_logits() -> None:
+    """Like dpo's; where the loss is made, it is five more of the size of the logits in fp32."""
+    full = {"finetuning_type": "full", "cutoff_len": 1024}
+    plain, asft = found(full), found({**full, "use_asft_loss": True})
+    adapter, anchored = found({"cutoff_len": 1024}), found({"cutoff_len": 1024, "use_asft_loss": True})
+    weights, logits = 2 * plain.parameters, 4 * 1024 * LLAMA["vocab_size"]
+    assert asft.resident - plain.resident == pytest.approx(weights, rel=0.01)
+    assert anchored.resident == adapter.resident, "its adapter is left out for it, or there is another model"
+    grown = anchored.moments["loss, forward"] - adapter.moments["loss, forward"]
+    assert 5 * logits < grown < 6 * logits
+    assert "the loss of ASFT" in asft.reasons and asft.tag == "unverified"
+    assert found({**full, "use_asft_loss": True, "stage": "pt"}).resident == found({**full, "stage": "pt"}).resident
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({}, "for       a micro-batch of 8, sequences of 2048 tokens"),
+        (
+            {"per_device_train_batch_size": 1, "cutoff_len": 512, "do_eval": True},
+            "for       a micro-batch of 1, sequences of 512 tokens; evaluation in batches of 8",
+        ),
+        (
+            {"val_size": 0.1, "per_device_eval_batch_size": 2},
+            "for       a micro-batch of 8, sequences of 2048 tokens; evaluation in batches of 2",
+        ),
+    ],
+)
+def test_what_it_is_for_is_told(arguments: dict[str, t.Any], said: str) -> None:
+    told = estimate.estimate(CONFIGS["llama3-8b"], arguments)
+    assert f"  {said}" in report.lines(told, None, 1)
+
+
 def test_every_moment_has_its_words() -> None:
     for arguments in ({}, {"do_eval": True}, {"stage": "ppo"}):
         told = found(arguments)

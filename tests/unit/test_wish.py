@@ -97,6 +97,8 @@ def test_values_come_as_text_or_as_they_are(variable: str, value: t.Any, field: 
         ("train_global_batch_size", 0, "from 1"),
         ("train_global_batch_size", "many", "whole number"),
         ("train_global_batch_size", 2.5, "whole number"),
+        ("train_global_batch_size", 2**63, "18 digits"),
+        ("train_global_batch_size", "9" * 5000, "whole number"),
         ("train_processes_per_node", -1, "whole number"),
         ("train_port", 70000, "65535"),
         ("train_port", 0, "65535"),
@@ -123,6 +125,50 @@ def test_a_wrong_value_is_refused_with_its_variable_and_the_remedy(variable: str
 
 
 @pytest.mark.parametrize(
+    ("variables", "places"),
+    [
+        ({"train_port": 0, "train_state": "done"}, ["train_port", "train_state"]),
+        (
+            {"train_recipe": "sft", "train_set": "lora_rank", "train_root": "x", "train_engine": "magic"},
+            ["train_recipe", "train_set", "train_engine", "train_root"],
+        ),
+        (
+            {
+                "train_args": {"lora_rnak": 8, "lora_rank": "x"},
+                "train_set": "sed=1",
+                "train_model": "./x",
+                "train_name": "My",
+                "train_insist": "all",
+                "train_wait": "maybe",
+                "train_datasets": [],
+            },
+            [
+                "train_wait",
+                "train_args, key lora_rnak",
+                "train_args, key lora_rank",
+                "train_set, key sed",
+                "train_datasets",
+                "train_model",
+                "train_insist",
+                "train_name",
+            ],
+        ),
+        ({"train_from": "docs", "train_model": "./x"}, ["train_model"]),
+        (
+            {"train_fit_quantize": True, "train_reward_from": "r"},
+            ["train_reward_from", "train_fit_quantize, train_fit"],
+        ),
+    ],
+    ids=lambda value: None,
+)
+def test_all_that_is_wrong_is_told_at_once(variables: dict[str, t.Any], places: list[str]) -> None:
+    with pytest.raises(FinetuneError) as refusal:
+        read(**variables)
+    assert [part.where for part in refusal.value.parts] == places
+    assert all(part.change in refusal.value.message() for part in refusal.value.parts)
+
+
+@pytest.mark.parametrize(
     ("name", "near"),
     [
         ("train_modle", "train_model"),
@@ -134,6 +180,8 @@ def test_a_misspelt_variable_is_refused_with_the_one_that_is_meant(name: str, ne
     with pytest.raises(FinetuneError) as refusal:
         _wish.refuse_misspelt(["ansible_user", name, *_wish.INPUTS])
     assert (refusal.value.where, near in refusal.value.change) == (name, True)
+    with pytest.raises(FinetuneError, match="2 things are wrong"):
+        _wish.refuse_misspelt([name, "train_egine"])
 
 
 def test_the_inventorys_own_variables_are_left_alone() -> None:

@@ -88,15 +88,17 @@ def by_pci(device: str) -> Known | None:
 
 def assumed(text: str) -> tuple[int, Known] | None:
     """`8xH100`, `4 x A10G` or `L4` as a number of GPUs and which; None where no such one is known."""
-    found = re.fullmatch(r"\s*(?:(\d+)\s*[xX*×]\s*)?(\S.*?)\s*", text)
+    found = re.fullmatch(r"\s*(?:(\d{1,9})\s*[xX*×]\s*)?(\S.*?)\s*", text)
     known = find(found.group(2)) if found else None
     count = int(found.group(1) or 1) if found else 0
     return (count, known) if known and count else None
 
 
 def names() -> list[str]:
-    """The shortest name of each, to be told where another one was not understood."""
-    return [min((known.name.removeprefix("NVIDIA "), *known.also), key=len) for known in KNOWN]
+    """The shortest name of each, to be told where another one was not understood; without blanks, at which Ansible
+    divides what is written on a command line."""
+    plain = (known.name.removeprefix("NVIDIA ").removeprefix("GeForce ") for known in KNOWN)
+    return [min((name, *known.also), key=len).replace(" ", "-") for name, known in zip(plain, KNOWN)]
 
 
 _MAKERS = ("nvidia", "geforce", "tesla")

@@ -12,22 +12,26 @@ from __future__ import annotations
 import typing as t
 
 from .._schema import Problem, Schema
-from . import data, engines, model, packages, pretrained, stages, trackers, trainer, tuning
+from . import data, engines, model, packages, pretrained, ranges, stages, trackers, trainer, tuning
 from .rule import Rule, Situation, View
 
 __all__ = ["RULES", "TABLES", "Rule", "Situation", "View", "problems"]
 
-TABLES = (model, pretrained, data, stages, tuning, engines, packages, trainer, trackers)
+TABLES = (model, pretrained, data, stages, tuning, engines, packages, trainer, ranges, trackers)
 RULES: t.Tuple[Rule, ...] = tuple(rule for table in TABLES for rule in table.RULES)
 
 
 def problems(
-    arguments: t.Mapping[str, t.Any], schema: Schema, situation: Situation, written: t.Container[str] = ()
+    arguments: t.Mapping[str, t.Any],
+    schema: Schema,
+    situation: Situation,
+    written: t.Container[str] = (),
+    rules: t.Sequence[Rule] = RULES,
 ) -> list[Problem]:
     """Every row that speaks about these arguments, as a problem of the first of its keys that the author wrote."""
     view = View(arguments, schema, situation)
     return [
         Problem(next((key for key in rule.keys if key in written), rule.keys[0]), rule.what, rule.remedy(view))
-        for rule in RULES
+        for rule in rules
         if rule.broken(view)
     ]

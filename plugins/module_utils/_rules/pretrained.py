@@ -55,6 +55,19 @@ def _method(c: View) -> str:
     return c.now.weights.quantized or next((method for method, _package in _READERS if method in words), "")
 
 
+def _no_modules(key: str, words: t.Sequence[str]) -> t.Callable[[View], t.Any]:
+    """Words of `key` whose last name no module of the model has, as far as those are known. words: others it takes."""
+    return lambda c: (
+        c.lora
+        and c.now.weights.modules
+        and {word.rpartition(".")[2] for word in c.words(key)} - {*words, *c.now.weights.modules}
+    )
+
+
+def _modules(words: t.Sequence[str]) -> t.Callable[[View], str]:
+    return lambda c: "use " + ", ".join([*words, *(name for name in c.now.weights.modules if "norm" not in name)])
+
+
 def _strangers(key: str, known: t.Callable[[View], t.Sequence[str]]) -> t.Callable[[View], bool]:
     """Words of `key` that are no modules of the model, where its modules are known."""
     return lambda c: bool(known(c)) and any(word not in ("all", *known(c)) for word in c.words(key))
@@ -70,6 +83,16 @@ RULES: t.Tuple[Rule, ...] = (
         lambda c: c.now.weights.absent and not c["train_from_scratch"],
         "weights of the model are not in its folder",
         lambda c: "copy " + ", ".join(c.now.weights.absent[:3]) + " to it as well",
+        "transformers modeling_utils.py",
+    ),
+    Rule(
+        ("train_model", "train_from_scratch"),
+        lambda c: c.now.weights.damaged and not c["train_from_scratch"],
+        "a file of weights is not what its header says: it was cut, or never fetched",
+        lambda c: (
+            f"copy {', '.join(c.now.weights.damaged[:3])} to its folder again; a file of some bytes is what git leaves "
+            "without git-lfs"
+        ),
         "transformers modeling_utils.py",
     ),
     Rule(
@@ -159,17 +182,15 @@ RULES: t.Tuple[Rule, ...] = (
         _among(lambda c: c.now.weights.others),
         _ADAPTER,
     ),
-    Rule(
-        ("lora_target", "finetuning_type"),
-        lambda c: (
-            c.lora
-            and c.now.weights.modules
-            and c["lora_target"] != "all"
-            and not {word.rpartition(".")[2] for word in c.words("lora_target")} & {"all", *c.now.weights.modules}
-        ),
-        "the model has none of these modules",
-        _among(lambda c: ["all", *(name for name in c.now.weights.modules if "norm" not in name)]),
-        "peft LoraModel",
+    *(
+        Rule(
+            (key, "finetuning_type"),
+            _no_modules(key, words),
+            f"the model has no such module: peft fails, or passes over it in {key}",
+            _modules(words),
+            "peft LoraModel",
+        )
+        for key, words in (("lora_target", ("all",)), ("additional_target", ()))
     ),
     Rule(
         ("rope_scaling", "cutoff_len"),

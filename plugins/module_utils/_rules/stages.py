@@ -99,7 +99,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("reward_model", "stage"),
         lambda c: c["stage"] == "ppo" and c["reward_model"] is None,
         "PPO needs a reward model",
-        "set reward_model",
+        "set train_reward_from to the name of a run of recipe reward, or reward_model to a folder or hub id",
         _FINETUNING,
     ),
     Rule(

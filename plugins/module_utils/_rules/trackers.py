@@ -32,13 +32,25 @@ def _lacks(tracker: str) -> t.Callable[[View], t.Any]:
     return lambda c: tracker in c.words("report_to") and not any(name in c.schema.packages for name in packages)
 
 
-def _mode(c: View, name: str) -> str:
-    return c.now.variables.get(name, "")
+_MODES = {
+    "wandb": ("online", "offline", "shared", "disabled", "dryrun", "run"),
+    "swanlab": ("cloud", "offline", "local", "disabled"),
+}
+"""By word of report_to: what its variable …_MODE may say."""
+
+
+def _mode(c: View, tracker: str) -> str:
+    """Empty where it is not said."""
+    return c.now.variables.get(f"{tracker.upper()}_MODE", "")
+
+
+def _misspelt(tracker: str) -> t.Callable[[View], t.Any]:
+    return lambda c: tracker in c.words("report_to") and _mode(c, tracker) not in ("", *_MODES[tracker])
 
 
 def _no_wandb(c: View) -> bool:
-    kept = _mode(c, "WANDB_MODE") in ("offline", "dryrun", "disabled")
-    return "wandb" in c.words("report_to") and not kept and "WANDB_API_KEY" not in c.now.variables
+    asks = _mode(c, "wandb") in ("", "online", "shared", "run")
+    return "wandb" in c.words("report_to") and asks and "WANDB_API_KEY" not in c.now.variables
 
 
 def _no_swanlab(c: View) -> bool:
@@ -47,14 +59,14 @@ def _no_swanlab(c: View) -> bool:
         return False
     if c["use_swanlab"]:
         return bool(c["swanlab_mode"] == "cloud")
-    return "swanlab" in c.words("report_to") and _mode(c, "SWANLAB_MODE") in ("", "cloud")
+    return "swanlab" in c.words("report_to") and _mode(c, "swanlab") in ("", "cloud")
 
 
 def _swanlab_here(c: View) -> bool:
     """Modes that need a server on the node, or write into the home of the account."""
     if c["use_swanlab"]:
         return bool(c["swanlab_mode"] == "local")
-    return "swanlab" in c.words("report_to") and _mode(c, "SWANLAB_MODE") not in ("", "cloud", "offline")
+    return "swanlab" in c.words("report_to") and _mode(c, "swanlab") in ("local", "disabled")
 
 
 RULES: t.Tuple[Rule, ...] = (
@@ -62,7 +74,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("report_to",),
         lambda c: isinstance(c["report_to"], str) and "," in c["report_to"],
         "several trackers in one text are one tracker to transformers, which there is not",
-        "write a list: [wandb, tensorboard]",
+        "write a list: [wandb, tensorboard]; in train_set report_to=[wandb,tensorboard]",
         _TRANSFORMERS,
     ),
     Rule(
@@ -88,6 +100,19 @@ RULES: t.Tuple[Rule, ...] = (
             _TRANSFORMERS,
         )
         for tracker, packages in _PACKAGES.items()
+    ),
+    *(
+        Rule(
+            ("report_to",),
+            _misspelt(tracker),
+            f"{tracker.upper()}_MODE in train_secrets is no mode that {tracker} has",
+            f"use {told}",
+            source,
+        )
+        for tracker, told, source in (
+            ("wandb", "online, offline or disabled", "wandb sdk/wandb_settings.py"),
+            ("swanlab", "cloud or offline", "swanlab env.py"),
+        )
     ),
     Rule(
         ("report_to",),

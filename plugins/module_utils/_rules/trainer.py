@@ -136,7 +136,7 @@ RULES: t.Tuple[Rule, ...] = (
     ),
     Rule(
         ("max_steps", "num_train_epochs"),
-        lambda c: c["do_train"] and (c["max_steps"] == 0 or (c["max_steps"] < 0 and c["num_train_epochs"] <= 0)),
+        lambda c: c["do_train"] and c["max_steps"] < 0 and c["num_train_epochs"] <= 0,
         "there is no step to train",
         "set max_steps or num_train_epochs to a number above 0",
         _LATER,

@@ -15,6 +15,10 @@ _PARSER = "hparams/parser.py"
 _FINETUNING = "hparams/finetuning_args.py"
 
 
+def _asft(c: View) -> bool:
+    return bool(c["use_asft_loss"] and c["stage"] == "sft")
+
+
 def _only_lora(key: str) -> t.Callable[[View], t.Any]:
     return lambda c: c[key] and not c.lora
 
@@ -162,11 +166,18 @@ RULES: t.Tuple[Rule, ...] = (
         "train/trainer_utils.py",
     ),
     Rule(
-        ("lora_rank",),
-        lambda c: c.lora and c["lora_rank"] < 1,
-        "an adapter has a rank of at least 1",
-        "use a whole number from 1, such as 8",
-        "peft LoraConfig",
+        ("use_asft_loss", "finetuning_type", "ref_model"),
+        lambda c: _asft(c) and c.lora and not c["ref_model"],
+        "ASFT asks a reference model, which LLaMA-Factory makes for LoRA from ref_model alone: the first step fails",
+        "name the model again as ref_model, or set finetuning_type: full",
+        "train/trainer_utils.py create_ref_model",
+    ),
+    Rule(
+        ("use_asft_loss", "enable_liger_kernel"),
+        lambda c: _asft(c) and c["enable_liger_kernel"],
+        "Liger's kernels leave no logits for the loss of ASFT, and LLaMA-Factory trains with the usual one",
+        "remove enable_liger_kernel",
+        "train/trainer_utils.py asft_loss_func",
     ),
     Rule(
         ("lora_target",),

@@ -1,8 +1,8 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What to change where a run does not fit: the three nearest ways that would, and the smallest hardware for it as it is
-asked. Pure."""
+"""What to change where a run does not fit: the three nearest ways that would, of those that are not refused for another
+reason, and the smallest hardware for it as it is asked. Pure."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ NEAREST = 3
 MOST_CHANGES = 3
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 """GPUs of a fleet that is looked for."""
+
+
+Taken = t.Callable[[t.Mapping[str, t.Any], str], bool]
+"""Whether the run would be taken with these keys over its own, and this engine (empty for the one that it has)."""
+
+
+def all_taken(_keys: t.Mapping[str, t.Any], _engine: str) -> bool:
+    return True
 
 
 class Change(t.NamedTuple):
@@ -50,7 +58,8 @@ def changes(run: Run) -> list[Change]:
     if evaluates and int(given[EVALUATED]) > 1:
         found.append(Change(f"{EVALUATED}: 1", {EVALUATED: 1}))
     if int(given[MICRO]) > 1:
-        found.append(Change(f"{MICRO}: 1", {MICRO: 1, ACCUMULATION: run.per_rank}))
+        words = f"{MICRO}: 1, {ACCUMULATION}: {run.per_rank}"
+        found.append(Change(words, {MICRO: 1, ACCUMULATION: run.per_rank}))
     if given[PLAIN]:
         found.append(Change(f"{PLAIN}: false", {PLAIN: False}))
     if not given[FUSED] and can_fuse(run):
@@ -62,20 +71,23 @@ def changes(run: Run) -> list[Change]:
     if method in ("full", "freeze") and not given["pure_bf16"]:
         found.append(Change("pure_bf16: true", {"pure_bf16": True}))
     if method == "full":
-        found.append(Change("finetuning_type: lora", {"finetuning_type": "lora", "pure_bf16": False}))
+        words = "finetuning_type: lora" + ", pure_bf16: false" * bool(given["pure_bf16"])
+        found.append(Change(words, {"finetuning_type": "lora", "pure_bf16": False}))
     if method == "lora" and not given[BITS] and "zero3" not in run.situation.engine:
         found.append(Change(f"{BITS}: 4", {BITS: 4}))
     found += [Change(f"cutoff_len: {part}", {"cutoff_len": part}) for part in (length // 2, length // 4) if part >= 256]
     return found
 
 
-def nearest(run: Run) -> list[Way]:
-    """Those with the fewest changes."""
+def nearest(run: Run, taken: Taken = all_taken) -> list[Way]:
+    """Those with the fewest changes, of what is taken."""
     found: list[Way] = []
     possible = changes(run)
     for many in range(1, MOST_CHANGES + 1):
         for together in itertools.combinations(possible, many):
             if _at_odds(together) or any(all(one in together for one in way.changes) for way in found):
+                continue
+            if not taken(*_merged(together)):
                 continue
             need = needed(run, together)
             if need is not None and run.holds(need):
@@ -85,13 +97,13 @@ def nearest(run: Run) -> list[Way]:
     return found
 
 
-def smallest(run: Run) -> str:
+def smallest(run: Run, taken: Taken = all_taken) -> str:
     """The smallest GPUs that would take it as asked, as many as are asked for; else the smallest number of the smallest
-    that do it with weights spread over them. Empty where none does."""
+    that do it with weights spread over them, where that is taken. Empty where none does."""
     now = run.situation.world
     for world in (now, *(count for count in COUNTS if count > now)):
         engine = run.situation.engine if world == now else "zero3"
-        if world != now and run.arguments.get(BITS):
+        if world != now and (run.arguments.get(BITS) or not taken({}, engine)):
             return ""
         for known in sorted(catalogue.KNOWN, key=lambda one: (one.memory, one.also == ())):
             gpu = find(known.name)
@@ -104,15 +116,15 @@ def smallest(run: Run) -> str:
     return ""
 
 
-def refusal(run: Run, need: Estimate, where: str) -> FinetuneError:
-    """What is asked for does not fit; what would."""
-    ways = [f"{way.words()}  ({gib(way.estimate.bound)})" for way in nearest(run)]
-    hardware = smallest(run)
+def refusal(run: Run, need: Estimate, where: str, taken: Taken = all_taken, how: str = "") -> FinetuneError:
+    """What is asked for does not fit; what would. how: in which way the run was taken, where that was not asked for."""
+    ways = [f"{way.words()}  ({gib(way.estimate.bound)})" for way in nearest(run, taken)]
+    hardware = smallest(run, taken)
     change = "one of\n            " + "\n            ".join(ways) if ways else "a smaller model"
     if hardware:
         change += f"\n          or, as it is asked for, {hardware}"
     return FinetuneError(
-        f"It does not fit: a rank needs {gib(need.process)}, up to {gib(need.bound)} ({need.tag}), in the "
+        f"It does not fit: {how}a rank needs {gib(need.process)}, up to {gib(need.bound)} ({need.tag}), in the "
         f"{need.binding}, and there is {gib(run.memory)}.",
         where=where,
         change=change,
@@ -126,9 +138,15 @@ def _at_odds(together: tuple[Change, ...]) -> bool:
     return len(set(keys)) < len(keys) or len(engines) > 1 or (BITS in keys and bool(engines))
 
 
-def needed(run: Run, together: tuple[Change, ...]) -> Estimate | None:
+def _merged(together: tuple[Change, ...]) -> tuple[dict[str, t.Any], str]:
+    """All keys, and the engine; empty where it stays."""
     keys = {key: value for change in together for key, value in change.keys.items()}
-    engine = next((change.engine for change in together if change.engine), run.situation.engine)
+    return keys, next((change.engine for change in together if change.engine), "")
+
+
+def needed(run: Run, together: tuple[Change, ...]) -> Estimate | None:
+    keys, engine = _merged(together)
+    engine = engine or run.situation.engine
     try:
         return estimate.estimate(run.config, {**run.arguments, **keys}, replace(run.situation, engine=engine))
     except FinetuneError:

@@ -87,6 +87,12 @@ class Estimate:
     """Bound beyond the estimate, as a part of it."""
     reasons: t.List[str] = field(default_factory=list)
     """Why the tag is not `replayed`."""
+    batch: int = 0
+    """Records of a micro-batch that it is for."""
+    length: int = 0
+    """Tokens of a sequence that it is for."""
+    evaluated: int = 0
+    """Records of a batch in evaluation; 0 where there is none."""
 
     def as_dict(self) -> dict[str, t.Any]:
         return asdict(self)
@@ -143,6 +149,9 @@ def of_job(
         tag=tag,
         band=band,
         reasons=list(reasons),
+        batch=job.run.batch,
+        length=job.run.length,
+        evaluated=job.evaluation.batch if job.evaluation else 0,
     )
 
 

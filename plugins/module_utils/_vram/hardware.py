@@ -38,7 +38,7 @@ class Gpu(t.NamedTuple):
         return 640 * MIB if self.capability >= 9 else 448 * MIB
 
 
-_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*(GiB|GB|MiB|MB)", re.IGNORECASE)
+_AMOUNT = re.compile(r"(\d{1,9}(?:\.\d+)?)\s*(GiB|GB|MiB|MB)", re.IGNORECASE)
 _UNITS = {"gib": GIB, "gb": 10**9, "mib": MIB, "mb": 10**6}
 
 

@@ -60,6 +60,7 @@ DEFAULTS: dict[str, t.Any] = {
     "stage": "sft",
     "use_adam_mini": False,
     "use_apollo": False,
+    "use_asft_loss": False,
     "use_badam": False,
     "use_dora": False,
     "use_galore": False,
@@ -79,7 +80,6 @@ UNSEEN: dict[str, t.Any] = {
     "torch_compile": False,
     "upcast_layernorm": False,
     "upcast_lmhead_output": False,
-    "use_asft_loss": False,
     "use_dft_loss": False,
     "use_eaft_loss": False,
     "use_kt": False,
@@ -165,6 +165,8 @@ def _physics(shape: Shape, given: t.Mapping[str, t.Any], situation: Situation, e
     targets = given["lora_target"]
     names = [str(name).strip() for name in (targets.split(",") if isinstance(targets, str) else targets)]
     extra = str(given["additional_target"] or "")
+    anchored = bool(given["use_asft_loss"]) and stage == "sft"
+    own_loss = anchored or given.get("use_dft_loss") or given.get("use_eaft_loss")  # of logits, which are made then
     found = Physics(
         stage=stage,
         method=method,
@@ -182,12 +184,14 @@ def _physics(shape: Shape, given: t.Mapping[str, t.Any], situation: Situation, e
         reentrant=bool(given["use_reentrant_gc"]) and engine.buckets != "fsdp",
         attention=attention,
         fused=bool(given["enable_liger_kernel"]),
-        loss="liger" if given["enable_liger_kernel"] and stage in ("pt", "sft") else "plain",
+        loss="liger" if given["enable_liger_kernel"] and stage in ("pt", "sft") and not own_loss else "plain",
         padded=padded,
         layerwise=bool(
             (given["use_galore"] and given["galore_layerwise"]) or (given["use_apollo"] and given["apollo_layerwise"])
         ),
+        anchored=anchored,
         reference=(stage in ("dpo", "kto", "ppo") and method != "lora" and given["pref_loss"] not in WITHOUT_REFERENCE)
+        or (anchored and method != "lora")
         or bool(given["ref_model"]),
     )
     if given["use_badam"]:
@@ -253,6 +257,7 @@ def _tag(
         "latent attention": shape.latent is not None,
         "a tower that sees": shape.vision is not None,
         f"stage {stage}": stage == "ppo",
+        "the loss of ASFT": physics.anchored,
         f"optimizer {optimizer}": optimizer not in ("adamw_torch", "adamw_torch_fused", "sgd"),
         "quantization in 8 bits": physics.quantization == 8,
         "quantization other than bitsandbytes": bool(physics.quantization) and given["quantization_method"] != "bnb",

@@ -58,6 +58,8 @@ class Physics:
     """accelerate casts outputs to fp32, logits among them."""
     layerwise: bool = False
     """The optimizer takes each gradient as it comes, none is kept."""
+    anchored: bool = False
+    """The loss looks at the logits of the reference too (ASFT)."""
     reference: bool = False
     """A second, frozen model lies beside the trained one."""
 

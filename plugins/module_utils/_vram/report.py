@@ -18,6 +18,7 @@ def lines(found: Estimate, verdict: Verdict | None, ranks: int) -> list[str]:
     each = f" on each of {ranks} ranks" if ranks > 1 else ""
     told = [
         f"Memory of the GPU{each}: {gib(found.process)}, taken for at most {gib(found.bound)}",
+        f"  for       {_step(found)}",
         f"  weights   {_count(found.parameters)} parameters, {_count(found.trainable)} of them trained",
         f"  resident  {gib(found.resident)} between steps",
         f"  peak      {gib(found.tensors)} tensors, {gib(found.allocated)} allocated, {gib(found.reserved)} reserved",
@@ -34,6 +35,12 @@ def lines(found: Estimate, verdict: Verdict | None, ranks: int) -> list[str]:
     if verdict is not None:
         told.append(f"  verdict   {'fits' if verdict.fits else 'does not fit'}: {verdict.why}")
     return told
+
+
+def _step(found: Estimate) -> str:
+    """What both peaks grow with."""
+    held_out = f"; evaluation in batches of {found.evaluated}" if found.evaluated else ""
+    return f"a micro-batch of {found.batch}, sequences of {found.length} tokens{held_out}"
 
 
 def _count(number: int) -> str:

@@ -201,6 +201,22 @@ def read(config: Config, where: str = "config.json") -> Shape:
     return Shape(**{key: value for key, value in given.items() if key in _FIELDS})
 
 
+_PLAIN = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "glm", "glm4")
+"""Families whose modules are all of the text, with the names that transformers gives them."""
+
+
+def modules(config: Config) -> list[str]:
+    """Names of the modules that have weights, by config.json; empty where that does not tell them for sure."""
+    try:
+        found = read(config)
+    except (FinetuneError, ArithmeticError, AttributeError, TypeError, ValueError):
+        return []
+    if found.family not in _PLAIN or found.experts or found.latent or found.vision:
+        return []
+    attention = [found.fused_qkv] if found.fused_qkv else ["q_proj", "k_proj", "v_proj"]
+    return ["embed_tokens", "lm_head", *attention, found.output_name, *found.mlp_names]
+
+
 _FIELDS = {one.name for one in fields(Shape)}
 _TURNED = {"phi": 0.5, "glm": 0.5, "glm4": 0.5, "chatglm": 0.5, "gpt_neox": 0.25}
 _TIED = ("gemma", "gemma2", "gemma3_text")

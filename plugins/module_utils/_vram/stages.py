@@ -66,8 +66,10 @@ def evaluation(tape: Tape, model: Model, run: Run) -> None:
     tape.without_grad(lambda: _language(tape, model, tokens, run, model))
 
 
-def _language(tape: Tape, model: Model, tokens: Tensor, run: Run, _reference: Model) -> tuple[Tensor, Tensor | None]:
+def _language(tape: Tape, model: Model, tokens: Tensor, run: Run, reference: Model) -> tuple[Tensor, Tensor | None]:
     """pt, sft."""
+    if model.physics.anchored:
+        return _anchored(tape, model, tokens, run, reference)
 
     def forward() -> tuple[Tensor, Tensor | None]:
         step = Step(run.batch, run.length)
@@ -83,6 +85,25 @@ def _language(tape: Tape, model: Model, tokens: Tensor, run: Run, _reference: Mo
     if logits is not None and model.physics.outputs_in_full:
         logits = ops.cast(tape, logits, FULL)
     return loss, logits
+
+
+def _anchored(tape: Tape, model: Model, tokens: Tensor, run: Run, reference: Model) -> tuple[Tensor, Tensor]:
+    """sft with the loss of ASFT: logits of the reference first, which wait in fp32, then those of the model. Of both a
+    copy is made without the last token, and of each copy a softmax."""
+
+    def of(one: Model) -> Tensor:
+        def forward() -> Tensor:
+            return one.logits(tape, tokens, Step(run.batch, run.length))[0]
+
+        return ops.cast(tape, tape.under_autocast(forward, model.physics.autocast), FULL)
+
+    anchor: Tensor = tape.without_grad(lambda: of(reference))
+    logits = of(model)
+    copied, other = ops.copy(tape, logits), ops.copy(tape, anchor)
+    loss = kernels.cross_entropy(tape, copied, _shifted(tape, tokens))
+    own, wanted = kernels.softmax(tape, copied), kernels.softmax(tape, other)
+    apart = ops.mean(tape, ops.multiply(tape, own, wanted), 1)
+    return ops.add(tape, loss, apart), logits
 
 
 def _cross_entropy(tape: Tape, model: Model, logits: Tensor, tokens: Tensor) -> Tensor:

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from . import data, engines, model, packages, pretrained, stages, trackers, trainer, tuning
+from . import data, engines, model, packages, pretrained, ranges, stages, trackers, trainer, tuning
 from .situations import Case
 
 CASES: list[Case] = [
     case
-    for room in (model, pretrained, data, stages, tuning, engines, packages, trainer, trackers)
+    for room in (model, pretrained, data, stages, tuning, engines, packages, trainer, ranges, trackers)
     for case in room.CASES
 ]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from .situations import BITS, FREEZE, FSDP, FULL, GPTQ, PACKED, PRO, QWEN3, READS_GPTQ, WITH, ZERO3, Case, lies
 
+PROJECTIONS = lies(modules=["embed_tokens", "q_proj", "v_proj"])
+
 CASES: list[Case] = [
     ("weights of the model are not", {}, lies(absent=["model.safetensors"]), {}, lies()),
     (
@@ -50,11 +52,33 @@ CASES: list[Case] = [
         lies(others=["embed_tokens", "norm"]),
     ),
     (
-        "none of these modules",
+        "passes over it in lora_target",
         {"lora_target": "query_key_value"},
-        lies(modules=["q_proj", "v_proj"]),
+        PROJECTIONS,
+        {"lora_target": "all"},
+        PROJECTIONS,
+    ),
+    (
+        "passes over it in lora_target",
+        {"lora_target": "q_proj,w_proj"},
+        PROJECTIONS,
         {"lora_target": ["self_attn.q_proj"]},
-        lies(modules=["q_proj", "v_proj"]),
+        PROJECTIONS,
+    ),
+    (
+        "passes over it in additional_target",
+        {"additional_target": "all"},
+        PROJECTIONS,
+        {"additional_target": "embed_tokens"},
+        PROJECTIONS,
+    ),
+    ("not what its header says", {}, lies(damaged=["a.safetensors"]), {}, lies()),
+    (
+        "not what its header says",
+        {},
+        lies(damaged=["a.safetensors"]),
+        {"train_from_scratch": True},
+        lies(damaged=["a.safetensors"]),
     ),
     ("passes over rope_scaling", {"rope_scaling": "yarn"}, QWEN3, {"rope_scaling": "yarn", "cutoff_len": 8192}, QWEN3),
     (

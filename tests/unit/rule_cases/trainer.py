@@ -62,7 +62,6 @@ CASES: list[Case] = [
         {"eval_steps": 2, "eval_strategy": "steps"},
         HELD_OUT,
     ),
-    ("there is no step", {"max_steps": 0}, {}, {"max_steps": 1}, {}),
     ("there is no step", {"num_train_epochs": 0}, {}, {"num_train_epochs": 0, "max_steps": 3}, {}),
     ("learning rate below 0", {"learning_rate": -1.0}, {}, {"learning_rate": 1e-4}, {}),
     ("a managed run trains", {"do_train": False}, {}, {}, {}),

@@ -87,7 +87,21 @@ CASES: list[Case] = [
     ("GaLore does not know", {**GALORE, "optim": "sgd"}, {WITH: ["galore-torch"]}, GALORE, {WITH: ["galore-torch"]}),
     ("APOLLO does not know", {**APOLLO, "optim": "sgd"}, {WITH: ["apollo-torch"]}, APOLLO, {WITH: ["apollo-torch"]}),
     ("bf16 needs GPUs", {"bf16": True}, {}, {"bf16": True, "use_cpu": True}, {}),
+    (
+        "the first step fails",
+        {"use_asft_loss": True},
+        {},
+        {"use_asft_loss": True, "ref_model": "/srv/m"},
+        {},
+    ),
+    ("the first step fails", {"use_asft_loss": True}, {}, {**FULL, "use_asft_loss": True}, {}),
+    (
+        "Liger's kernels leave no logits",
+        {**FULL, "use_asft_loss": True, "enable_liger_kernel": True},
+        {"gpus": True},
+        {**FULL, "use_asft_loss": True},
+        {"gpus": True},
+    ),
     ("names no module", {"lora_target": ""}, {}, {"lora_target": "all"}, {}),
-    ("rank of at least 1", {"lora_rank": 0}, {}, {"lora_rank": 1}, {}),
     ("lora_dropout is", {"lora_dropout": 2.0}, {}, {"lora_dropout": 0.5}, {}),
 ]
