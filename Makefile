@@ -18,10 +18,11 @@ INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check --
 digest = $(shell { pwd -P; "$(PYTHON)" -V; cat requirements/controller.txt $(1); } | sha256sum | cut -c1-12)
 CONTROLLER := .venv/controller-$(call digest)
 DEV := .venv/dev-$(call digest,requirements/dev.txt)
+COLLECTIONS := .venv/collections-$(call digest,requirements/collections.txt requirements.yml)
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup setup-dev train plan status stop test lint docs unit e2e systemd cluster cluster-up cluster-down molecule sanity soak bench bench-vram recipes lock clean
+.PHONY: help doctor setup setup-dev collections train plan status stop test lint docs unit e2e systemd cluster cluster-up cluster-down molecule sanity soak bench bench-vram recipes lock clean
 train test e2e systemd cluster molecule soak bench: GB = 12
 
 help: ## this list
@@ -32,7 +33,8 @@ doctor: ## name what this machine lacks
 	@sh scripts/doctor.sh $(GB)
 
 setup: $(CONTROLLER) ## .venv with Ansible
-setup-dev: $(DEV) ## .venv with Ansible and the tools
+setup-dev: $(DEV) $(COLLECTIONS) ## .venv with Ansible and the tools
+collections: $(COLLECTIONS) ## amazon.aws for fleets on EC2, from the Python index instead of Galaxy
 
 $(CONTROLLER): | doctor
 	"$(PYTHON)" -m venv --clear .venv
@@ -42,6 +44,11 @@ $(CONTROLLER): | doctor
 $(DEV): $(CONTROLLER)
 	$(INSTALL) -r requirements/dev.txt
 	@rm -f .venv/dev-*
+	@touch $@
+
+$(COLLECTIONS): $(CONTROLLER)
+	.venv/bin/python scripts/bundle.py
+	@rm -f .venv/collections-*
 	@touch $@
 
 train: setup ## the run that group_vars describe, from nothing to a trained adapter
@@ -113,4 +120,4 @@ lock: setup ## requirements/*.txt from requirements/*.in
 	$(RUN) sh scripts/lock.sh
 
 clean: ## remove .venv and caches; runs and environments stay under train_root
-	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .ansible
+	rm -rf .venv collections/ansible_collections/amazon .cache .mypy_cache .pytest_cache .ruff_cache .ansible

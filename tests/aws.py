@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A stand-in of AWS on loopback: moto's server, with what it lacks, a record of what it was sent, and faults on demand.
 
-moto drops much of a launch (metadata options, encryption, network cards, market, placement) and allows what EC2 refuses,
+moto drops much of a launch (metadata options, encryption, cards, market, placement) and allows what EC2 refuses,
 so tests look at the record. It answers nothing about placement groups, quotas of EC2, prices and the console: those
 answers are here, in front of it, so that nothing leans on its insides.
 """
@@ -50,7 +50,11 @@ class Request:
 
     def values(self, prefix: str) -> list[str]:
         """InstanceId.1, InstanceId.2, … in their order."""
-        numbered = {int(name.rpartition(".")[2]): value for name, value in self.params.items() if re.fullmatch(rf"{re.escape(prefix)}\.\d+", name)}
+        numbered = {
+            int(name.rpartition(".")[2]): value
+            for name, value in self.params.items()
+            if re.fullmatch(rf"{re.escape(prefix)}\.\d+", name)
+        }
         return [numbered[number] for number in sorted(numbered)]
 
     def tags(self, prefix: str) -> dict[str, str]:
@@ -133,7 +137,10 @@ class Endpoint:
             return t.cast("t.Iterable[bytes]", self.moto(environ, start_response))
         status, kind, text = answer
         content = text.encode()
-        start_response(f"{status} {'OK' if status == 200 else 'No'}", [("Content-Type", kind), ("Content-Length", str(len(content)))])
+        start_response(
+            f"{status} {'OK' if status == 200 else 'No'}",
+            [("Content-Type", kind), ("Content-Length", str(len(content)))],
+        )
         return [content]
 
     def _moto(self, environ: dict[str, t.Any], body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
@@ -159,21 +166,25 @@ class Endpoint:
         return self.launches.get(request.params.get("ClientToken", ""))
 
     def _ec2_CreatePlacementGroup(self, request: Request) -> Answer:
-        self.groups[request.params["GroupName"]] = {"strategy": request.params["Strategy"], **request.tags("TagSpecification.1")}
-        return _xml(request, "<return>true</return>")
+        name = request.params["GroupName"]
+        self.groups[name] = {"strategy": request.params["Strategy"], **request.tags("TagSpecification.1")}
+        return _xml(request, f"<placementGroup>{self._group(name)}</placementGroup>")
 
     def _ec2_DeletePlacementGroup(self, request: Request) -> Answer:
         self.groups.pop(request.params["GroupName"], None)
         return _xml(request, "<return>true</return>")
 
     def _ec2_DescribePlacementGroups(self, request: Request) -> Answer:
-        names = [name for name in self.groups if all(_matches(name, self.groups[name], one) for one in _filters(request))]
-        items = "".join(
-            f"<item><groupName>{name}</groupName><groupId>pg-{name}</groupId><state>available</state>"
-            f"<strategy>{self.groups[name]['strategy']}</strategy></item>"
-            for name in names
-        )
+        names = [
+            name for name in self.groups if all(_matches(name, self.groups[name], one) for one in _filters(request))
+        ]
+        items = "".join(f"<item>{self._group(name)}</item>" for name in names)
         return _xml(request, f"<placementGroupSet>{items}</placementGroupSet>")
+
+    def _group(self, name: str) -> str:
+        strategy = self.groups[name]["strategy"]
+        inside = {"groupName": name, "groupId": f"pg-{name}", "state": "available", "strategy": strategy}
+        return "".join(f"<{key}>{value}</{key}>" for key, value in inside.items())
 
     def _ec2_GetConsoleOutput(self, request: Request) -> Answer:
         instance = request.params["InstanceId"]
@@ -217,7 +228,10 @@ def _read(environ: dict[str, t.Any], body: bytes) -> Request:
     region, service = signed.groups() if signed else ("", "")
     target = environ.get("HTTP_X_AMZ_TARGET", "")
     if target:
-        params = {key: value if isinstance(value, str) else json.dumps(value) for key, value in json.loads(body or b"{}").items()}
+        params = {
+            key: value if isinstance(value, str) else json.dumps(value)
+            for key, value in json.loads(body or b"{}").items()
+        }
         action = target.rpartition(".")[2]
     else:
         form = body.decode(errors="replace") if "urlencoded" in environ.get("CONTENT_TYPE", "") else ""
@@ -227,7 +241,7 @@ def _read(environ: dict[str, t.Any], body: bytes) -> Request:
 
 
 def _filters(request: Request) -> list[tuple[str, list[str]]]:
-    found = []
+    found: list[tuple[str, list[str]]] = []
     while f"Filter.{len(found) + 1}.Name" in request.params:
         number = len(found) + 1
         found.append((request.params[f"Filter.{number}.Name"], request.values(f"Filter.{number}.Value")))
@@ -242,7 +256,11 @@ def _matches(name: str, group: dict[str, str], wanted: tuple[str, list[str]]) ->
 
 def _xml(request: Request, inside: str) -> Answer:
     space = "http://ec2.amazonaws.com/doc/2016-11-15/"
-    return 200, "text/xml", f'<{request.action}Response xmlns="{space}"><requestId>x</requestId>{inside}</{request.action}Response>'
+    return (
+        200,
+        "text/xml",
+        f'<{request.action}Response xmlns="{space}"><requestId>x</requestId>{inside}</{request.action}Response>',
+    )
 
 
 def _refusal(request: Request, code: str, message: str) -> Answer:

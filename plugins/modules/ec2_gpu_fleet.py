@@ -17,10 +17,7 @@ description:
     next zone is tried at once. Instances of the fleet that a broken launch left without an index are taken up. Stopped
     ones are started. Nodes that differ from what is asked for are told and left alone.
   - Price, quota, number of nodes and zones are checked before the first request that costs.
-  - Addresses and credentials are boto3's own, C(AWS_PROFILE), C(AWS_ENDPOINT_URL) and so on.
-  - The role M(llmops.finetune.ec2#role) makes network, key and profile around it.
-requirements:
-  - boto3
+  - The role P(llmops.finetune.ec2#role) makes network, key and profile around it.
 author: llmops.finetune contributors (@llmops-finetune)
 options:
   name:
@@ -34,14 +31,6 @@ options:
     type: str
     choices: [present, planned, absent]
     default: present
-  region:
-    description: Region of AWS.
-    type: str
-    required: true
-  profile:
-    description: A profile of C(~/.aws/config). Empty for boto3's own choice.
-    type: str
-    default: ""
   count:
     description: How many nodes.
     type: int
@@ -102,14 +91,18 @@ options:
     description: Key pair for the login. Empty for none.
     type: str
     default: ""
+  public_key:
+    description: The public key that O(key_name) should have, to tell in C(plan.import_key) whether to import it.
+    type: str
+    default: ""
   instance_profile:
     description: Name of the instance profile. Empty for none.
     type: str
     default: ""
   placement_group:
     description:
-      - A placement group, V(none), or V(auto) for one with the name of the fleet where several nodes can be in one. It is
-        not made here.
+      - A placement group, V(none), or V(auto) for one with the name of the fleet where several nodes can be in one.
+        It is not made here.
     type: str
     default: auto
   efa:
@@ -173,6 +166,8 @@ options:
     description: How long to wait for nodes to run or to end, in seconds.
     type: float
     default: 900
+extends_documentation_fragment:
+  - llmops.finetune.aws
 attributes:
   check_mode:
     description: Predicts RV(changes). Where the network is there, the launch is sent as a dry run, which proves its
@@ -259,6 +254,7 @@ OPTIONS: dict[str, dict[str, t.Any]] = {
         "default": "/aws/service/deeplearning/ami/{architecture}/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id",
     },
     "key_name": {"type": "str", "default": "", "no_log": False},
+    "public_key": {"type": "str", "default": "", "no_log": False},
     "instance_profile": _TEXT,
     "placement_group": {"type": "str", "default": "auto"},
     "efa": {"type": "str", "choices": ["auto", "on", "off"], "default": "auto"},
@@ -281,7 +277,7 @@ OPTIONS: dict[str, dict[str, t.Any]] = {
 
 def told(one: fleet.Instance) -> dict[str, t.Any]:
     return {
-        "index": one.index,
+        "index": one.node,
         "name": one.tags.get("Name", ""),
         "id": one.id,
         "zone": one.zone,
@@ -299,9 +295,9 @@ def run(given: dict[str, t.Any], dry: bool) -> dict[str, t.Any]:
         return {"changes": apply.absent(aws, given, dry)}
     facts = survey.facts(aws, given)
     made = plan.make(given, facts, given["region"])
-    if given["state"] == "planned":
-        changes, nodes = [], list(made.steps.nodes.values())
-    else:
+    changes: list[apply.Change] = []
+    nodes = list(made.steps.nodes.values())
+    if given["state"] == "present":
         changes, nodes = apply.present(aws, given, made, facts, dry)
     shown = sorted((told(one) for one in nodes), key=lambda one: one["name"])
     return {"changes": changes, "plan": made.as_dict(), "nodes": shown, "account": facts.account}

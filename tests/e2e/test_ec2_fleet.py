@@ -36,7 +36,9 @@ class Account:
         vpc = self.ec2.create_vpc(CidrBlock="10.64.0.0/16")["Vpc"]["VpcId"]
         self.zones = [f"{REGION}{letter}" for letter in "abc"]
         self.subnets = [
-            self.ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.64.{number}.0/24", AvailabilityZone=zone)["Subnet"]["SubnetId"]
+            self.ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.64.{number}.0/24", AvailabilityZone=zone)["Subnet"][
+                "SubnetId"
+            ]
             for number, zone in enumerate(self.zones)
         ]
         self.group = self.ec2.create_security_group(GroupName="nodes", Description="x", VpcId=vpc)["GroupId"]
@@ -74,7 +76,9 @@ class Account:
     @property
     def nodes(self) -> dict[str, str]:
         """Instance by index."""
-        tags = {one["InstanceId"]: {tag["Key"]: tag["Value"] for tag in one.get("Tags", [])} for one in self.instances()}
+        tags = {
+            one["InstanceId"]: {tag["Key"]: tag["Value"] for tag in one.get("Tags", [])} for one in self.instances()
+        }
         return {tag["llmops_index"]: identity for identity, tag in sorted(tags.items(), key=lambda one: one[1]["Name"])}
 
 
@@ -99,7 +103,7 @@ def account(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> t.Iterator[A
     endpoint.reset()
 
 
-def no_capacity(*zones: str) -> t.Callable[[Request], "tuple[str, str] | None"]:
+def no_capacity(*zones: str) -> t.Callable[[Request], tuple[str, str] | None]:
     def fault(request: Request) -> tuple[str, str] | None:
         if request.action == "RunInstances" and request.params.get("DryRun") != "true":
             subnet = request.params["NetworkInterface.1.SubnetId"]
@@ -124,20 +128,30 @@ def test_a_fleet_is_made_once(account: Account) -> None:
 
 def test_the_launch_says_all_that_moto_drops(account: Account) -> None:
     account.endpoint.groups["demo"] = {"strategy": "cluster"}
-    account.apply(count=2, instance_type="p5.48xlarge", key_name="", tags={"team": "nlp"}, root_gib=500, max_hourly_usd=150)
+    account.apply(
+        count=2, instance_type="p5.48xlarge", key_name="", tags={"team": "nlp"}, root_gib=500, max_hourly_usd=150
+    )
     (sent,) = account.endpoint.sent("RunInstances")
     told = sent.params
     assert (told["MinCount"], told["MaxCount"]) == ("2", "2") and len(told["ClientToken"]) == 64
-    assert told["MetadataOptions.HttpTokens"] == "required" and told["MetadataOptions.InstanceMetadataTags"] == "enabled"
+    assert (
+        told["MetadataOptions.HttpTokens"] == "required" and told["MetadataOptions.InstanceMetadataTags"] == "enabled"
+    )
     assert told["InstanceInitiatedShutdownBehavior"] == "terminate"
-    root = {name.rpartition(".")[2]: value for name, value in told.items() if name.startswith("BlockDeviceMapping.1.Ebs")}
+    root = {
+        name.rpartition(".")[2]: value for name, value in told.items() if name.startswith("BlockDeviceMapping.1.Ebs")
+    }
     assert root == {"VolumeType": "gp3", "VolumeSize": "500", "Encrypted": "true", "DeleteOnTermination": "true"}
     assert told["BlockDeviceMapping.1.DeviceName"] == "/dev/sda1", "the image's own, else the root is a second volume"
     cards = [
-        tuple(told[f"NetworkInterface.{number}.{name}"] for name in ("NetworkCardIndex", "DeviceIndex", "InterfaceType"))
+        tuple(
+            told[f"NetworkInterface.{number}.{name}"] for name in ("NetworkCardIndex", "DeviceIndex", "InterfaceType")
+        )
         for number in range(1, 34)
     ]
-    assert cards[:3] == [("0", "0", "interface"), ("0", "1", "efa-only"), ("1", "0", "efa-only")] and cards[-1][0] == "31"
+    assert (
+        cards[:3] == [("0", "0", "interface"), ("0", "1", "efa-only"), ("1", "0", "efa-only")] and cards[-1][0] == "31"
+    )
     assert "NetworkInterface.34.DeviceIndex" not in told and "NetworkInterface.1.AssociatePublicIpAddress" not in told
     assert told["NetworkInterface.33.SecurityGroupId.1"] == account.group
     assert told["Placement.GroupName"] == "demo" and "SubnetId" not in told
@@ -190,9 +204,9 @@ def test_the_next_zone_is_taken_at_once_and_then_kept(account: Account) -> None:
     assert {one["Placement"]["AvailabilityZone"] for one in account.instances()} == {account.zones[1]}
     account.endpoint.faults.clear()
     grown = account.apply(count=3)
-    assert grown["changes"] == [
-        f"tag node {index} ({account.nodes[str(index)]}): llmops_nodes" for index in (0, 1)
-    ] + ["launch node 2"]
+    assert grown["changes"] == [f"tag node {index} ({account.nodes[str(index)]}): llmops_nodes" for index in (0, 1)] + [
+        "launch node 2"
+    ]
     assert {one["Placement"]["AvailabilityZone"] for one in account.instances()} == {account.zones[1]}
 
 
@@ -285,24 +299,31 @@ def test_check_mode_sends_nothing_that_changes(account: Account) -> None:
 
 def test_check_mode_without_a_network_tells_the_plan(account: Account) -> None:
     made = account.apply(check=True, subnet_ids=[], security_group_ids=[])
-    assert made["changes"] == [f"launch node {index}" for index in range(3)] and not account.endpoint.sent("RunInstances")
+    assert made["changes"] == [f"launch node {index}" for index in range(3)] and not account.endpoint.sent(
+        "RunInstances"
+    )
     assert [subnet["cidr"] for subnet in made["plan"]["subnets"]][:2] == ["10.64.0.0/19", "10.64.32.0/19"]
 
 
 def test_a_dry_run_that_is_refused_is_told(account: Account) -> None:
     account.endpoint.faults.append(
-        lambda request: ("UnauthorizedOperation", "You are not authorized") if request.action == "RunInstances" else None
+        lambda request: (
+            ("UnauthorizedOperation", "You are not authorized") if request.action == "RunInstances" else None
+        )
     )
     assert "These credentials may not do this" in account.refused(check=True)
 
 
-def once(action: str, code: str, times: int = 2) -> t.Callable[[Request], "tuple[str, str] | None"]:
+def once(action: str, code: str, times: int = 2) -> t.Callable[[Request], tuple[str, str] | None]:
     left = [times]
 
     def fault(request: Request) -> tuple[str, str] | None:
         if request.action == action and left[0]:
             left[0] -= 1
-            return code, "Invalid IAM Instance Profile name" if code == "InvalidParameterValue" else "Request limit exceeded."
+            return (
+                code,
+                "Invalid IAM Instance Profile name" if code == "InvalidParameterValue" else "Request limit exceeded.",
+            )
         return None
 
     return fault

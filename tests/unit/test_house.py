@@ -159,7 +159,7 @@ def read_lock(name: str) -> Lock:
 def test_locks_hold_what_was_asked_for(path: Path) -> None:
     lock = read_lock(path.stem)
     asked = re.findall(r"^([A-Za-z0-9._-]+)(?:\[[a-z,]+\])?==([^\s;]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
-    assert asked and (len(lock) >= 15 or path.stem == "build")
+    assert asked and (len(lock) >= 15 or path.stem in {"build", "collections"})
     for package, version in asked:
         versions = [pinned for pinned, _marker, _hashes in lock.get(re.sub(r"[-_.]+", "-", package).lower(), [])]
         assert version in versions, f"make lock: {package}=={version} is asked for, {versions} is locked"
@@ -184,6 +184,14 @@ def test_build_tools_are_those_of_the_environment() -> None:
     """One setuptools, whose wheel a site without an index has anyway."""
     build, node = read_lock("build"), read_lock("node-main")
     assert {package: node.get(package) for package in build} == build
+
+
+def test_the_bundle_is_that_of_the_controllers_ansible() -> None:
+    """12.3.0 carries ansible-core 2.19, 14.5.0 carries 2.21."""
+    bundle, core = (read_lock(name) for name in ("collections", "controller"))
+    assert [(version.split(".")[0], marker) for version, marker, _hashes in bundle["ansible"]] == [
+        (str(int(version.split(".")[1]) - 7), marker) for version, marker, _hashes in core["ansible-core"]
+    ]
 
 
 def test_the_project_asks_for_what_the_locks_hold() -> None:

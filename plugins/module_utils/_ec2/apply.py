@@ -43,7 +43,7 @@ def absent(aws: client.Aws, wanted: t.Mapping[str, t.Any], dry: bool) -> list[Ch
     requests = aws.pages("ec2", "describe_spot_instance_requests", "SpotInstanceRequests", Filters=tagged)
     open_ = [one["SpotInstanceRequestId"] for one in requests if one["State"] in ("open", "active")]
     live = [one for one in survey.instances(aws, name) if one.state in fleet.LIVE]
-    live.sort(key=lambda one: -(one.index or 0))
+    live.sort(key=lambda one: -(one.node or 0))
     changes = [Change("cancel", one) for one in open_] + [Change("terminate", one.id) for one in live]
     if not dry:
         if open_:
@@ -55,7 +55,9 @@ def absent(aws: client.Aws, wanted: t.Mapping[str, t.Any], dry: bool) -> list[Ch
         changes.append(Change("release", address["AllocationId"]))
         if not dry:
             aws.call("ec2", "release_address", AllocationId=address["AllocationId"])
-    for volume in aws.pages("ec2", "describe_volumes", "Volumes", Filters=[*tagged, *client.filters(status="available")]):
+    for volume in aws.pages(
+        "ec2", "describe_volumes", "Volumes", Filters=[*tagged, *client.filters(status="available")]
+    ):
         changes.append(Change("delete", volume["VolumeId"]))
         if not dry:
             aws.call("ec2", "delete_volume", VolumeId=volume["VolumeId"])
@@ -85,7 +87,7 @@ def _tag_all(
     dry: bool,
     told: bool = True,
 ) -> None:
-    """Index and name where they lack; how many nodes there are, on all, so that an inventory sees one that is missing."""
+    """Index and name where they lack; on all how many nodes there are, so that one that is gone is missed."""
     for index, one in nodes.items():
         should = {
             naming.INDEX: str(index),
@@ -100,12 +102,14 @@ def _tag_all(
             if told:
                 changes.append(Change("tag", f"node {index} ({one.id}): {', '.join(sorted(lacking))}"))
             if not dry:
-                _patiently(
-                    lambda one=one, lacking=lacking: aws.call(
-                        "ec2", "create_tags", Resources=[one.id], Tags=naming.listed(lacking)
-                    ),
-                    lambda error: error.code == "InvalidInstanceID.NotFound",
-                )
+                _tag(aws, one.id, lacking)
+
+
+def _tag(aws: client.Aws, instance: str, tags: t.Mapping[str, str]) -> None:
+    _patiently(
+        lambda: aws.call("ec2", "create_tags", Resources=[instance], Tags=naming.listed(tags)),
+        lambda error: error.code == "InvalidInstanceID.NotFound",
+    )
 
 
 def _shrink(
@@ -153,6 +157,8 @@ def _launch(
         try:
             found = _run(aws, asked, dry)
         except client.Refused as error:
+            if dry and _still_to_come(error, wanted, aws.region):
+                return {}
             if error.kind != "capacity":
                 raise
             tried.append((subnet.id, subnet.zone, error.told))
@@ -162,12 +168,23 @@ def _launch(
     raise errors.no_capacity(tried, facts.kind.name)
 
 
+def _still_to_come(error: client.Refused, wanted: t.Mapping[str, t.Any], region: str) -> bool:
+    """In check mode, what the role makes before the launch is not there yet."""
+    name = wanted["name"]
+    return (
+        (error.kind == "key" and wanted["key_name"] == naming.own_name(name))
+        or (errors.profile_unknown(error.code, error.told) and wanted["instance_profile"] == naming.iam(name, region))
+        or (error.code == "InvalidPlacementGroup.Unknown" and wanted["placement_group"] == "auto")
+    )
+
+
 def _run(aws: client.Aws, asked: dict[str, t.Any], dry: bool) -> list[t.Any]:
     """botocore would ask again for what AWS has not got, for minutes."""
+    sent = {**asked, "DryRun": True} if dry else asked
     try:
         answer = _patiently(
-            lambda: aws.call("ec2", "run_instances", tries=1, **asked, **({"DryRun": True} if dry else {})),
-            lambda error: error.kind == "throttled" or errors.profile_unknown(error.code, error.told),
+            lambda: aws.call("ec2", "run_instances", tries=1, **sent),
+            lambda error: error.kind == "throttled" or (not dry and errors.profile_unknown(error.code, error.told)),
         )
     except client.Refused as error:
         if error.code == "DryRunOperation":
@@ -239,10 +256,12 @@ def _wait(
             )
         running = [one for one in seen.values() if one and one.state == "running"]
         if len(running) == wanted["count"]:
-            fleet.zone(fleet.Steps({number: one for number, one in enumerate(running)}, {}, [], {}, []))
+            fleet.zone(running)
             return running
         if time.monotonic() > end:
-            late = [f"node {index}: {one.state if one else 'unknown'}" for index, one in seen.items() if one not in running]
+            late = [
+                f"node {index}: {one.state if one else 'unknown'}" for index, one in seen.items() if one not in running
+            ]
             raise FinetuneError(
                 f"Nodes do not run after {wanted['timeout']:g} s: {', '.join(late)}.",
                 where="ec2_timeout",

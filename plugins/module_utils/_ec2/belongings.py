@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Everything that is of a fleet, as the Describe calls tell it: those of tags and of costs still list what is deleted."""
+"""Everything that is of a fleet, as the Describe calls tell it: calls about tags or costs list what was deleted."""
 
 from __future__ import annotations
 
@@ -25,11 +25,6 @@ _EC2 = {
 _ENDED = {"deleted", "deleting"}
 
 
-def iam_name(name: str, region: str) -> str:
-    """Roles are of the whole account, fleets of a region."""
-    return f"llmops-{name}-{region}"
-
-
 def find(aws: client.Aws, name: str) -> dict[str, list[dict[str, t.Any]]]:
     """By kind, each with id and what is needed to delete it. Nothing of a fleet: only empty lists."""
     tagged = client.filters(**{f"tag__{naming.FLEET}": name})
@@ -41,13 +36,15 @@ def find(aws: client.Aws, name: str) -> dict[str, list[dict[str, t.Any]]]:
     for kind, (action, key, identity) in _EC2.items():
         answers = aws.call("ec2", action, Filters=tagged).get(key) or []
         found[kind] = [
-            _short(one, identity) for one in answers if str(one.get("State", one.get("Status", ""))).lower() not in _ENDED
+            _short(one, identity)
+            for one in answers
+            if str(one.get("State", one.get("Status", ""))).lower() not in _ENDED
         ]
     vpcs = [one["id"] for one in found["vpcs"]]
     inside = _instances(aws, client.filters(vpc_id=vpcs)) if vpcs else []
     ours = {one["id"] for one in found["instances"]}
     found["strangers"] = [one for one in inside if one["id"] not in ours]
-    found |= _iam(aws, iam_name(name, aws.region), name)
+    found |= _iam(aws, naming.iam(name, aws.region), name)
     return found
 
 
@@ -75,12 +72,15 @@ def _instances(aws: client.Aws, filters: list[dict[str, t.Any]]) -> list[dict[st
 def _iam(aws: client.Aws, iam: str, name: str) -> dict[str, list[dict[str, t.Any]]]:
     """Only with the fleet's tag: somebody else's role may have the name."""
     found: dict[str, list[dict[str, t.Any]]] = {}
-    for kind, action, key, asked in (
-        ("instance_profiles", "get_instance_profile", "InstanceProfile", {"InstanceProfileName": iam}),
-        ("roles", "get_role", "Role", {"RoleName": iam}),
-    ):
+    asks: dict[str, t.Callable[[], t.Any]] = {
+        "instance_profiles": lambda: aws.call("iam", "get_instance_profile", InstanceProfileName=iam)[
+            "InstanceProfile"
+        ],
+        "roles": lambda: aws.call("iam", "get_role", RoleName=iam)["Role"],
+    }
+    for kind, ask in asks.items():
         try:
-            one = aws.call("iam", action, **asked)[key]
+            one = ask()
         except client.Refused as error:
             if error.code != "NoSuchEntity":
                 raise
@@ -93,4 +93,8 @@ def _iam(aws: client.Aws, iam: str, name: str) -> dict[str, list[dict[str, t.Any
 
 def left(found: t.Mapping[str, t.Sequence[t.Mapping[str, t.Any]]]) -> list[str]:
     """For people: what is there, by kind."""
-    return [f"{kind.replace('_', ' ')}: {', '.join(str(one['id']) for one in those)}" for kind, those in found.items() if those]
+    return [
+        f"{kind.replace('_', ' ')}: {', '.join(str(one['id']) for one in those)}"
+        for kind, those in found.items()
+        if those
+    ]

@@ -41,7 +41,8 @@ class Aws:
             from botocore.exceptions import BotoCoreError
         except ImportError:
             raise FinetuneError(
-                "EC2 is asked with boto3, which this controller's Python lacks.", change="install boto3 beside ansible-core"
+                "EC2 is asked with boto3, which this controller's Python lacks.",
+                change="install boto3 beside ansible-core",
             ) from None
         self.region = region
         try:
@@ -55,7 +56,9 @@ class Aws:
         from botocore.parsers import ResponseParserError
 
         try:
-            answer: dict[str, t.Any] = getattr(self._client(service, region or self.region, tries or TRIES), action)(**asked)
+            answer: dict[str, t.Any] = getattr(self._client(service, region or self.region, tries or TRIES), action)(
+                **asked
+            )
         except ClientError as error:
             said = error.response.get("Error", {})
             code, message = str(said.get("Code")), str(said.get("Message"))
@@ -73,7 +76,7 @@ class Aws:
 
     def pages(self, service: str, action: str, key: str, **asked: t.Any) -> list[t.Any]:
         found: list[t.Any] = []
-        token: dict[str, str] = {}
+        token: dict[str, t.Any] = {}
         while True:
             answer = self.call(service, action, **asked, **token)
             found += answer.get(key) or []

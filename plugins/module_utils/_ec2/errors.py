@@ -84,7 +84,9 @@ _MEANINGS = (
         ("InvalidInstanceType",),
     ),
     (
-        Meaning("parameter", "There is no such image parameter", "ec2_image_parameter", "correct it, or give ec2_image_id"),
+        Meaning(
+            "parameter", "There is no such image parameter", "ec2_image_parameter", "correct it, or give ec2_image_id"
+        ),
         ("ParameterNotFound",),
     ),
     (
@@ -98,7 +100,12 @@ _MEANINGS = (
             "ec2_subnet_ids, ec2_region",
             "correct one of them",
         ),
-        ("InvalidSubnetID.NotFound", "InvalidSubnetId.Malformed", "InvalidGroup.NotFound", "InvalidPlacementGroup.Unknown"),
+        (
+            "InvalidSubnetID.NotFound",
+            "InvalidSubnetId.Malformed",
+            "InvalidGroup.NotFound",
+            "InvalidPlacementGroup.Unknown",
+        ),
     ),
     (
         Meaning("busy", "It is still in use", "", "apply again in a minute"),

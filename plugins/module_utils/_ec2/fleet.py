@@ -32,7 +32,7 @@ class Instance(t.NamedTuple):
     """Why it is not alive, where EC2 says so."""
 
     @property
-    def index(self) -> int | None:
+    def node(self) -> int | None:
         told = self.tags.get(naming.INDEX, "")
         return int(told) if told.isdigit() else None
 
@@ -68,8 +68,8 @@ def reconcile(found: t.Iterable[Instance], fleet: str, count: int, may_shrink: b
     live = [instance for instance in found if instance.state in LIVE]
     by_index: dict[int, list[Instance]] = {}
     for instance in live:
-        if instance.index is not None:
-            by_index.setdefault(instance.index, []).append(instance)
+        if instance.node is not None:
+            by_index.setdefault(instance.node, []).append(instance)
     twice = {index: [one.id for one in those] for index, those in by_index.items() if len(those) > 1}
     if twice:
         index, ids = min(twice.items())
@@ -101,7 +101,7 @@ def reconcile(found: t.Iterable[Instance], fleet: str, count: int, may_shrink: b
 
 def _adopted(live: list[Instance], nodes: t.Mapping[int, Instance], fleet: str) -> dict[int, Instance]:
     """By the index in the name, else the lowest that is free, in the order of the launch."""
-    orphans = sorted((one for one in live if one.index is None), key=lambda one: (one.launched, one.id))
+    orphans = sorted((one for one in live if one.node is None), key=lambda one: (one.launched, one.id))
     given: dict[int, Instance] = {}
     later = []
     for one in orphans:
@@ -121,13 +121,17 @@ def drift(steps: Steps, kind: str, image: str, market: str) -> list[str]:
     told = []
     for index, one in steps.nodes.items():
         wanted = [("type", one.type, kind), ("image", one.image, image), ("market", one.market, market)]
-        told += [f"node {index} ({one.id}) has {what} {has}, not {want}" for what, has, want in wanted if want and has != want]
+        told += [
+            f"node {index} ({one.id}) has {what} {has}, not {want}"
+            for what, has, want in wanted
+            if want and has != want
+        ]
     return told
 
 
-def zone(steps: Steps) -> str:
+def zone(nodes: t.Iterable[Instance]) -> str:
     """Where the fleet is. All nodes are in one zone: between zones, traffic is slow and costs."""
-    zones = sorted({one.zone for one in steps.nodes.values()})
+    zones = sorted({one.zone for one in nodes})
     if len(zones) > 1:
         raise FinetuneError(
             f"Nodes of the fleet are in several availability zones: {', '.join(zones)}.",

@@ -47,7 +47,7 @@ def layout(kind: GpuType, efa: bool, style: str = "current") -> list[Interface]:
     plain = Interface(0, 0, "interface")
     if not efa:
         return [plain]
-    cards = [card.index for card in kind.cards if card.efa][: kind.efa]
+    cards = [card.number for card in kind.cards if card.efa][: kind.efa]
     if style == "legacy":
         first = Interface(0, 0, "efa") if 0 in cards else plain
         return [first, *(Interface(card, 1, "efa-only") for card in cards if card)]

@@ -45,7 +45,9 @@ def networks(given: t.Iterable[str]) -> list[str]:
 def count(nodes: int, most: int) -> None:
     if nodes < 1:
         raise FinetuneError(
-            f"{nodes} nodes are asked for.", where="ec2_count", change="at least 1; llmops.finetune.teardown ends a fleet"
+            f"{nodes} nodes are asked for.",
+            where="ec2_count",
+            change="at least 1; llmops.finetune.teardown ends a fleet",
         )
     if nodes > most:
         raise FinetuneError(

@@ -26,6 +26,16 @@ def checked(name: str) -> str:
     return name
 
 
+def own_name(fleet: str) -> str:
+    """Of what the role makes for a fleet."""
+    return f"llmops-{fleet}"
+
+
+def iam(fleet: str, region: str) -> str:
+    """Roles are of the whole account, fleets of a region."""
+    return f"llmops-{fleet}-{region}"
+
+
 def node(fleet: str, index: int) -> str:
     """Padded, so that names in order are nodes in order."""
     return f"{fleet}-{index:03d}"

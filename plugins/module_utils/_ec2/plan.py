@@ -27,6 +27,14 @@ class Plan(t.NamedTuple):
     """To try, in this order."""
     subnets: list[dict[str, str]]
     """For a network of the fleet's own."""
+    vpc: str
+    """Of the subnets that are given."""
+    partition: str
+    ingress: list[dict[str, t.Any]]
+    egress: list[dict[str, t.Any]]
+    """Rules of the fleet's security group, as amazon.aws has them."""
+    import_key: bool
+    """Whether the fleet's key pair is not there, or another. Its module would send a trial key each time to know."""
     drift: list[str]
     lines: list[str]
 
@@ -43,10 +51,10 @@ class Plan(t.NamedTuple):
 
 
 def make(wanted: t.Mapping[str, t.Any], facts: Facts, region: str) -> Plan:
-    limits.networks(wanted["ssh_cidrs"])
+    logins = limits.networks(wanted["ssh_cidrs"])
     limits.count(wanted["count"], wanted["max_nodes"])
     steps = fleet.reconcile(facts.instances, wanted["name"], wanted["count"], wanted["allow_scale_down"])
-    zones = _zones(wanted, facts, fleet.zone(steps))
+    zones = _zones(wanted, facts, fleet.zone(steps.nodes.values()))
     efa = interfaces.wanted(facts.kind, wanted["efa"], wanted["count"], bool(wanted["public_ip"]))
     hourly = price.check(facts.price, wanted["count"], wanted["max_hourly_usd"])
     notice = limits.quota(facts.kind, wanted["market"], facts.quota, facts.used, len(steps.missing))
@@ -64,10 +72,32 @@ def make(wanted: t.Mapping[str, t.Any], facts: Facts, region: str) -> Plan:
         placement_group=group,
         zones=zones,
         subnets=[] if facts.subnets else _subnets(wanted["cidr"], facts.zones, zones),
+        vpc=facts.subnets[0].vpc if facts.subnets else "",
+        partition=facts.partition,
+        ingress=[*_logins(logins), _each_other(wanted["name"])],
+        egress=[{"proto": "all", "cidr_ip": "0.0.0.0/0"}, _each_other(wanted["name"])],
+        import_key=bool(wanted["public_key"]) and _blob(facts.key) != _blob(wanted["public_key"]),
         drift=fleet.drift(steps, facts.kind.name, wanted["image_id"], wanted["market"]),
         lines=[],
     )
     return plan._replace(lines=_lines(plan, wanted, facts, region, notice))
+
+
+def _logins(networks: t.Iterable[str]) -> list[dict[str, t.Any]]:
+    return [
+        {"proto": "tcp", "ports": ["22"], "cidr_ipv6" if ":" in one else "cidr_ip": one, "rule_desc": "login"}
+        for one in networks
+    ]
+
+
+def _each_other(fleet_: str) -> dict[str, t.Any]:
+    """All protocols: NCCL takes ports of the kernel's choice, and EFA, which wants this both ways, has none."""
+    return {"proto": "all", "group_name": naming.own_name(fleet_)}
+
+
+def _blob(key: str) -> str:
+    """Without type and comment."""
+    return key.split()[1] if len(key.split()) > 1 else key
 
 
 def _zones(wanted: t.Mapping[str, t.Any], facts: Facts, current: str) -> list[str]:
@@ -95,7 +125,9 @@ def _subnets(cidr: str, of_region: t.Sequence[str], wanted: t.Sequence[str]) -> 
     try:
         network = ipaddress.ip_network(cidr)
     except ValueError as error:
-        raise FinetuneError(f"{cidr!r} is no network: {error}.", where="ec2_cidr", change="such as 10.64.0.0/16") from None
+        raise FinetuneError(
+            f"{cidr!r} is no network: {error}.", where="ec2_cidr", change="such as 10.64.0.0/16"
+        ) from None
     if network.prefixlen > 28 - _SLOTS:
         if len(wanted) > 1:
             raise FinetuneError(
@@ -120,10 +152,11 @@ def _lines(plan: Plan, wanted: t.Mapping[str, t.Any], facts: Facts, region: str,
     ends = f"each node ends itself {ttl:g} h after its launch" if ttl else "nodes run until llmops.finetune.teardown"
     until = f", {plan.total:.2f} in {ttl:g} h" if ttl else ""
     group = f", placement group {plan.placement_group}" if plan.placement_group else ""
+    each = f"{facts.price.usd:.3f} a node: {facts.price.source}"
     lines = [
         f"fleet   {wanted['name']}: {count} × {types.described(facts.kind)}",
         f"where   account {facts.account}, {region}, {' or '.join(plan.zones)}{group}",
-        f"cost    {plan.hourly:.2f} USD an hour{until} ({wanted['market']}, {facts.price.usd:.3f} a node: {facts.price.source})",
+        f"cost    {plan.hourly:.2f} USD an hour{until} ({wanted['market']}, {each})",
         "        without disks, public addresses and traffic",
         f"ends    {ends}",
         f"nodes   {_doing(plan.steps)}",

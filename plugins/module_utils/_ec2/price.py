@@ -80,7 +80,7 @@ def check(price: Price, nodes: int, most: float) -> float:
     hourly = price.usd * nodes
     if hourly > most:
         raise FinetuneError(
-            f"{nodes} nodes cost {hourly:.2f} USD an hour ({price.usd:.3f} each, {price.source}), and {most:g} is allowed.",
+            f"{nodes} nodes cost {hourly:.2f} USD an hour ({price.usd:.3f} each, {price.source}); {most:g} is allowed.",
             where="ec2_max_hourly_usd",
             change="raise it, or take fewer or cheaper nodes",
         )

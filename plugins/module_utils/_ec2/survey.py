@@ -31,6 +31,8 @@ class Image(t.NamedTuple):
 
 class Facts(t.NamedTuple):
     account: str
+    partition: str
+    """aws, or that of China or of governments."""
     kind: types.GpuType
     zones: list[str]
     """Of the region."""
@@ -41,6 +43,8 @@ class Facts(t.NamedTuple):
     used: int
     price: price.Price
     subnets: list[Subnet]
+    key: str
+    """The public key that is there under the name of the fleet's."""
 
 
 def instance_type(aws: client.Aws, name: str) -> types.GpuType:
@@ -60,9 +64,23 @@ def instance_type(aws: client.Aws, name: str) -> types.GpuType:
     return types.read(found[0])
 
 
+def gpu_types(aws: client.Aws) -> list[types.GpuType]:
+    """All of the region that models can be trained on."""
+    found = []
+    for one in aws.pages("ec2", "describe_instance_types", "InstanceTypes"):
+        try:
+            found.append(types.read(one))
+        except FinetuneError:
+            continue
+    return sorted(found, key=lambda kind: kind.name)
+
+
 def offered(aws: client.Aws, name: str) -> list[str]:
     asked = {"LocationType": "availability-zone", "Filters": client.filters(instance_type=name)}
-    return sorted(one["Location"] for one in aws.pages("ec2", "describe_instance_type_offerings", "InstanceTypeOfferings", **asked))
+    return sorted(
+        one["Location"]
+        for one in aws.pages("ec2", "describe_instance_type_offerings", "InstanceTypeOfferings", **asked)
+    )
 
 
 def zones(aws: client.Aws) -> list[str]:
@@ -127,7 +145,9 @@ def asked_price(aws: client.Aws, kind: types.GpuType, market: str, zones_: t.Col
             "capacitystatus": "Used",
         }
         asked = [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in fields.items()]
-        answer = aws.call("pricing", "get_products", tries=1, region=_PRICING_REGION, ServiceCode="AmazonEC2", Filters=asked)
+        answer = aws.call(
+            "pricing", "get_products", tries=1, region=_PRICING_REGION, ServiceCode="AmazonEC2", Filters=asked
+        )
         return price.on_demand(answer["PriceList"])
     except FinetuneError as error:
         if isinstance(error, client.Refused) and error.kind == "credentials":
@@ -149,14 +169,16 @@ def subnets(aws: client.Aws, ids: t.Sequence[str]) -> list[Subnet]:
 
 
 def image(aws: client.Aws, kind: types.GpuType, given: str, parameter: str) -> Image:
-    """The name of the root device is the image's: under another, the volume would be a second one, and the root small."""
+    """The name of the root device is the image's: under another, it would be a second volume beside a small root."""
     if not given:
         name = parameter.replace("{architecture}", kind.architecture)
         given = aws.call("ssm", "get_parameter", Name=name)["Parameter"]["Value"]
     found = aws.call("ec2", "describe_images", ImageIds=[given])["Images"]
     if not found:
         raise FinetuneError(
-            f"There is no image {given} in {aws.region}.", where="ec2_image_id and ec2_region", change="correct one of them"
+            f"There is no image {given} in {aws.region}.",
+            where="ec2_image_id and ec2_region",
+            change="correct one of them",
         )
     told = found[0]
     device = str(told.get("RootDeviceName") or "/dev/sda1")
@@ -175,15 +197,22 @@ def image(aws: client.Aws, kind: types.GpuType, given: str, parameter: str) -> I
     return seen
 
 
+def public_key(aws: client.Aws, name: str) -> str:
+    wanted = client.filters(key_name=name)
+    found = aws.call("ec2", "describe_key_pairs", Filters=wanted, IncludePublicKey=True)["KeyPairs"]
+    return str(found[0].get("PublicKey") or "") if found else ""
+
+
 def facts(aws: client.Aws, wanted: t.Mapping[str, t.Any]) -> Facts:
-    account = aws.call("sts", "get_caller_identity", tries=2)["Account"]
+    who = aws.call("sts", "get_caller_identity", tries=2)
     kind = instance_type(aws, wanted["instance_type"])
     market = wanted["market"]
     limits.market(kind, market, wanted["capacity_reservation_id"], wanted["spot_max_usd"])
     has = offered(aws, kind.name)
     asked = None if wanted["price_usd"] or market == "capacity-block" else asked_price(aws, kind, market, has)
     return Facts(
-        account=account,
+        account=who["Account"],
+        partition=who["Arn"].split(":")[1],
         kind=kind,
         zones=zones(aws),
         offered=has,
@@ -192,4 +221,5 @@ def facts(aws: client.Aws, wanted: t.Mapping[str, t.Any]) -> Facts:
         used=used(aws, kind, market),
         price=price.choose(kind.name, market, aws.region, wanted["price_usd"], asked),
         subnets=subnets(aws, wanted["subnet_ids"]),
+        key=public_key(aws, naming.own_name(wanted["name"])),
     )

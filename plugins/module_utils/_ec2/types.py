@@ -13,7 +13,7 @@ MARKETS = ("on-demand", "spot", "capacity-block")
 
 
 class Card(t.NamedTuple):
-    index: int
+    number: int
     efa: bool
 
 

@@ -1,0 +1,286 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From an empty account to a fleet and back, by the playbooks that a user types, against moto."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import typing as t
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+import pytest
+
+from ..aws import Endpoint
+from .conftest import REPOSITORY, SYSTEM_PATH, Outcome, read_record
+
+REGION = "us-east-1"
+
+
+def public_key(seed: str) -> str:
+    """One of the right shape; nobody has the other half."""
+    blob = b"\0\0\0\x0bssh-ed25519\0\0\0 " + hashlib.sha256(seed.encode()).digest()
+    return f"ssh-ed25519 {base64.b64encode(blob).decode()}"
+
+
+FLEET: dict[str, t.Any] = {
+    "ec2_name": "demo",
+    "ec2_region": REGION,
+    "ec2_instance_type": "p4d.24xlarge",
+    "ec2_count": 3,
+    "ec2_zones": [f"{REGION}b", f"{REGION}a"],
+    "ec2_max_nodes": 4,
+    "ec2_max_hourly_usd": 80,
+    "ec2_price_usd": 21.958,
+    "ec2_ssh_cidrs": ["203.0.113.7/32"],
+    "ec2_ssh_public_key": public_key("user"),
+    "ec2_bucket": "records-of-demo",
+    "ec2_bucket_create": True,
+    "ec2_teardown_retries": 1,
+}
+ORDER = [
+    "TerminateInstances",
+    "DeletePlacementGroup",
+    "DeleteSecurityGroup",
+    "DeleteVpcEndpoints",
+    "DeleteRouteTable",
+    "DeleteSubnet",
+    "DetachInternetGateway",
+    "DeleteInternetGateway",
+    "DeleteVpc",
+    "DeleteInstanceProfile",
+    "DeleteRole",
+    "DeleteKeyPair",
+]
+KINDS = {
+    "describe_vpcs": "Vpcs",
+    "describe_subnets": "Subnets",
+    "describe_security_groups": "SecurityGroups",
+    "describe_volumes": "Volumes",
+    "describe_network_interfaces": "NetworkInterfaces",
+    "describe_key_pairs": "KeyPairs",
+    "describe_placement_groups": "PlacementGroups",
+}
+
+
+@dataclass
+class Site:
+    """A controller with a home of its own, and the account it asks."""
+
+    endpoint: Endpoint
+    home: Path
+    count: int = 0
+
+    def play(
+        self, playbook: str, *arguments: str, inventory: str = "inventories/local.yml", **variables: t.Any
+    ) -> Outcome:
+        self.count += 1
+        record = self.home / f"record-{self.count}.jsonl"
+        record.touch()
+        done = self.run(
+            [
+                "ansible-playbook",
+                playbook,
+                "-i",
+                inventory,
+                "-e",
+                json.dumps({**FLEET, **self.variables, **variables}),
+                *arguments,
+            ],
+            ANSIBLE_CALLBACK_PLUGINS=str(REPOSITORY / "tests/e2e/callbacks"),
+            ANSIBLE_CALLBACKS_ENABLED="record",
+            RECORD_TO=str(record),
+        )
+        results = [
+            {**line, "task": line["task"].removeprefix("llmops.finetune.ec2 : ")} for line in read_record(record)
+        ]
+        return Outcome(done.returncode, done.stdout + done.stderr, results)
+
+    def run(self, command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+        known = {
+            "PATH": f"{REPOSITORY}/.venv/bin:{SYSTEM_PATH}",
+            "HOME": str(self.home),
+            "LC_ALL": "C.UTF-8",
+            "AWS_REGION": REGION,
+            **self.endpoint.environment(),
+        }
+        return subprocess.run(
+            command, cwd=REPOSITORY, env={**known, **environment}, capture_output=True, text=True, check=False
+        )
+
+    @property
+    def variables(self) -> dict[str, t.Any]:
+        return {"ec2_known_hosts": str(self.home / "known_hosts")}
+
+    def inventory(self) -> dict[str, t.Any]:
+        done = self.run(["ansible-inventory", "-i", "inventories/ec2.aws_ec2.yml", "--list"])
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout))
+
+
+def console(instance: str) -> str:
+    """As cloud-init prints it, each node its own key."""
+    return (
+        "[   9.1] cloud-init[811]: Cloud-init finished\n"
+        "[  10.2] cloud-init[812]: -----BEGIN SSH HOST KEY KEYS-----\n"
+        f"[  10.2] cloud-init[812]: {public_key(instance)} root@node\n"
+        "[  10.3] cloud-init[812]: -----END SSH HOST KEY KEYS-----\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Site]:
+    endpoint = Endpoint(console=console)
+    endpoint.start()
+    before = dict(os.environ)
+    os.environ.update(endpoint.environment())
+    yield Site(endpoint, tmp_path_factory.mktemp("controller"))
+    os.environ.clear()
+    os.environ.update(before)
+    endpoint.stop()
+
+
+def teardown(site: Site, *arguments: str, **variables: t.Any) -> Outcome:
+    return site.play("llmops.finetune.teardown", *arguments, ec2_teardown_confirm="demo", **variables)
+
+
+@pytest.fixture(scope="module")
+def provisioned(site: Site) -> Outcome:
+    """Check mode on the empty account, then the fleet, and what was sent for it."""
+    predicted = site.play("llmops.finetune.provision", "--check")
+    assert predicted.rc == 0, predicted.text
+    assert site.endpoint.mutations == [], "check mode changes nothing"
+    assert not (site.home / "known_hosts").exists()
+    site.endpoint.requests.clear()
+    applied = site.play("llmops.finetune.provision")
+    assert applied.rc == 0, applied.text
+    assert set(predicted.changed) < set(applied.changed), (
+        "what hangs on a network that is not there is in the plan alone"
+    )
+    return applied
+
+
+def test_the_price_is_told_before_anything_is_made(site: Site, provisioned: Outcome) -> None:
+    tasks = [line["task"] for line in provisioned.results]
+    shown = tasks.index("Plan | Show it")
+    assert not [line["task"] for line in provisioned.results[: shown + 1] if line["result"].get("changed")]
+    text = " ".join(provisioned.results[shown]["result"]["msg"])
+    for words in ("3 × p4d.24xlarge", "65.87 USD an hour, 1580.98 in 24 h", "us-east-1b or us-east-1a", "launch 0 1 2"):
+        assert words in text
+
+
+def test_only_who_is_named_gets_in_and_nodes_reach_each_other(site: Site, provisioned: Outcome) -> None:
+    (group,) = boto3.client("ec2", region_name=REGION).describe_security_groups(
+        Filters=[{"Name": "tag:llmops_fleet", "Values": ["demo"]}]
+    )["SecurityGroups"]
+
+    def rules(name: str) -> set[tuple[str, t.Any, str]]:
+        found = set()
+        for rule in group[name]:
+            whom = [one["CidrIp"] for one in rule["IpRanges"]] + [one["GroupId"] for one in rule["UserIdGroupPairs"]]
+            found |= {(rule["IpProtocol"], rule.get("FromPort"), one) for one in whom}
+        return found
+
+    assert rules("IpPermissions") == {("tcp", 22, "203.0.113.7/32"), ("-1", None, group["GroupId"])}
+    assert rules("IpPermissionsEgress") == {("-1", None, "0.0.0.0/0"), ("-1", None, group["GroupId"])}
+    (launch,) = site.endpoint.sent("RunInstances")
+    assert launch.params["NetworkInterface.1.SecurityGroupId.1"] == group["GroupId"]
+
+
+def test_nodes_may_use_one_prefix_of_one_bucket(site: Site, provisioned: Outcome) -> None:
+    name = "llmops-demo-us-east-1"
+    (launch,) = site.endpoint.sent("RunInstances")
+    assert launch.params["IamInstanceProfile.Name"] == name and launch.params["KeyName"] == "llmops-demo"
+    iam = boto3.client("iam", region_name=REGION)
+    (held,) = iam.get_instance_profile(InstanceProfileName=name)["InstanceProfile"]["Roles"]
+    assert held["RoleName"] == name and not iam.list_attached_role_policies(RoleName=name)["AttachedPolicies"]
+    allowed = iam.get_role_policy(RoleName=name, PolicyName="bucket")["PolicyDocument"]["Statement"]
+    assert {one["Sid"]: one["Resource"] for one in allowed} == {
+        "List": "arn:aws:s3:::records-of-demo",
+        "Objects": "arn:aws:s3:::records-of-demo/demo/*",
+    }
+    assert allowed[0]["Condition"] == {"StringLike": {"s3:prefix": ["demo", "demo/*"]}}
+    assert not [action for one in allowed for action in one["Action"] if "*" in action]
+    s3 = boto3.client("s3", region_name=REGION)
+    closed = s3.get_public_access_block(Bucket="records-of-demo")["PublicAccessBlockConfiguration"]
+    assert all(closed.values()) and "SecureTransport" in s3.get_bucket_policy(Bucket="records-of-demo")["Policy"]
+
+
+def test_nodes_are_listed_by_index_and_known_by_their_consoles(site: Site, provisioned: Outcome) -> None:
+    listed = site.run(["ansible", "trainers", "-i", "inventories/ec2.aws_ec2.yml", "--list-hosts"])
+    assert listed.stdout.split()[-3:] == ["demo-000", "demo-001", "demo-002"], listed.stdout + listed.stderr
+    told = site.inventory()["_meta"]["hostvars"]["demo-001"]
+    assert told["ansible_user"] == "ubuntu" and "StrictHostKeyChecking=yes" in told["ansible_ssh_common_args"]
+    known = (site.home / "known_hosts").read_text().splitlines()
+    instance = told["aws_instance_id"]["__ansible_unsafe"]
+    assert known[1] == f"demo-001 {public_key(instance)} {instance}" and len(known) == 3
+    assert told["train_address"] == told["ansible_host"]
+
+
+def test_a_second_apply_and_check_mode_on_a_full_account_change_nothing(site: Site, provisioned: Outcome) -> None:
+    site.endpoint.requests.clear()
+    for arguments in ((), ("--check",)):
+        again = site.play("llmops.finetune.provision", *arguments)
+        assert again.rc == 0 and again.changed == [], again.text
+        assert site.endpoint.mutations == []
+
+
+def test_a_node_that_is_lost_comes_back_at_its_place(site: Site, provisioned: Outcome) -> None:
+    ec2 = boto3.client("ec2", region_name=REGION)
+    before = site.inventory()["_meta"]["hostvars"]
+    ec2.terminate_instances(InstanceIds=[before["demo-000"]["aws_instance_id"]["__ansible_unsafe"]])
+    gap = site.run(["ansible", "trainers", "-i", "inventories/ec2.aws_ec2.yml", "--list-hosts"])
+    assert "demo-" not in gap.stdout, "without node 0 there are no trainers"
+    healed = site.play("llmops.finetune.provision")
+    assert healed.rc == 0 and healed.changed == ["Fleet | Have the nodes", "Fleet | Know them by their consoles"]
+    listed = site.run(["ansible", "trainers", "-i", "inventories/ec2.aws_ec2.yml", "--list-hosts"])
+    assert listed.stdout.split()[-3:] == ["demo-000", "demo-001", "demo-002"], listed.stdout
+    after = site.inventory()["_meta"]["hostvars"]
+    known = (site.home / "known_hosts").read_text().splitlines()
+    assert after["demo-000"]["aws_instance_id"] != before["demo-000"]["aws_instance_id"] and len(known) == 3
+    assert known[0].endswith(after["demo-000"]["aws_instance_id"]["__ansible_unsafe"])
+
+
+def test_teardown_has_to_be_meant(site: Site, provisioned: Outcome) -> None:
+    site.endpoint.requests.clear()
+    refused = site.play("llmops.finetune.teardown", ec2_teardown_confirm="other")
+    assert refused.rc != 0 and "ec2_teardown_confirm=demo" in refused.message and site.endpoint.mutations == []
+    checked = teardown(site, "--check")
+    assert checked.rc == 0 and checked.changed and site.endpoint.mutations == []
+
+
+def test_nothing_is_left_also_after_a_teardown_that_broke_off(site: Site, provisioned: Outcome) -> None:
+    site.endpoint.requests.clear()
+    site.endpoint.faults.append(
+        lambda request: ("DependencyViolation", "has dependencies") if request.action == "DeleteSubnet" else None
+    )
+    broken = teardown(site)
+    assert broken.rc != 0 and "DependencyViolation" in broken.message
+    site.endpoint.faults.clear()
+    ended = teardown(site)
+    assert ended.rc == 0, ended.text
+    order = [
+        action for action in site.endpoint.mutations if action.startswith(("Delete", "Terminate", "Detach", "Remove"))
+    ]
+    positions = [order.index(action) for action in ORDER]
+    assert positions == sorted(positions), order
+    again = teardown(site)
+    assert again.rc == 0 and again.changed == []
+    ec2, iam = (boto3.client(name, region_name=REGION) for name in ("ec2", "iam"))
+    states = {one["State"]["Name"] for some in ec2.describe_instances()["Reservations"] for one in some["Instances"]}
+    assert (
+        states == {"terminated"}
+        and not iam.list_roles()["Roles"]
+        and not iam.list_instance_profiles()["InstanceProfiles"]
+    )
+    tagged = [{"Name": "tag:llmops_fleet", "Values": ["demo"]}]
+    for action, key in KINDS.items():
+        assert not getattr(ec2, action)(Filters=tagged)[key], key
+    assert not (site.home / "known_hosts").exists()
+    assert [one["Name"] for one in boto3.client("s3").list_buckets()["Buckets"]] == ["records-of-demo"], "data stay"
