@@ -248,14 +248,21 @@ def test_what_is_forbidden_is_found(line: str) -> None:
 
 
 def test_documents_name_inputs_and_targets_that_exist() -> None:
-    inputs = {name for role in ROLES for name in load(f"roles/{role}/defaults/main.yml")}
+    inputs = {
+        name
+        for role in ROLES
+        for entry in load(f"roles/{role}/meta/argument_specs.yml")["argument_specs"].values()
+        for name in entry.get("options", {})
+    }
     targets = set(re.findall(r"^([a-z0-9-]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     playbooks = {path.stem for path in (REPOSITORY / "playbooks").glob("*.yml")}
     named_input = re.compile(rf"(?<![\w.])((?:{'|'.join(ROLES)})_[a-z_]+)(?![\w(.*])")
     not_inputs = {path.stem for path in MODULES} | {"train_loss", "train_batch_size"} | set(ROLES)
     for name in [
         "README.md",
+        "docs/ec2.md",
         "group_vars/all.yml",
+        "group_vars/ec2.yml",
         "group_vars/trainers.yml",
         *(f"roles/{role}/README.md" for role in ROLES),
     ]:
