@@ -20,6 +20,10 @@ options:
     description: Name of the fleet.
     type: str
     required: true
+  bucket:
+    description: A bucket, which is told in C(found.buckets) where it was made for the fleet.
+    type: str
+    default: ""
 extends_documentation_fragment:
   - llmops.finetune.aws
   - llmops.finetune.attributes
@@ -54,11 +58,17 @@ from ..module_utils._errors import FinetuneError  # noqa: E402
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={**client.OPTIONS, "name": {"type": "str", "required": True}}, supports_check_mode=True
+        argument_spec={
+            **client.OPTIONS,
+            "name": {"type": "str", "required": True},
+            "bucket": {"type": "str", "default": ""},
+        },
+        supports_check_mode=True,
     )
     given = module.params
     try:
-        found = belongings.find(client.Aws(given["region"], given["profile"]), naming.checked(given["name"]))
+        aws = client.Aws(given["region"], given["profile"])
+        found = belongings.find(aws, naming.checked(given["name"]), given["bucket"])
     except FinetuneError as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, found=found, left=belongings.left(found))

@@ -118,6 +118,9 @@ class Site:
     def variables(self) -> dict[str, t.Any]:
         return {"ec2_known_hosts": str(self.home / "known_hosts")}
 
+    def trainers(self) -> subprocess.CompletedProcess[str]:
+        return self.run(["ansible", "trainers", "-i", "inventories/ec2.aws_ec2.yml", "--list-hosts"])
+
     def inventory(self) -> dict[str, t.Any]:
         done = self.run(["ansible-inventory", "-i", "inventories/ec2.aws_ec2.yml", "--list"])
         assert done.returncode == 0, done.stderr
@@ -148,6 +151,18 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> t.Iterator[Site]:
 
 def teardown(site: Site, *arguments: str, **variables: t.Any) -> Outcome:
     return site.play("llmops.finetune.teardown", *arguments, ec2_teardown_confirm="demo", **variables)
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"ec2_ssh_cidrs": ["0.0.0.0/0"]}, "Port 22 would be open to 0.0.0.0/0"),
+        ({"ec2_max_hourly_usd": None}, "ec2_max_hourly_usd"),
+    ],
+)
+def test_what_is_refused_is_refused_before_anything_is_made(site: Site, given: dict[str, t.Any], why: str) -> None:
+    refused = site.play("llmops.finetune.provision", **given)
+    assert refused.rc != 0 and why in refused.message and site.endpoint.mutations == []
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +228,7 @@ def test_nodes_may_use_one_prefix_of_one_bucket(site: Site, provisioned: Outcome
 
 
 def test_nodes_are_listed_by_index_and_known_by_their_consoles(site: Site, provisioned: Outcome) -> None:
-    listed = site.run(["ansible", "trainers", "-i", "inventories/ec2.aws_ec2.yml", "--list-hosts"])
+    listed = site.trainers()
     assert listed.stdout.split()[-3:] == ["demo-000", "demo-001", "demo-002"], listed.stdout + listed.stderr
     told = site.inventory()["_meta"]["hostvars"]["demo-001"]
     assert told["ansible_user"] == "ubuntu" and "StrictHostKeyChecking=yes" in told["ansible_ssh_common_args"]
@@ -223,28 +238,29 @@ def test_nodes_are_listed_by_index_and_known_by_their_consoles(site: Site, provi
     assert told["train_address"] == told["ansible_host"]
 
 
-def test_a_second_apply_and_check_mode_on_a_full_account_change_nothing(site: Site, provisioned: Outcome) -> None:
+def test_a_second_apply_changes_nothing(site: Site, provisioned: Outcome) -> None:
     site.endpoint.requests.clear()
-    for arguments in ((), ("--check",)):
-        again = site.play("llmops.finetune.provision", *arguments)
-        assert again.rc == 0 and again.changed == [], again.text
-        assert site.endpoint.mutations == []
+    again = site.play("llmops.finetune.provision")
+    assert again.rc == 0 and again.changed == [], again.text
+    assert site.endpoint.mutations == []
 
 
 def test_a_node_that_is_lost_comes_back_at_its_place(site: Site, provisioned: Outcome) -> None:
-    ec2 = boto3.client("ec2", region_name=REGION)
     before = site.inventory()["_meta"]["hostvars"]
-    ec2.terminate_instances(InstanceIds=[before["demo-000"]["aws_instance_id"]["__ansible_unsafe"]])
-    gap = site.run(["ansible", "trainers", "-i", "inventories/ec2.aws_ec2.yml", "--list-hosts"])
-    assert "demo-" not in gap.stdout, "without node 0 there are no trainers"
+    lost = before["demo-000"]["aws_instance_id"]["__ansible_unsafe"]
+    boto3.client("ec2", region_name=REGION).terminate_instances(InstanceIds=[lost])
+    assert "demo-" not in site.trainers().stdout, "without node 0 there are no trainers"
+    site.endpoint.requests.clear()
+    predicted = site.play("llmops.finetune.provision", "--check")
+    assert predicted.rc == 0 and site.endpoint.mutations == [], "check mode changes nothing of a full account"
     healed = site.play("llmops.finetune.provision")
     assert healed.rc == 0 and healed.changed == ["Fleet | Have the nodes", "Fleet | Know them by their consoles"]
-    listed = site.run(["ansible", "trainers", "-i", "inventories/ec2.aws_ec2.yml", "--list-hosts"])
+    assert predicted.changed == ["Fleet | Have the nodes"], "a console that is not there tells nothing"
+    listed = site.trainers()
     assert listed.stdout.split()[-3:] == ["demo-000", "demo-001", "demo-002"], listed.stdout
-    after = site.inventory()["_meta"]["hostvars"]
+    after = site.inventory()["_meta"]["hostvars"]["demo-000"]["aws_instance_id"]["__ansible_unsafe"]
     known = (site.home / "known_hosts").read_text().splitlines()
-    assert after["demo-000"]["aws_instance_id"] != before["demo-000"]["aws_instance_id"] and len(known) == 3
-    assert known[0].endswith(after["demo-000"]["aws_instance_id"]["__ansible_unsafe"])
+    assert after != lost and len(known) == 3 and known[0].endswith(after)
 
 
 def test_teardown_has_to_be_meant(site: Site, provisioned: Outcome) -> None:
@@ -261,17 +277,19 @@ def test_nothing_is_left_also_after_a_teardown_that_broke_off(site: Site, provis
         lambda request: ("DependencyViolation", "has dependencies") if request.action == "DeleteSubnet" else None
     )
     broken = teardown(site)
-    assert broken.rc != 0 and "DependencyViolation" in broken.message
+    assert broken.rc != 0 and "DependencyViolation" in broken.text
     site.endpoint.faults.clear()
     ended = teardown(site)
     assert ended.rc == 0, ended.text
+    kept = [one["Name"] for one in boto3.client("s3", region_name=REGION).list_buckets()["Buckets"]]
+    assert kept == ["records-of-demo"], "data stay"
     order = [
         action for action in site.endpoint.mutations if action.startswith(("Delete", "Terminate", "Detach", "Remove"))
     ]
     positions = [order.index(action) for action in ORDER]
     assert positions == sorted(positions), order
-    again = teardown(site)
-    assert again.rc == 0 and again.changed == []
+    last = teardown(site, ec2_teardown_bucket=True)
+    assert last.rc == 0 and last.changed == ["Rest | The bucket, with all that is in it"], "the second changes no more"
     ec2, iam = (boto3.client(name, region_name=REGION) for name in ("ec2", "iam"))
     states = {one["State"]["Name"] for some in ec2.describe_instances()["Reservations"] for one in some["Instances"]}
     assert (
@@ -283,4 +301,3 @@ def test_nothing_is_left_also_after_a_teardown_that_broke_off(site: Site, provis
     for action, key in KINDS.items():
         assert not getattr(ec2, action)(Filters=tagged)[key], key
     assert not (site.home / "known_hosts").exists()
-    assert [one["Name"] for one in boto3.client("s3").list_buckets()["Buckets"]] == ["records-of-demo"], "data stay"

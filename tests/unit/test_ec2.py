@@ -205,6 +205,9 @@ def test_tags_of_ours_are_not_taken() -> None:
     assert naming.own("demo", {"team": 7}) == {"team": "7", naming.FLEET: "demo"}
     with pytest.raises(FinetuneError, match="llmops_index"):
         naming.own("demo", {"llmops_index": "0"})
+    for bad in ("cost centre", "a/b", "_index", ""):
+        with pytest.raises(FinetuneError, match="metadata service"):
+            naming.own("demo", {bad: "x"})
 
 
 # The launch

@@ -25,7 +25,7 @@ _EC2 = {
 _ENDED = {"deleted", "deleting"}
 
 
-def find(aws: client.Aws, name: str) -> dict[str, list[dict[str, t.Any]]]:
+def find(aws: client.Aws, name: str, bucket: str = "") -> dict[str, list[dict[str, t.Any]]]:
     """By kind, each with id and what is needed to delete it. Nothing of a fleet: only empty lists."""
     tagged = client.filters(**{f"tag__{naming.FLEET}": name})
     found: dict[str, list[dict[str, t.Any]]] = {"instances": _instances(aws, tagged)}
@@ -45,6 +45,7 @@ def find(aws: client.Aws, name: str) -> dict[str, list[dict[str, t.Any]]]:
     ours = {one["id"] for one in found["instances"]}
     found["strangers"] = [one for one in inside if one["id"] not in ours]
     found |= _iam(aws, naming.iam(name, aws.region), name)
+    found["buckets"] = [{"id": bucket}] if bucket and _made(aws, bucket, name) else []
     return found
 
 
@@ -91,10 +92,21 @@ def _iam(aws: client.Aws, iam: str, name: str) -> dict[str, list[dict[str, t.Any
     return found
 
 
+def _made(aws: client.Aws, bucket: str, name: str) -> bool:
+    """Whether the bucket was made for the fleet: one that was there before has no tag of it."""
+    try:
+        tags = naming.tags(aws.call("s3", "get_bucket_tagging", Bucket=bucket)["TagSet"])
+    except client.Refused as error:
+        if error.code in ("NoSuchTagSet", "NoSuchBucket"):
+            return False
+        raise
+    return tags.get(naming.FLEET) == name
+
+
 def left(found: t.Mapping[str, t.Sequence[t.Mapping[str, t.Any]]]) -> list[str]:
-    """For people: what is there, by kind."""
+    """For people: what is there, by kind. A bucket is no leftover: it has the data."""
     return [
         f"{kind.replace('_', ' ')}: {', '.join(str(one['id']) for one in those)}"
         for kind, those in found.items()
-        if those
+        if those and kind != "buckets"
     ]

@@ -13,6 +13,7 @@ from .._errors import FinetuneError
 FLEET, INDEX, NODES, EXPIRES = "llmops_fleet", "llmops_index", "llmops_nodes", "llmops_expires"
 """Tags. The index is given once and kept for life; a replacement gets that of what it replaces."""
 OURS = (FLEET, INDEX, NODES, EXPIRES, "Name")
+_KEY = re.compile(r"[A-Za-z0-9+=._,:@-]+")
 _NAME = re.compile(r"[a-z][a-z0-9-]{1,29}")
 
 
@@ -56,4 +57,11 @@ def own(fleet: str, user: t.Mapping[str, t.Any]) -> dict[str, str]:
         raise FinetuneError(
             f"{', '.join(taken)} is set by this role.", where="ec2_tags", change="take another name for the tag"
         )
+    for key in map(str, user):
+        if not _KEY.fullmatch(key) or key in (".", "..", "_index"):
+            raise FinetuneError(
+                f"The tag {key!r} cannot be told to a node by its metadata service.",
+                where="ec2_tags",
+                change="use letters, digits and -_+=,.@: in names of tags",
+            )
     return {**{str(key): str(value) for key, value in user.items()}, FLEET: fleet}

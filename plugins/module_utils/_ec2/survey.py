@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import typing as t
+from datetime import datetime, timezone
 
 from .._errors import FinetuneError
 from . import client, fleet, limits, naming, price, types
@@ -100,13 +101,15 @@ def quota(aws: client.Aws, kind: types.GpuType, market: str) -> float | None:
     code = limits.quota_code(kind, market)
     if not code:
         return None
-    try:
-        answer = aws.call("service-quotas", "get_service_quota", tries=2, ServiceCode="ec2", QuotaCode=code)
-    except client.Refused as error:
-        if error.kind == "credentials":
-            raise
-        return None
-    return float(answer["Quota"]["Value"])
+    for action in ("get_service_quota", "get_aws_default_service_quota"):  # one that was never raised may be no quota
+        try:
+            answer = aws.call("service-quotas", action, tries=2, ServiceCode="ec2", QuotaCode=code)
+        except client.Refused as error:
+            if error.kind == "credentials":
+                raise
+        else:
+            return float(answer["Quota"]["Value"])
+    return None
 
 
 def used(aws: client.Aws, kind: types.GpuType, market: str) -> int:
@@ -133,7 +136,7 @@ def asked_price(aws: client.Aws, kind: types.GpuType, market: str, zones_: t.Col
                 "describe_spot_price_history",
                 InstanceTypes=[kind.name],
                 ProductDescriptions=["Linux/UNIX"],
-                MaxResults=100,
+                StartTime=datetime.now(timezone.utc),
             )
             return price.spot(history["SpotPriceHistory"], zones_)
         fields = {
