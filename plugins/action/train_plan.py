@@ -17,6 +17,7 @@ from ..module_utils import (
     _lookup,
     _plan,
     _profile,
+    _ranks,
     _schema,
     _secrets,
     _sources,
@@ -72,6 +73,7 @@ class ActionModule(ActionBase):
                     "datasets": [*_entries(variables, "train_datasets"), *_entries(variables, "train_eval_datasets")],
                 }
             facts = {host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]}
+            _ranks.refuse_incomplete({host: known["hostvars"][host].get("train_nodes") for host in facts})
             facts = _assumed.over(wish.assumed, facts)
             fetched = _s3.fetch(wish.objects, secrets)
             sources = _sources.sources(wish, _lookup.folders(known), facts, fetched)

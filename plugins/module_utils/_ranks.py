@@ -27,6 +27,17 @@ def local(wish: Wish, host: str, node: Facts) -> int:
     return len(used) or wish.processes_per_node or 1
 
 
+def refuse_incomplete(expected: t.Mapping[str, t.Any]) -> None:
+    """expected: train_nodes by host. A run on fewer nodes would begin, or go on, without a word."""
+    for host, number in expected.items():
+        if str(number or 0) not in ("0", str(len(expected))):
+            raise FinetuneError(
+                f"{number} hosts have to take part, and {len(expected)} do: {', '.join(expected)}.",
+                where=f"train_nodes of {host}",
+                change="bring the others back (on EC2: llmops.finetune.provision), or go without: -e train_nodes=0",
+            )
+
+
 def refuse_mixed(wish: Wish, facts: t.Mapping[str, Facts]) -> None:
     """Ranks on GPUs talk through NCCL and ranks on CPUs through gloo: they cannot meet."""
     used = {host: bool(gpus(wish.gpus, node["gpus"], host)) for host, node in facts.items()}

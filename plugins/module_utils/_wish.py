@@ -43,6 +43,7 @@ INPUTS = (
     "train_gpus",
     "train_processes_per_node",
     "train_address",
+    "train_nodes",
     "train_port",
     "train_user",
     "train_root",

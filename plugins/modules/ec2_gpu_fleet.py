@@ -106,7 +106,7 @@ options:
     type: str
     default: auto
   efa:
-    description: EFA on all network cards that have it. V(auto) for fleets of several nodes without public addresses.
+    description: EFA on all network cards that have it. V(auto) for fleets of several nodes.
     type: str
     choices: [auto, "on", "off"]
     default: auto
@@ -116,7 +116,7 @@ options:
     choices: [current, legacy]
     default: current
   public_ip:
-    description: Whether nodes get public addresses. Not together with EFA.
+    description: Whether nodes get public addresses. With EFA they are elastic ones, which last as long as the fleet.
     type: bool
     default: false
   root_gib:
@@ -228,7 +228,7 @@ import typing as t  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
-from ..module_utils._ec2 import apply, client, fleet, naming, plan, survey  # noqa: E402
+from ..module_utils._ec2 import addresses, apply, client, fleet, naming, plan, survey  # noqa: E402
 from ..module_utils._errors import FinetuneError  # noqa: E402
 
 _NAMES = {"type": "list", "elements": "str", "default": []}
@@ -295,7 +295,7 @@ def run(given: dict[str, t.Any], dry: bool) -> dict[str, t.Any]:
         return {"changes": apply.absent(aws, given, dry)}
     facts = survey.facts(aws, given)
     made = plan.make(given, facts, given["region"])
-    changes: list[apply.Change] = []
+    changes: list[addresses.Change] = []
     nodes = list(made.steps.nodes.values())
     if given["state"] == "present":
         changes, nodes = apply.present(aws, given, made, facts, dry)

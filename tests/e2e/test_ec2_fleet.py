@@ -423,6 +423,27 @@ def test_a_longer_time_is_a_tag(account: Account) -> None:
     assert account.apply(count=1, ttl_hours=1)["changes"] == [], "an apply alone changes no time"
 
 
+def test_nodes_with_several_cards_get_addresses_that_last(account: Account) -> None:
+    given = {"instance_type": "p4d.24xlarge", "count": 2, "public_ip": True, "max_hourly_usd": 100}
+    made = account.apply(**given)
+    assert made["changes"][-2:] == ["address node 0", "address node 1"]
+    (launch,) = account.endpoint.sent("RunInstances")
+    assert not [name for name in launch.params if "AssociatePublicIp" in name]
+    (first, second) = account.endpoint.sent("AllocateAddress")
+    assert second.tags("TagSpecification.1") == {"llmops_fleet": "demo", "llmops_index": "1", "Name": "demo-001"}
+    before = {one["NetworkInterfaceId"]: one["PublicIp"] for one in account.ec2.describe_addresses()["Addresses"]}
+    assert account.apply(**given)["changes"] == []
+    account.ec2.terminate_instances(InstanceIds=[account.nodes["1"]])
+    healed = account.apply(**given)
+    assert healed["changes"] == ["launch node 1", "address node 1"]
+    after = {one["NetworkInterfaceId"]: one["PublicIp"] for one in account.ec2.describe_addresses()["Addresses"]}
+    assert set(after.values()) == set(before.values()) and len(account.endpoint.sent("AllocateAddress")) == 2
+    fewer = account.apply(**{**given, "count": 1}, allow_scale_down=True)["changes"]
+    assert fewer[-1].startswith("release eipalloc-") and len(account.ec2.describe_addresses()["Addresses"]) == 1
+    assert [change.split()[0] for change in account.apply(state="absent")["changes"]] == ["terminate", "release"]
+    assert first.params and not account.ec2.describe_addresses()["Addresses"]
+
+
 def test_absent_ends_everything_that_costs_and_only_of_this_fleet(account: Account) -> None:
     account.apply(count=2)
     account.apply(name="other", count=1)

@@ -22,6 +22,7 @@ BROKEN = {"instruction": "Why?"}
     ("variables", "where", "change"),
     [
         ({"train_set": "quantization_bit=3"}, "train_set, key quantization_bit", "change quantization_bit"),
+        ({"train_nodes": 2}, "train_nodes of localhost", "llmops.finetune.provision"),
         ({"train_datasets": [{"file": "{}/a.jsonl"}]}, "record 2", "output"),
     ],
 )

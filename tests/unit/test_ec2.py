@@ -100,24 +100,22 @@ def test_interfaces(name: str, style: str, first: list[t.Any], last: t.Any, numb
 
 
 @pytest.mark.parametrize(
-    ("name", "wish", "count", "public", "is_"),
+    ("name", "wish", "count", "is_"),
     [
-        ("p5.48xlarge", "auto", 2, False, True),
-        ("p5.48xlarge", "auto", 1, False, False),
-        ("p5.48xlarge", "auto", 2, True, False),
-        ("p5.48xlarge", "on", 1, False, True),
-        ("p5.48xlarge", "off", 2, False, False),
-        ("g5.xlarge", "auto", 2, False, False),
-        ("g5.xlarge", "on", 2, False, "has no EFA"),
-        ("p5.48xlarge", "on", 2, True, "no public address"),
+        ("p5.48xlarge", "auto", 2, True),
+        ("p5.48xlarge", "auto", 1, False),
+        ("p5.48xlarge", "on", 1, True),
+        ("p5.48xlarge", "off", 2, False),
+        ("g5.xlarge", "auto", 2, False),
+        ("g5.xlarge", "on", 2, "has no EFA"),
     ],
 )
-def test_efa_is_had_where_it_helps(name: str, wish: str, count: int, public: bool, is_: bool | str) -> None:
+def test_efa_is_had_where_it_helps(name: str, wish: str, count: int, is_: bool | str) -> None:
     if isinstance(is_, str):
         with pytest.raises(FinetuneError, match=is_):
-            interfaces.wanted(kind(name), wish, count, public)
+            interfaces.wanted(kind(name), wish, count)
     else:
-        assert interfaces.wanted(kind(name), wish, count, public) is is_
+        assert interfaces.wanted(kind(name), wish, count) is is_
 
 
 # Nodes
@@ -130,7 +128,9 @@ def node(index: int | None, state: str = "running", zone: str = "a", name: str =
         **({"Name": name} if name else {}),
     }
     identity = f"i-{index}{state[0]}{name}{at}"
-    return fleet.Instance(identity, state, "g5.xlarge", "ami-1", zone, ("2026", at), tags, "", "", "on-demand", "")
+    return fleet.Instance(
+        identity, state, "g5.xlarge", "ami-1", zone, ("2026", at), tags, "", "", "on-demand", "eni-1", ""
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import re
 import typing as t
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _describe, _plan, _request, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils import _describe, _plan, _ranks, _request, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import base_model
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
@@ -44,6 +44,17 @@ def test_each_layer_goes_over_the_one_before_and_is_named() -> None:
         "train_datasets",
         "the run's folder",
     )
+
+
+@pytest.mark.parametrize("asked", [0, None, "", 2, "2"])
+def test_a_run_goes_with_the_hosts_that_there_should_be(asked: object) -> None:
+    _ranks.refuse_incomplete({"a": asked, "b": asked})
+
+
+@pytest.mark.parametrize("asked", [3, 1, "3", "two"])
+def test_a_run_does_not_go_without_a_host(asked: object) -> None:
+    with pytest.raises(FinetuneError, match="train_nodes of a"):
+        _ranks.refuse_incomplete({"a": asked, "b": asked})
 
 
 def test_the_global_batch_is_split_over_all_ranks() -> None:

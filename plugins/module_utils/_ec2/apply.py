@@ -10,16 +10,12 @@ import typing as t
 from datetime import datetime, timezone
 
 from .._errors import FinetuneError
-from . import client, deadline, errors, fleet, interfaces, naming, plan, request, survey
+from . import addresses, client, deadline, errors, fleet, interfaces, naming, plan, request, survey
+from .addresses import Change
 
 _POLL = 3
 _PATIENCE = 60
 """Seconds for what EC2 does not know at once: a new profile, a new instance, a rate that was exceeded."""
-
-
-class Change(t.NamedTuple):
-    action: str
-    path: str
 
 
 def present(
@@ -30,10 +26,14 @@ def present(
     _shrink(aws, wanted["name"], made.steps.extra, changes, dry)
     _start(aws, made.steps.start, changes, dry)
     launched = _launch(aws, wanted, made, facts, changes, dry)
+    nodes = list(made.steps.nodes.values())
     if not dry:
         _tag_all(aws, wanted, launched, changes, dry, told=False)
-        return changes, _wait(aws, wanted, {**made.steps.nodes, **launched})
-    return changes, list(made.steps.nodes.values())
+        nodes = _wait(aws, wanted, {**made.steps.nodes, **launched})
+    if wanted["public_ip"] and made.efa:
+        changes += addresses.keep(aws, wanted["name"], wanted["count"], {one.node or 0: one for one in nodes}, dry)
+        nodes = nodes if dry else [one for one in survey.instances(aws, wanted["name"]) if one.state == "running"]
+    return changes, nodes
 
 
 def absent(aws: client.Aws, wanted: t.Mapping[str, t.Any], dry: bool) -> list[Change]:
@@ -51,10 +51,7 @@ def absent(aws: client.Aws, wanted: t.Mapping[str, t.Any], dry: bool) -> list[Ch
         if live:
             aws.call("ec2", "terminate_instances", InstanceIds=[one.id for one in live])
         _gone(aws, name, wanted["timeout"])
-    for address in aws.call("ec2", "describe_addresses", Filters=tagged)["Addresses"]:
-        changes.append(Change("release", address["AllocationId"]))
-        if not dry:
-            aws.call("ec2", "release_address", AllocationId=address["AllocationId"])
+    changes += addresses.release(aws, name, dry)
     for volume in aws.pages(
         "ec2", "describe_volumes", "Volumes", Filters=[*tagged, *client.filters(status="available")]
     ):

@@ -33,11 +33,18 @@ _MEANINGS = (
     (
         Meaning(
             "quota",
-            "The account may not run that many instances of this type",
+            "The account may not have that many",
             "Service Quotas",
-            "ask for a raise of the quota that ec2_gpu_type_info names, or lower ec2_count",
+            "ask for a raise (ec2_gpu_type_info tells quotas of types), or lower ec2_count; ec2_public_ip: 'off' takes "
+            "no addresses",
         ),
-        ("VcpuLimitExceeded", "InstanceLimitExceeded", "MaxSpotInstanceCountExceeded", "SpotInstanceCountExceeded"),
+        (
+            "AddressLimitExceeded",
+            "VcpuLimitExceeded",
+            "InstanceLimitExceeded",
+            "MaxSpotInstanceCountExceeded",
+            "SpotInstanceCountExceeded",
+        ),
     ),
     (
         Meaning(

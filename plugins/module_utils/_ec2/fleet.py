@@ -28,6 +28,8 @@ class Instance(t.NamedTuple):
     private_ip: str
     public_ip: str
     market: str
+    interface: str
+    """That of its address."""
     reason: str
     """Why it is not alive, where EC2 says so."""
 
@@ -60,8 +62,17 @@ def read(described: t.Mapping[str, t.Any]) -> Instance:
         private_ip=described.get("PrivateIpAddress") or "",
         public_ip=described.get("PublicIpAddress") or "",
         market=described.get("InstanceLifecycle") or "on-demand",
+        interface=_first_interface(described),
         reason=(described.get("StateReason") or {}).get("Message") or "",
     )
+
+
+def _first_interface(described: t.Mapping[str, t.Any]) -> str:
+    for one in described.get("NetworkInterfaces") or ():
+        attached = one.get("Attachment", {})
+        if not attached.get("DeviceIndex") and not attached.get("NetworkCardIndex"):
+            return str(one["NetworkInterfaceId"])
+    return ""
 
 
 def reconcile(found: t.Iterable[Instance], fleet: str, count: int, may_shrink: bool = False) -> Steps:

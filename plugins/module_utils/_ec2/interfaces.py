@@ -25,7 +25,7 @@ class Interface(t.NamedTuple):
     kind: str
 
 
-def wanted(kind: GpuType, wish: str, count: int, public: bool) -> bool:
+def wanted(kind: GpuType, wish: str, count: int) -> bool:
     """Whether the fleet gets EFA. A node alone has nobody to talk to."""
     if wish == "on" and not kind.efa:
         raise FinetuneError(
@@ -33,14 +33,7 @@ def wanted(kind: GpuType, wish: str, count: int, public: bool) -> bool:
             where="ec2_efa",
             change="say `auto` or `off`, or choose a larger type of the family",
         )
-    efa = kind.efa > 0 and (wish == "on" or (wish == "auto" and count > 1 and not public))
-    if efa and public:
-        raise FinetuneError(
-            "An instance with several network interfaces gets no public address at its launch.",
-            where="ec2_public_ip with ec2_efa",
-            change="give ec2_subnet_ids that a NAT gateway serves and leave out ec2_public_ip, or say ec2_efa: 'off'",
-        )
-    return efa
+    return kind.efa > 0 and (wish == "on" or (wish == "auto" and count > 1))
 
 
 def layout(kind: GpuType, efa: bool, style: str = "current") -> list[Interface]:

@@ -55,7 +55,7 @@ def make(wanted: t.Mapping[str, t.Any], facts: Facts, region: str) -> Plan:
     limits.count(wanted["count"], wanted["max_nodes"])
     steps = fleet.reconcile(facts.instances, wanted["name"], wanted["count"], wanted["allow_scale_down"])
     zones = _zones(wanted, facts, fleet.zone(steps.nodes.values()))
-    efa = interfaces.wanted(facts.kind, wanted["efa"], wanted["count"], bool(wanted["public_ip"]))
+    efa = interfaces.wanted(facts.kind, wanted["efa"], wanted["count"])
     hourly = price.check(facts.price, wanted["count"], wanted["max_hourly_usd"])
     notice = limits.quota(facts.kind, wanted["market"], facts.quota, facts.used, len(steps.missing))
     group = ""
