@@ -129,7 +129,7 @@ def node(index: int | None, state: str = "running", zone: str = "a", name: str =
     }
     identity = f"i-{index}{state[0]}{name}{at}"
     return fleet.Instance(
-        identity, state, "g5.xlarge", "ami-1", zone, ("2026", at), tags, "", "", "on-demand", "eni-1", ""
+        identity, state, "g5.xlarge", "ami-1", zone, ("2026", at), tags, "", "", "on-demand", "eni-1", 1, ""
     )
 
 

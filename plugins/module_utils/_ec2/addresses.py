@@ -18,13 +18,17 @@ class Change(t.NamedTuple):
     path: str
 
 
-def keep(aws: client.Aws, name: str, count: int, nodes: t.Mapping[int, fleet.Instance], dry: bool) -> list[Change]:
-    """One for each node; those beyond are released."""
+def keep(
+    aws: client.Aws, name: str, count: int, nodes: t.Mapping[int, fleet.Instance], several: bool, dry: bool
+) -> list[Change]:
+    """One for each node with several cards, as those to come have; those beyond are released."""
     there = {naming.tags(one.get("Tags")).get(naming.INDEX, ""): one for one in _all(aws, name)}
     changes: list[Change] = []
     for index in range(count):
-        address = there.pop(str(index), None)
         node = nodes.get(index)
+        if not (node.interfaces > 1 if node else several):
+            continue
+        address = there.pop(str(index), None)
         if address and node and address.get("NetworkInterfaceId") == node.interface:
             continue
         changes.append(Change("address", f"node {index}"))

@@ -30,9 +30,11 @@ def present(
     if not dry:
         _tag_all(aws, wanted, launched, changes, dry, told=False)
         nodes = _wait(aws, wanted, {**made.steps.nodes, **launched})
-    if wanted["public_ip"] and made.efa:
-        changes += addresses.keep(aws, wanted["name"], wanted["count"], {one.node or 0: one for one in nodes}, dry)
-        nodes = nodes if dry else [one for one in survey.instances(aws, wanted["name"]) if one.state == "running"]
+    if wanted["public_ip"]:
+        by_index = {index: one for one in nodes if (index := one.node) is not None}
+        changes += addresses.keep(aws, wanted["name"], wanted["count"], by_index, made.efa, dry)
+    if changes and not dry:
+        nodes = [one for one in survey.instances(aws, wanted["name"]) if one.state == "running"]
     return changes, nodes
 
 

@@ -30,6 +30,7 @@ class Instance(t.NamedTuple):
     market: str
     interface: str
     """That of its address."""
+    interfaces: int
     reason: str
     """Why it is not alive, where EC2 says so."""
 
@@ -63,6 +64,7 @@ def read(described: t.Mapping[str, t.Any]) -> Instance:
         public_ip=described.get("PublicIpAddress") or "",
         market=described.get("InstanceLifecycle") or "on-demand",
         interface=_first_interface(described),
+        interfaces=len(described.get("NetworkInterfaces") or ()),
         reason=(described.get("StateReason") or {}).get("Message") or "",
     )
 
