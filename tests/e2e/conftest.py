@@ -27,6 +27,8 @@ import ansible_runner
 import pytest
 
 if t.TYPE_CHECKING:
+    from ..aws import Endpoint
+    from .ec2 import Account
     from .machines import Cluster, First
 
 REPOSITORY = Path(__file__).parents[2]
@@ -307,3 +309,19 @@ def first(cluster: Cluster) -> First:
     from . import machines
 
     return machines.first(cluster)
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> t.Iterator[Endpoint]:
+    """A stand-in of AWS."""
+    from . import ec2
+
+    yield from ec2.endpoint()
+
+
+@pytest.fixture
+def account(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> t.Iterator[Account]:
+    """An account there, with a network."""
+    from . import ec2
+
+    yield from ec2.account(endpoint, monkeypatch)

@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The module ec2_gpu_fleet against a real endpoint, moto behind it: what it sends, and what becomes of faults.
+"""The module ec2_gpu_fleet against a real endpoint, moto behind it: what it sends, and what it leaves alone.
 
 What EC2 really does with a request this cannot show; docs/ec2.md lists what else.
 """
@@ -10,108 +10,9 @@ from __future__ import annotations
 
 import typing as t
 
-import boto3
-import botocore.loaders
-import botocore.session
 import pytest
-from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible_collections.llmops.finetune.plugins.module_utils._ec2 import apply, client
-from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
-from ansible_collections.llmops.finetune.plugins.modules import ec2_gpu_fleet
 
-from ..aws import Endpoint, Request
-
-REGION = "us-east-1"
-GONE = ("terminated", "shutting-down")
-LOADER = botocore.loaders.create_loader()
-"""Descriptions of services, which each session would read anew: most of the time that a call takes."""
-
-
-class Account:
-    """An account with a network, asked by the module and, to see what is true, by boto3."""
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        self.endpoint = endpoint
-        self.ec2 = boto3.client("ec2", region_name=REGION)
-        vpc = self.ec2.create_vpc(CidrBlock="10.64.0.0/16")["Vpc"]["VpcId"]
-        self.zones = [f"{REGION}{letter}" for letter in "abc"]
-        self.subnets = [
-            self.ec2.create_subnet(VpcId=vpc, CidrBlock=f"10.64.{number}.0/24", AvailabilityZone=zone)["Subnet"][
-                "SubnetId"
-            ]
-            for number, zone in enumerate(self.zones)
-        ]
-        self.group = self.ec2.create_security_group(GroupName="nodes", Description="x", VpcId=vpc)["GroupId"]
-        endpoint.groups["demo"] = {"strategy": "cluster"}
-        endpoint.requests.clear()
-
-    def apply(self, *, check: bool = False, **given: t.Any) -> dict[str, t.Any]:
-        asked = {
-            "name": "demo",
-            "region": REGION,
-            "instance_type": "g5.xlarge",
-            "count": 3,
-            "subnet_ids": self.subnets,
-            "security_group_ids": [self.group],
-            "max_hourly_usd": 100,
-            "timeout": 5,
-            **given,
-        }
-        checked = ArgumentSpecValidator(ec2_gpu_fleet.OPTIONS).validate(asked)
-        assert not checked.error_messages, checked.error_messages
-        result = ec2_gpu_fleet.run(checked.validated_parameters, check)
-        return {**result, "changes": [f"{change.action} {change.path}" for change in result["changes"]]}
-
-    def refused(self, **given: t.Any) -> str:
-        with pytest.raises(FinetuneError) as refusal:
-            self.apply(**given)
-        text = str(refusal.value)
-        assert "change:" in text, "every refusal says what to change"
-        return text
-
-    def instances(self) -> list[dict[str, t.Any]]:
-        found = [one for some in self.ec2.describe_instances()["Reservations"] for one in some["Instances"]]
-        return [one for one in found if one["State"]["Name"] not in GONE]
-
-    @property
-    def nodes(self) -> dict[str, str]:
-        """Instance by index."""
-        tags = {
-            one["InstanceId"]: {tag["Key"]: tag["Value"] for tag in one.get("Tags", [])} for one in self.instances()
-        }
-        return {tag["llmops_index"]: identity for identity, tag in sorted(tags.items(), key=lambda one: one[1]["Name"])}
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> t.Iterator[Endpoint]:
-    served = Endpoint()
-    served.start()
-    yield served
-    served.stop()
-
-
-@pytest.fixture
-def account(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> t.Iterator[Account]:
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in endpoint.environment().items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(botocore.session, "create_loader", lambda _path=None: LOADER)
-    monkeypatch.setattr(apply, "_POLL", 0.05)
-    monkeypatch.setattr(apply, "_PATIENCE", 1.5)
-    yield Account(endpoint)
-    endpoint.reset()
-
-
-def no_capacity(*zones: str) -> t.Callable[[Request], tuple[str, str] | None]:
-    def fault(request: Request) -> tuple[str, str] | None:
-        if request.action == "RunInstances" and request.params.get("DryRun") != "true":
-            subnet = request.params["NetworkInterface.1.SubnetId"]
-            if subnet in zones:
-                return "InsufficientInstanceCapacity", f"We currently do not have sufficient capacity in {subnet}."
-        return None
-
-    return fault
+from .ec2 import Account, no_capacity
 
 
 def test_a_fleet_is_made_once(account: Account) -> None:
@@ -210,39 +111,6 @@ def test_the_next_zone_is_taken_at_once_and_then_kept(account: Account) -> None:
     assert {one["Placement"]["AvailabilityZone"] for one in account.instances()} == {account.zones[1]}
 
 
-def test_no_capacity_anywhere_launches_nothing_and_says_where_it_asked(account: Account) -> None:
-    account.endpoint.faults.append(no_capacity(*account.subnets))
-    text = account.refused()
-    assert "nothing was launched" in text and all(zone in text for zone in account.zones) and "ec2_market" in text
-    assert account.instances() == [] and len(account.endpoint.sent("RunInstances")) == 3
-    account.endpoint.faults.clear()
-    assert len(account.apply()["nodes"]) == 3
-
-
-def test_a_crash_between_launch_and_tagging_leaves_nodes_that_are_taken_up(account: Account) -> None:
-    def crash(request: Request) -> tuple[str, str] | None:
-        return ("AuthFailure", "AWS was not able to validate") if request.action == "CreateTags" else None
-
-    account.endpoint.faults.append(crash)
-    assert "goes on with the next apply" in account.refused()
-    launched = {one["InstanceId"] for one in account.instances()}
-    assert len(launched) == 3, "they run, and carry the fleet's tag"
-    account.endpoint.faults.clear()
-    made = account.apply()
-    assert made["plan"]["steps"]["adopt"] == [0, 1, 2] and {node["id"] for node in made["nodes"]} == launched
-    assert len(account.endpoint.sent("RunInstances")) == 1 and account.apply()["changes"] == []
-
-
-def test_a_launch_whose_answer_was_lost_is_the_same_launch(account: Account) -> None:
-    """The instances are not described yet; the token keeps a second apply from a second launch."""
-    account.apply()
-    hidden = {one["InstanceId"] for one in account.instances()}
-    account.ec2.delete_tags(Resources=sorted(hidden), Tags=[{"Key": "llmops_fleet"}])
-    with pytest.raises(FinetuneError, match="unknown"):
-        account.apply(timeout=0)
-    assert {one["InstanceId"] for one in account.instances()} == hidden
-
-
 def test_a_lost_node_comes_back_as_itself(account: Account) -> None:
     account.apply()
     before = account.nodes
@@ -276,15 +144,6 @@ def test_fewer_nodes_need_a_word_and_the_highest_go_first(account: Account) -> N
     assert sent.values("InstanceId") == [before["2"], before["1"]] and list(account.nodes) == ["0"]
 
 
-def test_an_index_twice_is_not_guessed_about(account: Account) -> None:
-    account.apply(count=2)
-    first, second = account.nodes.values()
-    account.ec2.create_tags(Resources=[second], Tags=[{"Key": "llmops_index", "Value": "0"}])
-    text = account.refused(count=2)
-    assert first in text and second in text and "node 0" in text
-    assert len(account.instances()) == 2
-
-
 def test_check_mode_sends_nothing_that_changes(account: Account) -> None:
     assert account.apply(check=True)["changes"] == [f"launch node {index}" for index in range(3)]
     assert account.endpoint.mutations == []
@@ -305,117 +164,6 @@ def test_check_mode_without_a_network_tells_the_plan(account: Account) -> None:
     assert [subnet["cidr"] for subnet in made["plan"]["subnets"]][:2] == ["10.64.0.0/19", "10.64.32.0/19"]
 
 
-def test_a_dry_run_that_is_refused_is_told(account: Account) -> None:
-    account.endpoint.faults.append(
-        lambda request: (
-            ("UnauthorizedOperation", "You are not authorized") if request.action == "RunInstances" else None
-        )
-    )
-    assert "These credentials may not do this" in account.refused(check=True)
-
-
-def once(action: str, code: str, times: int = 2) -> t.Callable[[Request], tuple[str, str] | None]:
-    left = [times]
-
-    def fault(request: Request) -> tuple[str, str] | None:
-        if request.action == action and left[0]:
-            left[0] -= 1
-            return (
-                code,
-                "Invalid IAM Instance Profile name" if code == "InvalidParameterValue" else "Request limit exceeded.",
-            )
-        return None
-
-    return fault
-
-
-@pytest.mark.parametrize(
-    ("action", "code"),
-    [
-        ("RunInstances", "RequestLimitExceeded"),
-        ("RunInstances", "InvalidParameterValue"),
-        ("CreateTags", "InvalidInstanceID.NotFound"),
-        ("DescribeInstances", "RequestLimitExceeded"),
-    ],
-)
-def test_what_passes_is_waited_for(account: Account, action: str, code: str) -> None:
-    account.endpoint.faults.append(once(action, code, 1))
-    assert len(account.apply()["nodes"]) == 3
-    assert len(account.instances()) == 3
-
-
-def test_throttling_without_end_is_told_and_goes_on_later(account: Account) -> None:
-    account.endpoint.faults.append(once("RunInstances", "RequestLimitExceeded", 99))
-    text = account.refused()
-    assert "takes no more requests for now" in text and "goes on" in text and account.instances() == []
-    account.endpoint.faults.clear()
-    assert len(account.apply()["nodes"]) == 3
-
-
-@pytest.mark.parametrize("code", ["ExpiredToken", "RequestExpired", "InvalidClientTokenId"])
-def test_credentials_that_ran_out(account: Account, code: str) -> None:
-    account.endpoint.faults.append(lambda request: (code, "The security token included in the request is expired"))
-    text = account.refused()
-    assert "does not take the credentials" in text and "AWS_PROFILE" in text and account.endpoint.mutations == []
-
-
-def test_no_credentials_at_all(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    assert "There are no credentials" in account.refused()
-    assert "ec2_profile" in account.refused(profile="nobody")
-
-
-def test_a_region_that_is_not_one(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "ec2_region" in account.refused(region="us-esat-1", subnet_ids=[])
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(client, "TRIES", 1)
-    assert "cannot be asked" in account.refused()
-
-
-def test_a_subnet_of_another_region(account: Account) -> None:
-    assert "ec2_subnet_ids" in account.refused(region="us-west-2")
-
-
-@pytest.mark.parametrize("quota", [0.0, 8.0])
-def test_a_quota_that_does_not_suffice(account: Account, quota: float) -> None:
-    account.endpoint.quota = quota
-    text = account.refused()
-    assert f"may run {quota:g} vCPUs" in text and "L-DB2E81BA" in text and account.endpoint.mutations == []
-
-
-def test_what_runs_counts_for_the_quota(account: Account) -> None:
-    account.endpoint.quota = 16.0
-    account.apply()
-    assert "12 are in use, and 2 × g5.xlarge need 8" in account.refused(count=5)
-    account.endpoint.quota = None
-    assert any("is unknown" in line for line in account.apply(count=5)["plan"]["lines"])
-
-
-def test_the_price_is_checked_before_anything(account: Account) -> None:
-    text = account.refused(max_hourly_usd=7.4)
-    assert "3 nodes cost 7.50 USD an hour" in text and "ec2_max_hourly_usd" in text
-    account.endpoint.price = None
-    assert "1.006 a node: list of 2026-07-20" in " ".join(account.apply(check=True)["plan"]["lines"])
-    assert "ec2_price_usd" in account.refused(instance_type="p3dn.24xlarge")
-    assert "2.000 a node: ec2_price_usd" in " ".join(account.apply(check=True, price_usd=2)["plan"]["lines"])
-    assert account.endpoint.mutations == []
-
-
-def test_instances_that_die_at_once_are_told(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = apply._run
-
-    def dies(aws: client.Aws, asked: dict[str, t.Any], dry: bool) -> list[t.Any]:
-        found = run(aws, asked, dry)
-        account.ec2.terminate_instances(InstanceIds=[found[0]["InstanceId"]])
-        return found
-
-    with monkeypatch.context() as short:
-        short.setattr(apply, "_run", dies)
-        assert "ended while they started: node 0" in account.refused()
-    assert account.apply()["changes"] == ["launch node 0"], "the others are kept"
-
-
 def test_a_longer_time_is_a_tag(account: Account) -> None:
     account.apply(count=1, ttl_hours=1)
     longer = account.apply(count=1, ttl_hours=48, extend=True)
@@ -424,7 +172,7 @@ def test_a_longer_time_is_a_tag(account: Account) -> None:
 
 
 def test_nodes_with_several_cards_get_addresses_that_last(account: Account) -> None:
-    given = {"instance_type": "p4d.24xlarge", "count": 2, "public_ip": True, "max_hourly_usd": 100}
+    given: dict[str, t.Any] = {"instance_type": "p4d.24xlarge", "count": 2, "public_ip": True}
     made = account.apply(**given)
     assert made["changes"][-2:] == ["address node 0", "address node 1"]
     (launch,) = account.endpoint.sent("RunInstances")
