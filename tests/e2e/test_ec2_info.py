@@ -17,7 +17,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils._errors import Fin
 from ansible_collections.llmops.finetune.plugins.modules import ec2_gpu_type_info, ec2_host_keys
 
 from ..aws import Request
-from ..unit.test_ec2 import console, key
+from ..unit.ec2_facts import console, key
 from .ec2 import REGION, Account
 
 

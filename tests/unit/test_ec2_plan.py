@@ -1,0 +1,153 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The plan of a fleet, and what errors of AWS mean."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+from ansible_collections.llmops.finetune.plugins.module_utils._ec2 import errors, plan, survey
+from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+
+from .ec2_facts import facts, node
+
+WANTED: dict[str, t.Any] = {
+    "name": "demo",
+    "count": 2,
+    "max_nodes": 4,
+    "max_hourly_usd": 200.0,
+    "allow_scale_down": False,
+    "ssh_cidrs": [],
+    "zones": [],
+    "cidr": "10.64.0.0/16",
+    "efa": "auto",
+    "public_ip": False,
+    "market": "on-demand",
+    "placement_group": "auto",
+    "ttl_hours": 10.0,
+    "image_id": "",
+    "tags": {},
+    "public_key": "",
+}
+
+
+def make(known: survey.Facts | None = None, **given: t.Any) -> plan.Plan:
+    return plan.make({**WANTED, **given}, known or facts(), "us-east-1")
+
+
+def test_the_plan_tells_what_it_costs() -> None:
+    made = make()
+    assert made.hourly == 110.08 and made.total == 1100.8
+    text = "\n".join(made.lines)
+    for words in (
+        "2 × p5.48xlarge",
+        "b or d",
+        "110.08 USD an hour, 1100.80 in 10 h",
+        "launch 0 1",
+        "EFA on 32",
+        "ends itself 10 h",
+    ):
+        assert words in text
+    assert made.as_dict()["steps"]["launch"] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "known", "zones"),
+    [
+        ({}, {}, ["b", "d"]),
+        ({"zones": ["d", "b"]}, {}, ["d", "b"]),
+        ({"zones": ["d", "a"]}, {}, ["d"]),
+        ({"zones": ["a"]}, {}, "not offered in a"),
+        ({}, {"offered": []}, "not offered in this region"),
+        ({}, {"instances": [node(0, zone="d")]}, ["d"]),
+        ({"zones": ["b"]}, {"instances": [node(0, zone="d")]}, "The fleet is in d"),
+        ({}, {"subnets": [survey.Subnet("s1", "d", "v", 9), survey.Subnet("s2", "b", "v", 9)]}, ["d", "b"]),
+    ],
+)
+def test_zones(given: dict[str, t.Any], known: dict[str, t.Any], zones: list[str] | str) -> None:
+    if isinstance(zones, str):
+        with pytest.raises(FinetuneError, match=zones):
+            make(facts(**known), **given)
+    else:
+        assert make(facts(**known), **given).zones == zones
+
+
+@pytest.mark.parametrize(
+    ("cidr", "zones", "is_"),
+    [
+        ("10.64.0.0/16", [], [("b", "10.64.32.0/19"), ("d", "10.64.96.0/19")]),
+        ("10.64.0.0/25", [], [("b", "10.64.0.16/28"), ("d", "10.64.0.48/28")]),
+        ("10.213.8.8/29", ["b"], [("b", "10.213.8.8/29")]),
+        ("10.213.8.8/29", [], "too small"),
+        ("10.64.0.1/16", [], "no network"),
+    ],
+)
+def test_subnets_keep_their_place(cidr: str, zones: list[str], is_: list[tuple[str, str]] | str) -> None:
+    if isinstance(is_, str):
+        with pytest.raises(FinetuneError, match=is_):
+            make(cidr=cidr, zones=zones)
+    else:
+        assert [(one["zone"], one["cidr"]) for one in make(cidr=cidr, zones=zones).subnets] == is_
+
+
+@pytest.mark.parametrize(
+    ("given", "group"),
+    [
+        ({}, "demo"),
+        ({"count": 1}, ""),
+        ({"placement_group": "none"}, ""),
+        ({"placement_group": "mine", "count": 1}, "mine"),
+        ({"market": "capacity-block"}, ""),
+    ],
+)
+def test_placement_groups(given: dict[str, t.Any], group: str) -> None:
+    assert make(**given).placement_group == group
+
+
+def test_rules_of_the_group() -> None:
+    made = make(ssh_cidrs=["203.0.113.7", "2001:db8::/32"])
+    each_other = {"proto": "all", "group_name": "llmops-demo"}
+    assert [{**rule, "rule_desc": ""} for rule in made.ingress[:2]] == [
+        {"proto": "tcp", "ports": ["22"], "cidr_ip": "203.0.113.7/32", "rule_desc": ""},
+        {"proto": "tcp", "ports": ["22"], "cidr_ipv6": "2001:db8::/32", "rule_desc": ""},
+    ]
+    assert made.ingress[2] == made.egress[1] == each_other and make().ingress == [each_other]
+    with pytest.raises(FinetuneError, match="ec2_ssh_cidrs"):
+        make(ssh_cidrs=["0.0.0.0/0"])
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "is_"),
+    [
+        ("", "", False),
+        ("", "ssh-ed25519 A me", True),
+        ("ssh-ed25519 A", "ssh-ed25519 A me", False),
+        ("ssh-ed25519 B", "ssh-ed25519 A", True),
+    ],
+)
+def test_keys_that_are_imported(there: str, wanted: str, is_: bool) -> None:
+    assert make(facts(key=there), public_key=wanted).import_key is is_
+
+
+@pytest.mark.parametrize(
+    ("code", "kind_"),
+    [
+        ("InsufficientInstanceCapacity", "capacity"),
+        ("Unsupported", "capacity"),
+        ("VcpuLimitExceeded", "quota"),
+        ("ExpiredToken", "credentials"),
+        ("UnauthorizedOperation", "permission"),
+        ("RequestLimitExceeded", "throttled"),
+        ("InvalidAMIID.NotFound", "image"),
+        ("InvalidSubnetID.NotFound", "network"),
+        ("DependencyViolation", "busy"),
+        ("SomethingNew", ""),
+    ],
+)
+def test_errors_are_told_with_a_remedy(code: str, kind_: str) -> None:
+    assert errors.kind(code) == kind_
+    told = errors.explained(code, "as AWS\n says it.", "RunInstances", zone="a", type="p5")
+    assert code in told.what and "as AWS says it" in told.what and "{" not in told.what
+    assert told.change or kind_ == "capacity"
