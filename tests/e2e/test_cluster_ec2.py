@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """From an empty account to a trained model and back: a stand-in of AWS whose instances are real hosts.
 
-moto gives instances of a subnet its addresses in their order, beginning with the fifth, and those of dead ones again. So a
+moto gives instances of a subnet its addresses in their order, from the fifth on, and those of dead ones again. So a
 /29 that begins at .8 is three hosts, from .12 on. What the stand-in tells as their consoles are their real host keys.
 """
 
