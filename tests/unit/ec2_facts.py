@@ -24,7 +24,7 @@ def node(index: int | None, state: str = "running", zone: str = "a", name: str =
         **({naming.INDEX: str(index)} if index is not None else {}),
         **({"Name": name} if name else {}),
     }
-    identity = f"i-{index}{state[0]}{name}{at}"
+    identity = f"i-{index}{state[0]}{name}{9 - at}"  # EC2 gives ids in no order
     return fleet.Instance(
         identity, state, "g5.xlarge", "ami-1", zone, ("2026", at), tags, "", "", "on-demand", "eni-1", 1, ""
     )
