@@ -11,6 +11,7 @@ plays: what this collection costs over the bare tools, side by side in one run.
 records: how fast records are checked, and in how much memory (tests/bench_records.py).
 launch: until the last rank is there, on 1 to 16 hosts over ssh (tests/bench_launch.py); needs root and podman. Fewer
   hosts with HOSTS="1 3".
+fleet: how long the playbooks of a fleet on EC2 take of themselves, against a stand-in (tests/bench_fleet.py).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import time
 import typing as t
 from pathlib import Path
 
-from . import bench_launch, bench_records
+from . import bench_fleet, bench_launch, bench_records
 
 REPOSITORY = Path(__file__).parents[1]
 BASE = Path("/var/tmp") / f"llmops-bench-{os.getuid()}"
@@ -178,6 +179,15 @@ def launch() -> str:
     return section("launch", told, bench_launch.TITLE, rows)
 
 
+def fleet() -> str:
+    rows = bench_fleet.rows(BASE)
+    told = (
+        f"{machine()} From Enter, on {bench_fleet.NODES} nodes with EFA, against moto on the same cores, which answers "
+        f"at once: what AWS takes comes on top. Medians of {bench_fleet.TIMES}."
+    )
+    return section("fleet", told, bench_fleet.TITLE, rows)
+
+
 def section(part: str, told: str, title: t.Sequence[str], rows: t.Sequence[t.Sequence[str]]) -> str:
     lines = [title, ["---"] * len(title), *rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -199,7 +209,7 @@ def machine() -> str:
     )
 
 
-PARTS = {"plays": plays, "records": records, "launch": launch}
+PARTS = {"plays": plays, "records": records, "launch": launch, "fleet": fleet}
 
 
 def main() -> None:

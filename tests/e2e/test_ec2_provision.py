@@ -5,45 +5,17 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import os
-import subprocess
 import typing as t
-from dataclasses import dataclass
-from pathlib import Path
 
 import boto3
 import pytest
 
 from ..aws import Endpoint
-from .conftest import REPOSITORY, SYSTEM_PATH, Outcome, read_record
+from ..unit import ec2_facts
+from .conftest import Outcome
+from .ec2_site import REGION, Site
 
-REGION = "us-east-1"
-
-
-def public_key(seed: str) -> str:
-    """One of the right shape; nobody has the other half."""
-    blob = b"\0\0\0\x0bssh-ed25519\0\0\0 " + hashlib.sha256(seed.encode()).digest()
-    return f"ssh-ed25519 {base64.b64encode(blob).decode()}"
-
-
-FLEET: dict[str, t.Any] = {
-    "ec2_name": "demo",
-    "ec2_region": REGION,
-    "ec2_instance_type": "p4d.24xlarge",
-    "ec2_count": 3,
-    "ec2_zones": [f"{REGION}b", f"{REGION}a"],
-    "ec2_max_nodes": 4,
-    "ec2_max_hourly_usd": 80,
-    "ec2_price_usd": 21.958,
-    "ec2_ssh_cidrs": ["203.0.113.7/32"],
-    "ec2_ssh_public_key": public_key("user"),
-    "ec2_bucket": "records-of-demo",
-    "ec2_bucket_create": True,
-    "ec2_teardown_retries": 1,
-}
 ORDER = [
     "TerminateInstances",
     "DeletePlacementGroup",
@@ -69,72 +41,9 @@ KINDS = {
 }
 
 
-@dataclass
-class Site:
-    """A controller with a home of its own, and the account it asks."""
-
-    endpoint: Endpoint
-    home: Path
-    count: int = 0
-
-    def play(
-        self, playbook: str, *arguments: str, inventory: str = "inventories/local.yml", **variables: t.Any
-    ) -> Outcome:
-        self.count += 1
-        record = self.home / f"record-{self.count}.jsonl"
-        record.touch()
-        done = self.run(
-            [
-                "ansible-playbook",
-                playbook,
-                "-i",
-                inventory,
-                "-e",
-                json.dumps({**FLEET, **self.variables, **variables}),
-                *arguments,
-            ],
-            ANSIBLE_CALLBACK_PLUGINS=str(REPOSITORY / "tests/e2e/callbacks"),
-            ANSIBLE_CALLBACKS_ENABLED="record",
-            RECORD_TO=str(record),
-        )
-        results = [
-            {**line, "task": line["task"].removeprefix("llmops.finetune.ec2 : ")} for line in read_record(record)
-        ]
-        return Outcome(done.returncode, done.stdout + done.stderr, results)
-
-    def run(self, command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-        known = {
-            "PATH": f"{REPOSITORY}/.venv/bin:{SYSTEM_PATH}",
-            "HOME": str(self.home),
-            "LC_ALL": "C.UTF-8",
-            "AWS_REGION": REGION,
-            **self.endpoint.environment(),
-        }
-        return subprocess.run(
-            command, cwd=REPOSITORY, env={**known, **environment}, capture_output=True, text=True, check=False
-        )
-
-    @property
-    def variables(self) -> dict[str, t.Any]:
-        return {"ec2_known_hosts": str(self.home / "known_hosts")}
-
-    def trainers(self) -> subprocess.CompletedProcess[str]:
-        return self.run(["ansible", "trainers", "-i", "inventories/ec2.aws_ec2.yml", "--list-hosts"])
-
-    def inventory(self) -> dict[str, t.Any]:
-        done = self.run(["ansible-inventory", "-i", "inventories/ec2.aws_ec2.yml", "--list"])
-        assert done.returncode == 0, done.stderr
-        return dict(json.loads(done.stdout))
-
-
 def console(instance: str) -> str:
-    """As cloud-init prints it, each node its own key."""
-    return (
-        "[   9.1] cloud-init[811]: Cloud-init finished\n"
-        "[  10.2] cloud-init[812]: -----BEGIN SSH HOST KEY KEYS-----\n"
-        f"[  10.2] cloud-init[812]: {public_key(instance)} root@node\n"
-        "[  10.3] cloud-init[812]: -----END SSH HOST KEY KEYS-----\n"
-    )
+    """Each node has its own key."""
+    return ec2_facts.console(f"{ec2_facts.key(instance)} root@node")
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +143,7 @@ def test_nodes_are_listed_by_index_and_known_by_their_consoles(site: Site, provi
     assert told["ansible_user"] == "ubuntu" and "StrictHostKeyChecking=yes" in told["ansible_ssh_common_args"]
     known = (site.home / "known_hosts").read_text().splitlines()
     instance = told["aws_instance_id"]["__ansible_unsafe"]
-    assert known[1] == f"demo-001 {public_key(instance)} {instance}" and len(known) == 3
+    assert known[1] == f"demo-001 {ec2_facts.key(instance)} {instance}" and len(known) == 3
     assert told["train_address"]["__ansible_unsafe"].startswith("10.64.32.") and told["train_nodes"] == 3
 
 
