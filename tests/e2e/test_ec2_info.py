@@ -19,6 +19,7 @@ from ansible_collections.llmops.finetune.plugins.modules import ec2_gpu_type_inf
 from ..aws import Request
 from ..unit.ec2_facts import console, key
 from .ec2 import REGION, Account
+from .ec2_site import Site
 
 
 def ask(**given: t.Any) -> list[dict[str, t.Any]]:
@@ -105,6 +106,14 @@ def test_what_is_left_is_told_and_machines_of_others_too(account: Account) -> No
     account.apply(state="absent")
     text = " ".join(belongings.left(belongings.find(aws, "demo")))
     assert "vpcs: vpc-" in text and "strangers: i-" in text and "instances: " not in text.replace("strangers", "")
+
+
+def test_an_inventory_lists_nodes_by_their_index_whatever_their_ids(account: Account, tmp_path: Path) -> None:
+    account.apply(count=12, max_nodes=12)
+    account.ec2.terminate_instances(InstanceIds=[account.nodes[index] for index in ("0", "5", "11")])
+    account.apply(count=12, max_nodes=12)
+    listed = Site(account.endpoint, tmp_path).trainers()
+    assert listed.stdout.split()[-12:] == [f"demo-{index:03d}" for index in range(12)], listed.stdout + listed.stderr
 
 
 def test_a_bucket_is_the_fleets_only_where_it_was_made_for_it(account: Account) -> None:

@@ -23,19 +23,18 @@ def present(
 ) -> tuple[list[Change], list[fleet.Instance]]:
     changes: list[Change] = []
     _tag_all(aws, wanted, made.steps.nodes, changes, dry)
-    _shrink(aws, wanted["name"], made.steps.extra, changes, dry)
+    _shrink(aws, made.steps.extra, changes, dry)
     _start(aws, made.steps.start, changes, dry)
     launched = _launch(aws, wanted, made, facts, changes, dry)
-    nodes = list(made.steps.nodes.values())
+    nodes = made.steps.nodes
     if not dry:
         _tag_all(aws, wanted, launched, changes, dry, told=False)
         nodes = _wait(aws, wanted, {**made.steps.nodes, **launched})
     if wanted["public_ip"]:
-        by_index = {index: one for one in nodes if (index := one.node) is not None}
-        changes += addresses.keep(aws, wanted["name"], wanted["count"], by_index, made.efa, dry)
+        changes += addresses.keep(aws, wanted["name"], wanted["count"], nodes, made.efa, dry)
     if changes and not dry:
-        nodes = [one for one in survey.instances(aws, wanted["name"]) if one.state == "running"]
-    return changes, nodes
+        return changes, [one for one in survey.instances(aws, wanted["name"]) if one.state == "running"]
+    return changes, list(nodes.values())
 
 
 def absent(aws: client.Aws, wanted: t.Mapping[str, t.Any], dry: bool) -> list[Change]:
@@ -111,9 +110,7 @@ def _tag(aws: client.Aws, instance: str, tags: t.Mapping[str, str]) -> None:
     )
 
 
-def _shrink(
-    aws: client.Aws, name: str, extra: t.Mapping[int, fleet.Instance], changes: list[Change], dry: bool
-) -> None:
+def _shrink(aws: client.Aws, extra: t.Mapping[int, fleet.Instance], changes: list[Change], dry: bool) -> None:
     changes += [Change("terminate", f"node {index} ({one.id})") for index, one in extra.items()]
     if extra and not dry:
         aws.call("ec2", "terminate_instances", InstanceIds=[one.id for one in extra.values()])
@@ -236,7 +233,7 @@ def _spec(aws: client.Aws, wanted: t.Mapping[str, t.Any], made: plan.Plan, facts
 
 def _wait(
     aws: client.Aws, wanted: t.Mapping[str, t.Any], nodes: t.Mapping[int, fleet.Instance]
-) -> list[fleet.Instance]:
+) -> dict[int, fleet.Instance]:
     """All running, and each where and what it should be. What EC2 does not tell of yet is waited for."""
     end = time.monotonic() + wanted["timeout"]
     while True:
@@ -253,13 +250,15 @@ def _wait(
                 where="what EC2 says of them",
                 change="apply again, which launches those anew, or run llmops.finetune.teardown",
             )
-        running = [one for one in seen.values() if one and one.state == "running"]
+        running = {index: one for index, one in seen.items() if one and one.state == "running"}
         if len(running) == wanted["count"]:
-            fleet.zone(running)
+            fleet.zone(running.values())
             return running
         if time.monotonic() > end:
             late = [
-                f"node {index}: {one.state if one else 'unknown'}" for index, one in seen.items() if one not in running
+                f"node {index}: {one.state if one else 'unknown'}"
+                for index, one in seen.items()
+                if index not in running
             ]
             raise FinetuneError(
                 f"Nodes do not run after {wanted['timeout']:g} s: {', '.join(late)}.",
