@@ -110,7 +110,7 @@ bench-vram: setup-dev ## how far estimates of memory are off; make bench-vram AR
 	$(RUN) PYTHONPATH=collections python -m tests.bench_vram $(ARGS)
 
 ENVIRONMENT = $(firstword $(wildcard $(HOME)/llmops/envs/*))
-measure: ## what runs take of this machine's GPU, and tokens a second, into bench/; make measure ENVIRONMENT=/root/envs/… ARGS="--seconds 540"
+measure: ## what runs take of this machine's GPU, and tokens a second, into bench/; make measure ENVIRONMENT=… ARGS="--seconds 540"
 	PYTHONPATH=collections "$(ENVIRONMENT)/bin/python" -m tests.vram.measure $(ARGS)
 
 lock: setup ## requirements/*.txt from requirements/*.in

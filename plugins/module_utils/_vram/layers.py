@@ -7,17 +7,12 @@ from __future__ import annotations
 
 import typing as t
 
-from . import kernels, ops
+from . import kernels, ops, packed
 from .engines import Engine
-from .packed import AWQ, BNB, GPTQ, UNPACKING
+from .packed import AWQ, BLOCK, BNB, GPTQ, UNPACKING
 from .physics import Physics
 from .shape import Experts, Shape
 from .tape import FULL, HALF, Node, Parameter, Storage, Tape, Tensor
-
-BLOCK_OF_4BIT = 64
-"""Weights that share a scale in bitsandbytes."""
-BLOCK_OF_SCALES = 256
-"""Scales that share one, with double quantization."""
 
 
 class Weights:
@@ -56,20 +51,15 @@ class Weights:
         return made
 
     def quantized(self, rows: int, columns: int) -> None:
-        """bitsandbytes: values, their scales in blocks, and the tables to read them with."""
-        physics, share, count = self.physics, self.engine.stored(1, 1), rows * columns
-        scales, packed = -(-count // BLOCK_OF_4BIT), physics.packed
-        loaded = None if packed else Storage(self.tape.meter, count * HALF)
-        if packed and packed.method != BNB:
-            sizes = packed.sizes(rows, columns)
-        elif physics.quantization == 8:
-            sizes = [count * share, count**0.5 * FULL]
-        elif physics.double_quantization:
-            sizes = [count / 2 * share, scales, -(-scales // BLOCK_OF_SCALES) * FULL, 256 * FULL, FULL, 16 * FULL]
+        physics, own = self.physics, self.physics.packed
+        loaded = None if own else Storage(self.tape.meter, rows * columns * HALF)
+        if own and own.method != BNB:
+            sizes = own.sizes(rows, columns)
         else:
-            sizes = [count / 2 * share, scales * FULL, 16 * FULL]
+            share = self.engine.stored(1, 1)
+            sizes = packed.bitsandbytes(rows * columns, physics.quantization, physics.double_quantization, share)
         self.stored += [Storage(self.tape.meter, size) for size in sizes]
-        self.quantized_count += count
+        self.quantized_count += rows * columns
         del loaded
 
     def linear(self, one: Linear) -> None:
@@ -186,7 +176,7 @@ class Linear:
             tape.meter.scratch(count * UNPACKING)
             return (tape.empty(count, HALF),)
         if self.method == AWQ or self.physics.quantization == 4:
-            scales = count / BLOCK_OF_4BIT * FULL if self.physics.double_quantization else 0
+            scales = count / BLOCK * FULL if self.physics.double_quantization else 0
             tape.meter.scratch(count * HALF + scales)
         if self.method == AWQ and x is not None:
             return (ops.view(x) if self.physics.half == "fp16" else ops.like(tape, x),)

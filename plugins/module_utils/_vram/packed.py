@@ -15,6 +15,10 @@ from .._errors import FinetuneError
 from .tape import FULL, HALF
 
 BNB, GPTQ, AWQ = "bitsandbytes", "gptq", "awq"
+BLOCK = 64
+"""Weights that share a scale in 4 bits of bitsandbytes."""
+BLOCK_OF_SCALES = 256
+"""Scales that share one, with double quantization."""
 UNPACKED = ("fp8", "mxfp4")
 """LLaMA-Factory makes 16 bits of these while it loads them (model/model_utils/quantization.py)."""
 UNPACKING = 7
@@ -45,6 +49,16 @@ class Packed:
     def words(self) -> str:
         told = f"weights that are quantized already ({self.method})"
         return told + (f", but {self.elsewhere} modules, which are not looked at" if self.elsewhere else "")
+
+
+def bitsandbytes(count: int, bits: int, double: bool, share: float) -> list[float]:
+    """Values, their scales in blocks, and the tables to read them with. share: of the values, which ranks may share."""
+    scales = -(-count // BLOCK)
+    if bits == 8:
+        return [count * share, count**0.5 * FULL]
+    if double:
+        return [count / 2 * share, scales, -(-scales // BLOCK_OF_SCALES) * FULL, 256 * FULL, FULL, 16 * FULL]
+    return [count / 2 * share, scales * FULL, 16 * FULL]
 
 
 def read(config: t.Mapping[str, t.Any]) -> Packed | None:
