@@ -107,7 +107,7 @@ bench: setup-dev ## ratios, side by side; report in docs/bench.md; make bench PA
 	$(RUN) python -m tests.bench $(PART)
 
 bench-vram: setup-dev ## how far estimates of memory are off; make bench-vram ARGS="--measured FILE --truth FILE --configs DIR"
-	$(RUN) PYTHONPATH=collections python -m tests.bench_vram $(ARGS)
+	$(RUN) PYTHONPATH=collections python -m tests.bench_vram --fitcheck $(ARGS)
 
 ENVIRONMENT = $(firstword $(wildcard $(HOME)/llmops/envs/*))
 measure: ## what runs take of this machine's GPU, and tokens a second, into bench/; make measure ENVIRONMENT=… ARGS="--seconds 540"

@@ -82,7 +82,7 @@ def main(arguments: t.Sequence[str]) -> None:
     named = re.sub(r"\W+", "_", device.gpu.name.lower()) if device.gpu else "tiny"
     out = given.out or Path("bench") / f"vram_{named}.csv"
     known = rows.configs(HERE / "configs")
-    cases = [case for case in _cases(device, known) if not given.only or any(word in case.name for word in given.only)]
+    cases = _cases(device, known, lambda name: not given.only or any(word in name for word in given.only))
     whole(out)
     there = {record["id"] for record in rows.records(out)} if out.exists() else set()
     deadline = time.monotonic() + (given.seconds or float("inf"))
@@ -95,7 +95,7 @@ def main(arguments: t.Sequence[str]) -> None:
             break
         case, config = _tiny(case, known) if given.tiny else (case, known.get(case.model, {}))
         found = measure(case, config, device, given.python, given.limit, out)
-        append(out, row(case, config, device, found))
+        append(out, row(case, device, found))
         print(told(case, config, device, found), flush=True)
     for line in ratios(rows.records(out)):
         print(line)
@@ -111,11 +111,14 @@ def _device() -> Device | None:
     return Device(gpu, one["uuid"], int(one["memory_free"]))
 
 
-def _cases(device: Device, known: t.Mapping[str, t.Any]) -> list[Case]:
+def _cases(device: Device, known: t.Mapping[str, t.Any], wanted: t.Callable[[str], bool]) -> t.Iterator[Case]:
     """Races are planned for the GPU that is there, without one for a large one."""
+    yield from (case for case in PLAN if wanted(case.name))
     gpu = device.gpu or hardware.find("H100")
-    raced = [race(recipe, model, known[model], gpu, device.free or gpu.memory) for recipe, model in RACES]
-    return [*PLAN, *(case for pair in raced for case in pair)]
+    for recipe, model in RACES:
+        if any(wanted(f"{recipe} {model} {kind}") for kind in ("plain", "chosen")):
+            pair = race(recipe, model, known[model], gpu, device.free or gpu.memory)
+            yield from (case for case in pair if wanted(case.name))
 
 
 def _tiny(case: Case, known: t.Mapping[str, t.Any]) -> tuple[Case, dict[str, t.Any]]:
@@ -231,7 +234,7 @@ def driver(text: str, pid: int, before: int, found: Found) -> int:
 # Rows
 
 
-def row(case: Case, config: t.Mapping[str, t.Any], device: Device, found: Found) -> dict[str, t.Any]:
+def row(case: Case, device: Device, found: Found) -> dict[str, t.Any]:
     """In the columns of measured rows; what these have no place for is JSON in `notes`."""
     keys, peaks = case.arguments, {name: size for name, size in found.get("peaks", {}).items() if name != "load"}
     bits, method = keys.get("quantization_bit"), str(keys["finetuning_type"])
