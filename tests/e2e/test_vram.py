@@ -49,6 +49,24 @@ def test_it_says_what_fits_and_refuses_what_it_cannot_read(world: World, demo: o
         assert rc != 0 and word in text and "Traceback" not in text, text
 
 
+def test_what_is_measured_on_gpus_trains_as_llamafactory_does(world: World, demo: object, tmp_path: Path) -> None:
+    """All of the way but the GPU: without one nothing is measured, and rows say so."""
+    environment = next((world.root / "envs").iterdir())
+    written = tmp_path / "measured.csv"
+    chosen = "--only 02 --only '17 ' --only '26 '"
+    asked = f"ARGS=--tiny --out {written} --limit 300 {chosen}"
+    done = world.shell(["make", "measure", f"ENVIRONMENT={environment}", asked])
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = rows.records(written)
+    assert [one["id"][:2] for one in found] == ["02", "17", "26"]
+    for one in found:
+        told = json.loads(one["notes"])
+        assert (one["tier"], one["other_metric"], one["alloc_gib"]) == ("none", "", ""), done.stderr
+        assert told["tokens_per_second"] > 0 and "llamafactory 0.9.5" in one["software"]
+    again = world.shell(["make", "measure", f"ENVIRONMENT={environment}", asked])
+    assert "3 rows are there" in again.stdout and rows.records(written) == found
+
+
 def test_the_environment_computes_the_same_peaks_again(world: World, demo: object, tmp_path: Path) -> None:
     """Another transformers, PEFT or PyTorch in the lock shows here."""
     python = next((world.root / "envs").glob("*/bin/python"))

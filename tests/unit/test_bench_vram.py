@@ -18,7 +18,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils._vram.options impo
 
 from .. import bench_vram
 from ..conftest import REPOSITORY
-from ..vram import cases, measure, others, rows
+from ..vram import cases, measure, others, process, rows
 
 CONFIGS = REPOSITORY / "tests" / "vram" / "configs"
 COLUMNS = (
@@ -43,8 +43,8 @@ def length(case: cases.Case) -> dict[str, t.Any]:
     return {"batch": [case.arguments["per_device_train_batch_size"], case.arguments["cutoff_len"]]}
 
 
-def gpu_of(gpu: hardware.Gpu) -> measure.Device:
-    return measure.Device(gpu, "GPU-0", gpu.memory)
+def gpu_of(gpu: hardware.Gpu) -> process.Device:
+    return process.Device(gpu, "GPU-0", gpu.memory)
 
 
 ROW = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import time
 import types
 import typing as t
@@ -18,7 +17,7 @@ import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils._vram import choose, hardware
 
 from ..conftest import REPOSITORY
-from ..vram import cases, measure, rows, trained
+from ..vram import cases, measure, process, rows, trained
 
 CONFIGS = rows.configs(REPOSITORY / "tests" / "vram" / "configs")
 FOUND = {
@@ -103,7 +102,7 @@ def test_without_a_gpu_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> No
     ],
 )
 def test_the_driver_tells_what_the_process_has(text: str, size: int) -> None:
-    assert measure.driver(text, 41, 10 << 20, {"used": 60 << 20}) == size << 20
+    assert process.driver(text, 41, 10 << 20, {"used": 60 << 20}) == size << 20
 
 
 def test_the_planners_choice_is_raced_on_the_same_samples() -> None:
@@ -117,13 +116,32 @@ def test_the_planners_choice_is_raced_on_the_same_samples() -> None:
         assert plain.arguments.get(choose.BITS) == chosen.arguments.get(choose.BITS)
 
 
+def test_a_process_is_asked_for_what_its_case_says(tmp_path: Path) -> None:
+    device = process.Device(hardware.find("H200"), "GPU-0")
+    masked = process.question(cases.PLAN[16], CONFIGS["llama3-8b"], device, tmp_path / "a.csv")
+    assert (masked["padded"], masked["steps"], masked["settles"], masked["history"]) == (True, 3, 2, "")
+    assert (masked["dtype"], masked["arguments"]["per_device_train_batch_size"]) == ("bfloat16", 4)
+    kept = process.question(cases.PLAN[10], CONFIGS["llama3-8b"], device, tmp_path / "a.csv")
+    assert kept["history"] == str(tmp_path / "a.history.pickle") and not kept["padded"]
+    fixed = process.environment(cases.PLAN[23], device, tmp_path)
+    assert (fixed["CUDA_VISIBLE_DEVICES"], fixed["PYTORCH_CUDA_ALLOC_CONF"]) == ("GPU-0", "expandable_segments:False")
+
+
+@pytest.mark.parametrize(("name", "count", "key"), [("H200", 34, "bf16"), ("T4", 29, "fp16")])
+def test_a_gpu_gets_what_it_can_compute(name: str, count: int, key: str) -> None:
+    gpu = hardware.find(name)
+    found = list(measure._cases(process.Device(gpu, "", 80 << 30), CONFIGS, lambda name: True))
+    assert len(found) == count
+    assert all(case.arguments[key] or case.arguments.get("pure_bf16") for case in found)
+
+
 def test_ratios_are_of_rows_side_by_side() -> None:
     def record(name: str, speed: int, wrong: str = "") -> rows.Record:
         return {"id": name, "other_metric": wrong, "notes": json.dumps({"tokens_per_second": speed})}
 
     pair = [record("lora_sft llama3-8b plain", 1000), record("lora_sft llama3-8b chosen", 1700)]
     assert measure.ratios(pair) == ["lora_sft llama3-8b: 1000 tokens/s plain, 1700 chosen, 1.70 times"]
-    assert measure.ratios(pair[:1]) == [] == measure.ratios([pair[0], record(pair[1]["id"], 0, "out of memory")])
+    assert measure.ratios(pair[:1]) == [] == measure.ratios([pair[0], record(pair[1]["id"], 900, "out of memory")])
 
 
 def test_tokens_of_all_micro_batches_count() -> None:
@@ -173,4 +191,3 @@ def test_a_case_and_what_it_needs_are_where_the_rows_say() -> None:
     names = [case.name for case in cases.PLAN]
     assert len(set(names)) == len(names) == 28 and {case.model for case in cases.PLAN if case.model} <= CONFIGS.keys()
     assert sum(case.history for case in cases.PLAN) == 1 and sum(not case.expandable for case in cases.PLAN) == 1
-    assert os.path.isdir(REPOSITORY / "tests" / "vram" / "configs")

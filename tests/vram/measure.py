@@ -19,10 +19,7 @@ import csv
 import json
 import os
 import re
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 import typing as t
 from dataclasses import replace
@@ -34,6 +31,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils._vram.options impo
 
 from . import rows
 from .cases import PLAN, RACES, Case, race
+from .process import Device, Found, measure
 
 HERE = Path(__file__).parent
 COLUMNS = (
@@ -48,20 +46,6 @@ TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 TINY_LENGTH = 64
 GIB = rows.GIB
 MOMENTS = {"forward", "backward", "optimizer", "between"}
-
-Found = dict[str, t.Any]
-
-
-class Device(t.NamedTuple):
-    """A GPU and what is free of it; without one the way is tried, and nothing is measured."""
-
-    gpu: hardware.Gpu | None
-    uuid: str = ""
-    free: int = 0
-
-    @property
-    def tier(self) -> str:
-        return "A" if self.gpu else "none"
 
 
 def main(arguments: t.Sequence[str]) -> None:
@@ -113,8 +97,10 @@ def _device() -> Device | None:
 
 def _cases(device: Device, known: t.Mapping[str, t.Any], wanted: t.Callable[[str], bool]) -> t.Iterator[Case]:
     """Races are planned for the GPU that is there, without one for a large one."""
-    yield from (case for case in PLAN if wanted(case.name))
     gpu = device.gpu or hardware.find("H100")
+    for case in PLAN:
+        if wanted(case.name) and (gpu.bf16 or not case.keys.get("pure_bf16")):
+            yield case if gpu.bf16 else replace(case, keys={**case.keys, "bf16": False, "fp16": True})
     for recipe, model in RACES:
         if any(wanted(f"{recipe} {model} {kind}") for kind in ("plain", "chosen")):
             pair = race(recipe, model, known[model], gpu, device.free or gpu.memory)
@@ -127,108 +113,6 @@ def _tiny(case: Case, known: t.Mapping[str, t.Any]) -> tuple[Case, dict[str, t.A
     keys = {**case.keys, **changed, "cutoff_len": TINY_LENGTH}
     config = {**known[case.model], **TINY} if case.model else {}
     return replace(case, keys=keys), config
-
-
-# One configuration
-
-
-def measure(case: Case, config: t.Mapping[str, t.Any], device: Device, python: str, limit: float, out: Path) -> Found:
-    """In a process of its own, which is gone afterwards, whatever it did."""
-    with tempfile.TemporaryDirectory(prefix="measure-") as name:
-        folder = Path(name)
-        asked, written = folder / "case.json", folder / "found.json"
-        asked.write_text(json.dumps(_asked(case, config, device, out)), encoding="utf-8")
-        before = _used(device)
-        with open(folder / "said", "w+b") as said:
-            child = subprocess.Popen(
-                [python, "-m", "tests.vram.trained", str(asked), str(written)],
-                cwd=HERE.parents[1],
-                env=_environment(case, device, folder),
-                stdin=subprocess.PIPE,
-                stdout=said,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                found = _wait(child, written, limit)
-                if found is not None and device.gpu:
-                    found["process"] = driver(_smi("compute-apps", "pid,used_memory", device), child.pid, before, found)
-            finally:
-                _end(child)
-            if found is None:
-                found = {"outcome": f"ended with {child.returncode}" if child.returncode else f"over {limit:.0f} s"}
-            if found["outcome"] not in ("", "out of memory"):
-                said.seek(0)
-                print(said.read().decode(errors="replace")[-2000:], file=sys.stderr)
-            return found
-
-
-def _asked(case: Case, config: t.Mapping[str, t.Any], device: Device, out: Path) -> dict[str, t.Any]:
-    half = "bfloat16" if device.gpu and device.gpu.bf16 else "float16" if device.gpu else "float32"
-    return {
-        "config": dict(config),
-        "arguments": case.arguments,
-        "accumulation": int(case.arguments["gradient_accumulation_steps"]),
-        "padded": case.padded,
-        "settles": case.settles,
-        "steps": case.settles + case.steps,
-        "dtype": half,
-        "history": str(out.absolute().with_suffix(".history.pickle")) if case.history else "",
-    }
-
-
-def _environment(case: Case, device: Device, folder: Path) -> dict[str, str]:
-    own = {"HF_HOME": str(folder / "cache"), "TMPDIR": str(folder), "WANDB_MODE": "disabled"}
-    own["CUDA_VISIBLE_DEVICES"] = device.uuid
-    own["PYTORCH_CUDA_ALLOC_CONF"] = f"expandable_segments:{case.expandable}"
-    return {**os.environ, **own}
-
-
-def _wait(child: subprocess.Popen[bytes], written: Path, limit: float) -> Found | None:
-    """What the child wrote; None where it ended without, or is over its time."""
-    deadline = time.monotonic() + limit
-    while time.monotonic() < deadline:
-        if written.exists():
-            return dict(json.loads(written.read_text(encoding="utf-8")))
-        if child.poll() is not None:
-            return None
-        time.sleep(0.05)
-    return None
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Itself and what it started; one that is over is asked nothing."""
-    child.poll()
-    if child.returncode is None and child.stdin is not None:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-        child.returncode = 0
-
-
-def _smi(what: str, fields: str, device: Device) -> str:
-    command = ["nvidia-smi", f"--query-{what}={fields}", "--format=csv,noheader,nounits", f"--id={device.uuid}"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-
-
-def _used(device: Device) -> int:
-    text = _smi("gpu", "memory.used", device).strip() if device.gpu else ""
-    return int(text) << 20 if text.isdigit() else 0
-
-
-def driver(text: str, pid: int, before: int, found: Found) -> int:
-    """Bytes that the driver has for a process: told for its number, or for the only one that there is, as numbers
-    differ in a container; else what is used more than before."""
-    told = {}
-    for line in text.splitlines():
-        number, _comma, size = line.partition(",")
-        if number.strip().isdigit() and size.strip().isdigit():
-            told[int(number)] = int(size) << 20
-    if pid in told or len(told) == 1:
-        return told.get(pid) or next(iter(told.values()))
-    return max(0, int(found.get("used", 0)) - before)
 
 
 # Rows
@@ -265,7 +149,7 @@ def row(case: Case, device: Device, found: Found) -> dict[str, t.Any]:
         "method": ("qlora" if bits else method) if case.model else "context",
         "quant": "nf4" if bits == 4 else f"int{bits}" if bits else "none",
         "double_quant": "True" if bits == 4 else "",
-        "precision": "pure bf16" if keys.get("pure_bf16") else "autocast" if keys.get("bf16") else "",
+        "precision": "pure bf16" if keys.get("pure_bf16") else _half(keys),
         "lora_rank": keys.get("lora_rank", 8) if method == "lora" else "",
         "targets": keys.get("lora_target", "") if method == "lora" else "",
         "seq_len": batch[-1] or "",
@@ -284,6 +168,10 @@ def row(case: Case, device: Device, found: Found) -> dict[str, t.Any]:
         "other_metric": wrong,
         "notes": json.dumps(notes),
     }
+
+
+def _half(keys: t.Mapping[str, t.Any]) -> str:
+    return next((f"{name}, autocast" for name in ("bf16", "fp16") if keys.get(name)), "fp32")
 
 
 def _gib(size: int) -> str:
