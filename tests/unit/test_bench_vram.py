@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils._vram import hardware, options
-from ansible_collections.llmops.finetune.plugins.module_utils._vram.estimate import of_job
+from ansible_collections.llmops.finetune.plugins.module_utils._vram.estimate import estimate, of_job
 from ansible_collections.llmops.finetune.plugins.module_utils._vram.options import Situation
 
 from .. import bench_vram
@@ -179,6 +179,17 @@ def test_what_is_measured_is_held_against_the_same_run(case: cases.Case) -> None
     assert row.job == dataclasses.replace(asked.job, varied=False) and row.tag == asked.tag
     assert (row.allocated / rows.GIB, row.process / rows.GIB) == (3.0, 5.0)
     assert row.phases == (rows.GIB, 3 * rows.GIB, 2 * rows.GIB)
+
+
+def test_a_person_reads_how_far_the_estimate_is_off() -> None:
+    case, gpu = cases.PLAN[10], hardware.find("H200")
+    config = rows.configs(CONFIGS)[case.model]
+    mine = estimate(config, case.arguments, Situation(gpu=gpu, padded=False), thorough=True)
+    peaks = {"load": 10 * mine.allocated, "backward": mine.allocated}
+    found = {**TRAINED, **length(case), "peaks": peaks, "reserved": mine.reserved * 2, "process": 0}
+    line = measure.told(case, config, gpu_of(gpu), found)
+    assert "1024 tokens/s" in line and "GiB +0.0 %, reserved" in line and line.endswith("-50.0 %")
+    assert measure.told(case, config, gpu_of(gpu), {"outcome": "out of memory"}).endswith("out of memory")
 
 
 @pytest.mark.parametrize(

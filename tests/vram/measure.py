@@ -120,7 +120,7 @@ def _tiny(case: Case, known: t.Mapping[str, t.Any]) -> tuple[Case, dict[str, t.A
 
 def row(case: Case, device: Device, found: Found) -> dict[str, t.Any]:
     """In the columns of measured rows; what these have no place for is JSON in `notes`."""
-    keys, peaks = case.arguments, {name: size for name, size in found.get("peaks", {}).items() if name != "load"}
+    keys, peaks = case.arguments, _peaks(found)
     bits, method = keys.get("quantization_bit"), str(keys["finetuning_type"])
     versions = found.get("versions", {})
     notes = {
@@ -162,12 +162,17 @@ def row(case: Case, device: Device, found: Found) -> dict[str, t.Any]:
         "n_gpus": 1,
         "gpu": device.gpu.name if device.gpu else "",
         "software": "; ".join(f"{name} {version}" for name, version in versions.items()),
-        "alloc_gib": _gib(max((peaks[name] for name in peaks), default=0)),
+        "alloc_gib": _gib(max(peaks.values(), default=0)),
         "reserved_gib": _gib(found.get("reserved", 0)),
         "process_gib": _gib(found.get("process", 0)),
         "other_metric": wrong,
         "notes": json.dumps(notes),
     }
+
+
+def _peaks(found: Found) -> dict[str, int]:
+    """Of the steps; a model that is loaded needs more for a moment, once."""
+    return {name: size for name, size in found.get("peaks", {}).items() if name != "load"}
 
 
 def _half(keys: t.Mapping[str, t.Any]) -> str:
@@ -213,7 +218,6 @@ def told(case: Case, config: t.Mapping[str, t.Any], device: Device, found: Found
     if found["outcome"]:
         return f"{line} {found['outcome']}"
     line += f" {speed(case, found):8.0f} tokens/s"
-    allocated = max(found["peaks"].values())
     if not device.gpu or not case.model:
         return line
     mine = estimate.estimate(
@@ -222,9 +226,11 @@ def told(case: Case, config: t.Mapping[str, t.Any], device: Device, found: Found
         Situation(gpu=device.gpu, torch=found["versions"]["torch"], padded=case.padded, expandable=case.expandable),
         thorough=True,
     )
-    pairs = (("allocated", allocated), ("reserved", found["reserved"]), ("process", found["process"]))
+    sizes = {"allocated": max(_peaks(found).values()), "reserved": found["reserved"], "process": found["process"]}
     errors = [
-        f"{name} {size / GIB:.2f} GiB {100 * (getattr(mine, name) / size - 1):+.1f} %" for name, size in pairs if size
+        f"{name} {size / GIB:.2f} GiB {100 * (getattr(mine, name) / size - 1):+.1f} %"
+        for name, size in sizes.items()
+        if size
     ]
     return f"{line} {', '.join(errors)}"
 
