@@ -74,7 +74,7 @@ def test_a_chain_is_estimated_before_its_first_run_is_there(world: World, demo: 
 
 def test_what_is_measured_on_gpus_trains_as_llamafactory_does(world: World, demo: object, tmp_path: Path) -> None:
     """All of the way but the GPU: without one nothing is measured, and rows say so."""
-    environment = next((world.root / "envs").iterdir())
+    environment = next((world.root / "envs").glob("*/bin/python")).parents[1]
     written = tmp_path / "measured.csv"
     chosen = "--only 02 --only '17 ' --only '26 '"
     asked = f"ARGS=--tiny --out {written} --limit 300 {chosen}"
