@@ -223,9 +223,9 @@ IN_LAYERS = {"llm_int8_skip_modules": ["lm_head", "model.layers.1.mlp", "o_proj"
     [
         (IN_4_BITS, 5.545),  # as quantization_bit 4 leaves it
         (quantized("bitsandbytes", load_in_8bit=True), 8.696),
-        (quantized("gptq", bits=4, group_size=128), 5.35 + 0.22),  # the files of such a model have 5.35 GiB
-        (quantized("awq", w_bit=4, q_group_size=128), 5.35 + 0.22),
-        (quantized("gptq", bits=8, group_size=-1), 6.50 + 1.96 + 0.24),  # layers; embedding and head; adapters
+        (quantized("gptq", bits=4, group_size=128), 3.38 + 1.96 + 0.24),  # layers; embedding and head; adapters
+        (quantized("awq", w_bit=4, q_group_size=128), 3.37 + 1.96 + 0.24),
+        (quantized("gptq", bits=8, group_size=-1), 6.50 + 1.96 + 0.24),
         (quantized("fp8"), 15.192),
         ({**LLAMA, "quantization_config": {}}, 15.192),
     ],
