@@ -22,7 +22,7 @@ COLLECTIONS := .venv/collections-$(call digest,requirements/collections.txt requ
 
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup setup-dev collections train plan status stop test lint docs unit e2e systemd cluster cluster-up cluster-down molecule sanity soak bench bench-vram recipes lock clean
+.PHONY: help doctor setup setup-dev collections train plan status stop test lint docs unit e2e systemd cluster cluster-up cluster-down molecule sanity soak bench bench-vram measure recipes lock clean
 train test e2e systemd cluster molecule soak bench: GB = 12
 
 help: ## this list
@@ -114,7 +114,11 @@ bench: setup-dev ## ratios, side by side; report in docs/bench.md; make bench PA
 	$(RUN) python -m tests.bench $(PART)
 
 bench-vram: setup-dev ## how far estimates of memory are off; make bench-vram ARGS="--measured FILE --truth FILE --configs DIR"
-	$(RUN) PYTHONPATH=collections python -m tests.bench_vram $(ARGS)
+	$(RUN) PYTHONPATH=collections python -m tests.bench_vram --fitcheck $(ARGS)
+
+ENVIRONMENT = $(firstword $(wildcard $(HOME)/llmops/envs/*))
+measure: ## what runs take of this machine's GPU, and tokens a second, into bench/; make measure ENVIRONMENT=… ARGS="--seconds 540"
+	PYTHONPATH=collections "$(ENVIRONMENT)/bin/python" -m tests.vram.measure $(ARGS)
 
 lock: setup ## requirements/*.txt from requirements/*.in
 	$(RUN) sh scripts/lock.sh

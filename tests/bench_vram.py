@@ -20,7 +20,7 @@ from pathlib import Path
 from ansible_collections.llmops.finetune.plugins.module_utils._vram.estimate import Estimate, of_job
 
 from .vram import rows
-from .vram.others import OTHERS
+from .vram.others import FITCHECK, OTHERS, Answers, fitcheck
 
 HERE = Path(__file__).parent / "vram"
 Errors = dict[str, list[float]]
@@ -32,6 +32,7 @@ def main(arguments: t.Sequence[str]) -> None:
     parser.add_argument("--measured", type=Path, action="append", default=[])
     parser.add_argument("--truth", type=Path, action="append", default=[])
     parser.add_argument("--configs", type=Path, action="append", default=[])
+    parser.add_argument("--fitcheck", action="store_true", help="ask fitcheck-llm too, which uv fetches")
     parser.add_argument("--rows", action="store_true", help="every row")
     parser.add_argument("--quick", action="store_true", help="a few layers of each kind, as a planner asks")
     given = parser.parse_args(arguments)
@@ -42,7 +43,7 @@ def main(arguments: t.Sequence[str]) -> None:
         made = [rows.measured(one, known) for one in rows.records(path) if one["tier"] in ("A", "B")]
         found = report(f"measured peaks, {path.name}", made, given)
         verdicts(found)
-        others(found)
+        others(found, fitcheck(found) if given.fitcheck else "--fitcheck is not given")
 
 
 Found = list[tuple[rows.Row, Estimate]]
@@ -111,14 +112,29 @@ def verdicts(found: Found) -> None:
         print(f"  {name:50} {len(each):5} {rates[0]:>16} {rates[1]:>16}")
 
 
-def others(found: Found) -> None:
-    """What is published elsewhere, on the same rows."""
+def others(found: Found, asked: Answers | str) -> None:
+    """What is published elsewhere, on the same rows. fitcheck-llm was fitted to most rows of tier A."""
     print(f"\n  on the same rows {'':33} {'level':10} {'rows':>5}")
-    ours = [(estimate, *highest(row)) for row, estimate in found]
-    print(line("this collection", "as told", [100 * (getattr(one, level) / told - 1) for one, level, told in ours]))
+    told = [highest(row) for row, _estimate in found]
+    said: dict[str, list[float | None]] = {
+        "this collection": [getattr(one, level) for (_row, one), (level, _size) in zip(found, told, strict=True)]
+    }
     for name, formula in OTHERS.items():
-        errors = [100 * (formula(row, estimate.parameters) / highest(row)[1] - 1) for row, estimate in found]
-        print(line(name, "as told", errors))
+        said[name] = [formula(row, estimate.parameters) for row, estimate in found]
+    if isinstance(asked, str):
+        print(f"  {FITCHECK}: left out, {asked}")
+    else:
+        words = ["tensors" if level == "allocated" else "process" for level, _size in told]
+        said[FITCHECK] = [one[word] if one else None for one, word in zip(asked, words, strict=True)]
+    for tier in ("", "A", "B"):
+        for name, sizes in said.items():
+            both = [
+                100 * (size / measured - 1)
+                for (row, _estimate), size, (_level, measured) in zip(found, sizes, told, strict=True)
+                if size is not None and row.group.startswith(tier)
+            ]
+            if both:
+                print(line(f"{tier}: {name}" if tier else name, "as told", both))
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ class ActionModule(ActionBase):
             self._display.display(line)
         result = plan.as_dict()
         result["environment"]["path"] = profile.path
-        run = {"id": plan.id, "resolved": plan.resolved}
+        run = {"id": plan.id, "resolved": plan.resolved, "left": plan.left}
         return {"changed": False, "plan": result, "ansible_facts": {MADE: {**made, plan.name: run}}}
 
     def _imported(

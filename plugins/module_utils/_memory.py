@@ -12,14 +12,15 @@ from . import _parallel, _ranks
 from ._engine import base_model
 from ._errors import FinetuneError
 from ._ranks import Facts
-from ._vram import advise, choose, speed
+from ._vram import advise, choose, options, speed
 from ._vram.estimate import GIB, Estimate, gib
 from ._vram.hardware import Gpu
 from ._vram.options import Situation
 from ._wish import DEMO_MODEL, Wish
 
-COUNTED = ("main", "ppo")
-"""Environments whose runs are walked; what the others are for takes another amount."""
+ADAPTER = ("finetuning_type", "lora_rank", "lora_target", "lora_dropout", "use_dora", "oft_block_size")
+"""LLaMA-Factory's keys that decide how large an adapter is."""
+LOADED, MERGED = "adapter_name_or_path", "create_new_adapter"
 NVLINK = 25 * speed.GIGA
 """Bytes a second of one link in one direction, by data sheets of Volta to Hopper."""
 NETWORK = 10_000
@@ -112,20 +113,32 @@ def taken(resolved: Resolved, facts: t.Mapping[str, Facts], wrong: Wrong) -> adv
 
 def asked(wish: Wish, resolved: Resolved, facts: t.Mapping[str, Facts], device: Device) -> choose.Run | str:
     """The run as it is resolved, nothing open; or why its memory cannot be told."""
-    arguments, engine = resolved["arguments"], resolved["engine"]
+    arguments, engine = _loaded(wish, resolved["arguments"]), resolved["engine"]
     known = config(wish, facts)
     if not device.gpu.memory:
         return f"the memory of {device.gpu.name} is not known"
-    if wish.environment not in COUNTED or _parallel.ENGINES[engine].unproved:
+    if _parallel.ENGINES[engine].unproved:
         return f"what runs in environment {wish.environment} with engine {engine} take is not known"
     if not known:
         return "the model's config.json is not known here"
-    if known.get("quantization_config"):
-        return "the model's weights are quantized already"
     per_rank = arguments[choose.MICRO] * arguments[choose.ACCUMULATION]
     situation = Situation(resolved["world_size"], "ddp" if engine == "single" else engine, device.gpu)
     card = speed.card(device.gpu.name, _link(wish, facts))
     return choose.Run(known, arguments, situation, device.free, per_rank, card=card)
+
+
+def _loaded(wish: Wish, arguments: t.Mapping[str, t.Any]) -> t.Mapping[str, t.Any]:
+    """An adapter of an earlier run that goes on being trained is of the size that it has, whatever is asked for."""
+    adapter = wish.left.get("adapter")
+    return {**arguments, **adapter, LOADED: None} if adapter and not arguments.get(MERGED) else arguments
+
+
+def left(wish: Wish, resolved: t.Mapping[str, t.Any], facts: t.Mapping[str, Facts]) -> dict[str, t.Any]:
+    """What is known before a run of what one that begins with it will find."""
+    arguments = {**options.DEFAULTS, **_loaded(wish, resolved["arguments"])}
+    adapts = arguments["finetuning_type"] in ("lora", "oft")
+    adapter = {key: arguments[key] for key in ADAPTER} if adapts else {}
+    return {"config": dict(config(wish, facts)), "adapter": adapter}
 
 
 def refusal(
@@ -152,6 +165,8 @@ def config(wish: Wish, facts: t.Mapping[str, Facts]) -> t.Mapping[str, t.Any]:
     if DEMO_MODEL in (wish.model, wish.family):
         sizes = base_model.RECIPE["architecture"]
         return {**sizes, "model_type": "qwen3", "vocab_size": base_model.RECIPE["tokenizer"]["vocab_size"]}
+    if wish.begins_with:
+        return wish.left.get("config") or {}
     told = (node.get(of) or {} for node in facts.values() for of in ("model", "hub"))
     return next((one["config"] for one in told if one.get("config")), {})
 

@@ -105,6 +105,21 @@ def config(folder: Path) -> dict[str, t.Any]:
     return sizes(_json(folder / "config.json"))
 
 
+def adapter(folder: Path) -> dict[str, t.Any]:
+    """Of an adapter that lies in a folder what decides its size, in LLaMA-Factory's keys; empty where there is none."""
+    found = _json(folder / "adapter_config.json")
+    keys = _OF_OFT if found.get("peft_type") == "OFT" else _OF_LORA
+    told = {own: found[key] for own, key in keys.items() if key in found}
+    targets = found.get("target_modules")
+    if isinstance(targets, list):  # else a pattern, of all modules that have the names in it
+        told["lora_target"] = ",".join(map(str, targets))
+    return {**told, "finetuning_type": "oft" if keys is _OF_OFT else "lora"} if found else {}
+
+
+_OF_LORA = {"lora_rank": "r", "lora_dropout": "lora_dropout", "use_dora": "use_dora"}
+_OF_OFT = {"oft_block_size": "oft_block_size"}
+
+
 def _described(config: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """What config.json says. Models that see keep what is about their text in `text_config`."""
     text = config.get("text_config")

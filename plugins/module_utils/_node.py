@@ -15,7 +15,7 @@ from dataclasses import astuple
 from pathlib import Path
 from types import MappingProxyType
 
-from . import _checker, _dataset, _host, _hub, _model, _output, _records, _user
+from . import _checker, _dataset, _host, _hub, _model, _model_place, _output, _records, _user
 from ._engine import files, lease, state
 from ._errors import FinetuneError
 from ._media import Media
@@ -171,9 +171,17 @@ def earlier(root: Path, wanted: t.Iterable[str]) -> dict[str, dict[str, t.Any]]:
     while waiting:
         for run_id, run in runs(root, waiting.pop()).items():
             if run_id not in found:
-                found[run_id] = run
+                found[run_id] = {**run, "left": left(root, run)}
                 waiting += _EARLIER.findall(json.dumps(run["resolved"]))
     return found
+
+
+def left(root: Path, run: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """What decides how much memory a run takes that begins with this one: the config.json of the model that it left, or
+    of the one that its adapter is for, and that adapter."""
+    results, model = root / "runs" / run["id"] / "output", (run["resolved"] or {}).get("model") or {}
+    base = Path(_model_place.folder(model, str(root))) if {"name", "revision"} <= model.keys() else results
+    return {"config": _model.config(results) or _model.config(base), "adapter": _model.adapter(results)}
 
 
 def datasets(root: Path) -> list[str]:

@@ -11,8 +11,8 @@ from . import (
     _addresses,
     _config,
     _dataset,
-    _hub,
     _media_set,
+    _model_place,
     _origin,
     _parallel,
     _ranks,
@@ -131,14 +131,12 @@ def _model(plan: Plan, root: str) -> dict[str, t.Any]:
     it is fetched and `asked` for which revision, `local` where it is on the controller."""
     name, revision = plan.resolved["model"]["name"], plan.resolved["model"]["revision"]
     told = {"build": name == DEMO_MODEL, "identity": revision, "hub": "", "asked": "", **(plan.model or {"local": ""})}
-    if name == DEMO_MODEL:
-        return {**told, "path": f"{root}/models/{DEMO_MODEL}@{revision}"}
-    if name == _sent_model.NAME:
-        return {**told, "path": f"{root}/models/{_sent_model.folder_name(revision)}"}
+    told["path"] = _model_place.folder(plan.resolved["model"], root)
+    if name in (DEMO_MODEL, _sent_model.NAME):
+        return told
     if name.startswith(("/", EARLIER)):
-        return {**told, "path": _origin.folder(name, root), "identity": ""}
-    asked = plan.request["model"]["revision"]
-    return {**told, "path": f"{root}/models/{_hub.folder_name(name, revision)}", "hub": name, "asked": asked}
+        return {**told, "identity": ""}
+    return {**told, "hub": name, "asked": plan.request["model"]["revision"]}
 
 
 def _arguments(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import typing as t
 from dataclasses import replace
 
-from . import _template
+from . import _model_place, _template
 from ._engine.state import EARLIER
 from ._errors import FinetuneError
 from ._wish import Wish
@@ -31,10 +31,7 @@ Run = dict[str, t.Any]
 
 def folder(value: str, root: str) -> str:
     """Where `run:<id>` is on a node; with commas between several, and anything else as it is."""
-    return ",".join(
-        f"{root}/runs/{word.removeprefix(EARLIER)}/output" if word.startswith(EARLIER) else word
-        for word in value.split(",")
-    )
+    return ",".join(_model_place.earlier(word, root) for word in value.split(","))
 
 
 def named(resolved: t.Mapping[str, t.Any]) -> list[str]:
@@ -52,7 +49,9 @@ def begin(wish: Wish, facts: t.Mapping[str, Facts], made: t.Mapping[str, Run]) -
     play."""
     known = next(iter(facts.values()))["before"] if facts else {}
     if wish.begins_with:
-        wish = _with_model(wish, _find(wish.begins_with, "train_from", wish, known, made))
+        run = _find(wish.begins_with, "train_from", wish, known, made)
+        left = known.get(run["id"], {}).get("left") or run.get("left") or {}
+        wish = replace(_with_model(wish, run), left=left)
     if wish.rewarded_by:
         wish = _with_reward(wish, _find(wish.rewarded_by, "train_reward_from", wish, known, made))
     return wish

@@ -72,6 +72,8 @@ class Plan:
     """Where its data is tokenized when it is staged: the digest of what decides the tokens."""
     memory: dict[str, t.Any] = field(default_factory=dict)
     """What a rank needs of its GPU, by an estimate: told in lines, estimate, free; empty where nothing would start."""
+    left: dict[str, t.Any] = field(default_factory=dict)
+    """What a later run of the same play that begins with this one takes its memory from."""
     held: str = ""
     """Why an apply would be refused now: another run has what this one needs. Empty when nothing stands in the way."""
 
@@ -190,6 +192,7 @@ def make(
         memory = _memory.check(wish, plan.resolved, facts, wrong)
         plan.memory = {**asdict(memory), "told": memory.told + fit.told}
         plan.notices += memory.notices
+    plan.left = _memory.left(wish, plan.resolved, facts)
     plan.shared = _output.place(run_id, wish.output_root, facts)
     plan.whole = _output.whole(run_id, world_size, facts)
     if wish.state in ("finished", "staged"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import typing as t
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from . import _assumed, _config, _dataset, _inputs, _media, _parallel, _recipe, _schema, _sent_model, _template
 from ._engine import hub_modelscope
@@ -131,6 +131,9 @@ class Wish:
     """GPUs that a plan takes each host to have."""
     family: str = ""
     """The model at the beginning of a chain of runs, where an earlier one is this one's model."""
+    left: t.Mapping[str, t.Any] = field(default_factory=dict)
+    """What is known of the run that it begins with: the config.json of its model, and LLaMA-Factory's keys of its
+    adapter."""
 
     @property
     def objects(self) -> list[str]:

@@ -165,7 +165,9 @@ node:
       description: Who holds the lease of a GPU (by UUID) or of the CPUs (V(cpu)); free ones are left out.
       type: dict
     before:
-      description: The runs of O(before) by id, as RV(node.runs).
+      description: >-
+        The runs of O(before) by id, as RV(node.runs), with what each left - the C(config) of its model, and
+        LLaMA-Factory's keys of its C(adapter).
       type: dict
     runs:
       description: Recorded runs by id with state, request and resolved values, and the folder shared with other nodes.

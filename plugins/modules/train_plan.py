@@ -109,6 +109,11 @@ plan:
         M(llmops.finetune.vram_info), empty where there is none; C(free), the bytes that the smallest GPU has; C(told),
         the same in lines.
       type: dict
+    left:
+      description: >-
+        What the memory of a run that begins with this one is estimated from - the C(config) of its model, and
+        LLaMA-Factory's keys of its C(adapter).
+      type: dict
     held:
       description: >-
         Why an apply would be refused now, which is another run that has what this one needs, or an environment without

@@ -26,6 +26,7 @@ options:
       - The model's C(config.json), as a dict, or the path of that file, or of the folder that it is in.
       - Relative paths are looked for beside the inventory, beside the playbook, and in the current folder. Hubs are not
         asked; the file of a model on a hub is a few kilobytes to download.
+      - Where its C(quantization_config) says that the weights are quantized already, that is what is estimated.
     type: raw
     required: true
   args:

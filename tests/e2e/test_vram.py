@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,46 @@ def test_it_says_what_fits_and_refuses_what_it_cannot_read(world: World, demo: o
     ):
         rc, text = ask(world, tmp_path, **wrong)
         assert rc != 0 and word in text and "Traceback" not in text, text
+
+
+def test_a_chain_is_estimated_before_its_first_run_is_there(world: World, demo: object) -> None:
+    """A model of which all but one weight is missing: nothing is trained."""
+    model = world.root / "models" / "llama"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text((FOLDER / "configs" / "llama3-8b.json").read_text())
+    header = json.dumps({"model.norm.weight": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}).encode()
+    (model / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"00")
+    chain = [
+        {"train_name": "m-docs", "train_recipe": "lora_sft", "train_args": {"template": "llama3", "lora_rank": 256}},
+        {"train_name": "m-more", "train_from": "m-docs"},
+    ]
+    wish = {"train_model": str(model), "train_chain": chain, "train_assume_gpus": "H100", "train_eval_datasets": []}
+    done = world.play("llmops.finetune.chain", "--check", variables=wish)
+    shutil.rmtree(model)
+    assert done.rc == 0, done.text
+    plans = {
+        line["result"]["plan"]["name"]: line["result"]["plan"] for line in done.results if "plan" in line["result"]
+    }
+    sizes = [plans[name]["memory"]["estimate"]["trainable"] for name in ("m-docs", "m-more")]
+    assert sizes[0] == sizes[1] > 600_000_000
+
+
+def test_what_is_measured_on_gpus_trains_as_llamafactory_does(world: World, demo: object, tmp_path: Path) -> None:
+    """All of the way but the GPU: without one nothing is measured, and rows say so."""
+    environment = next((world.root / "envs").glob("*/bin/python")).parents[1]
+    written = tmp_path / "measured.csv"
+    chosen = "--only 02 --only '17 ' --only '26 '"
+    asked = f"ARGS=--tiny --out {written} --limit 300 {chosen}"
+    done = world.shell(["make", "measure", f"ENVIRONMENT={environment}", asked])
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = rows.records(written)
+    assert [one["id"][:2] for one in found] == ["02", "17", "26"]
+    for one in found:
+        told = json.loads(one["notes"])
+        assert (one["tier"], one["other_metric"], one["alloc_gib"]) == ("none", "", ""), done.stderr
+        assert told["tokens_per_second"] > 0 and "llamafactory 0.9.5" in one["software"]
+    again = world.shell(["make", "measure", f"ENVIRONMENT={environment}", asked])
+    assert "3 rows are there" in again.stdout and rows.records(written) == found
 
 
 def test_the_environment_computes_the_same_peaks_again(world: World, demo: object, tmp_path: Path) -> None:

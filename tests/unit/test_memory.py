@@ -157,14 +157,70 @@ def test_the_gpu_with_the_least_to_give_decides() -> None:
         ({"config": {"model_type": "llama"}}, {}, "has no hidden_size"),
         ({"config": {**CONFIGS["llama3-8b"], "num_attention_heads": 0}}, {}, "not estimated"),
         ({"config": {**CONFIGS["llama3-8b"], "hidden_size": "wide"}}, {}, "not estimated"),
-        ({"config": {**CONFIGS["llama3-8b"], "quantization_config": {"quant_method": "awq"}}}, {}, "quantized already"),
-        ({}, {"train_recipe": "unsloth"}, "environment unsloth"),
+        (
+            {"config": {**CONFIGS["llama3-8b"], "quantization_config": {"quant_method": "aqlm"}}},
+            {},
+            "quantized already",
+        ),
+        ({"cpu_flags": ["avx512f"]}, {"train_recipe": "ktransformers"}, "engine ktransformers"),
+        ({}, {"train_recipe": "megatron"}, "engine megatron"),
     ],
 )
 def test_where_nothing_is_known_nothing_is_refused(facts: dict[str, t.Any], wish: dict[str, t.Any], why: str) -> None:
     one = {"a": host(**facts)}
     plan = make(one, **{**LORA, **wish})
     assert plan.memory["estimate"] == {} and why in told(plan, one)
+
+
+@pytest.mark.parametrize(
+    ("facts", "wish", "why"),
+    [
+        ({"config": {**CONFIGS["llama3-8b"], "quantization_config": {"quant_method": "awq", "bits": 4}}}, {}, "(awq)"),
+        ({}, {"train_recipe": "unsloth"}, "unsloth"),
+        ({}, {"train_recipe": "fp8", "train_args": {"pure_bf16": True}}, "fp8"),
+    ],
+)
+def test_what_nobody_measured_is_estimated_with_a_wider_bound(
+    facts: dict[str, t.Any], wish: dict[str, t.Any], why: str
+) -> None:
+    one = {"a": host(**facts)}
+    plan = make(one, train_insist="memory", **{**LORA, **wish})
+    assert plan.memory["estimate"]["tag"] == "unverified" and why in told(plan, one)
+
+
+# --- one run after the other ---
+
+EARLIER: dict[str, t.Any] = {"id": "sft-1", "state": "finished", "created": 1.0}
+
+
+def after(left: dict[str, t.Any], kind: str = "lora", **wish: t.Any) -> tuple[t.Any, str]:
+    """A plan that begins with run sft-1, on a node of which the run's own model is all that is known."""
+    resolved = {"arguments": {"stage": "sft", "finetuning_type": kind}, "model": {"name": MODEL, "revision": ""}}
+    one = {"a": host(config={}, before={"sft-1": {**EARLIER, "resolved": resolved, "left": left}})}
+    plan = make(one, train_from="sft", **wish)
+    return plan, told(plan, one)
+
+
+def test_a_run_on_an_earlier_one_takes_that_ones_model() -> None:
+    plan, text = after({"config": CONFIGS["llama3-8b"], "adapter": {}}, "full", train_recipe="lora_sft")
+    assert plan.memory["estimate"]["tensors"] == make({"a": host()}, **LORA).memory["estimate"]["tensors"], text
+    assert "config.json is not known" in after({}, "full", train_recipe="lora_sft")[1]
+
+
+def test_an_adapter_that_goes_on_is_as_large_as_it_was_made() -> None:
+    adapter = {"finetuning_type": "lora", "lora_rank": 64, "lora_target": "q_proj,v_proj", "use_dora": False}
+    left = {"config": CONFIGS["llama3-8b"], "adapter": adapter}
+    plan, text = after(left, train_recipe="lora_sft", train_args={"lora_rank": 8})
+    made = make({"a": host()}, **LORA, train_args={"lora_rank": 64, "lora_target": "q_proj,v_proj"})
+    assert plan.memory["estimate"]["trainable"] == made.memory["estimate"]["trainable"] and "replayed" in text
+    assert plan.left == {"config": CONFIGS["llama3-8b"], "adapter": {**plan.left["adapter"], **adapter}}
+    fresh, _text = after(left, train_recipe="lora_sft", train_set="create_new_adapter=true lora_rank=8")
+    assert fresh.memory["estimate"]["trainable"] == make({"a": host()}, **LORA).memory["estimate"]["trainable"]
+
+
+def test_an_adapter_of_which_nothing_is_known_is_told() -> None:
+    _plan, text = after({"config": CONFIGS["llama3-8b"]}, train_recipe="lora_sft")
+    assert "unverified: adapter_name_or_path, which is not looked at" in text
 
 
 def test_a_gpu_of_unknown_memory_is_not_judged() -> None:

@@ -126,6 +126,36 @@ def test_earlier_runs_are_found_with_those_they_began_with(tmp_path: Path) -> No
     assert set(_node.earlier(tmp_path, ["sft-1"])) == {"sft-1", "pt-1"} and _node.earlier(tmp_path, []) == {}
 
 
+@pytest.mark.parametrize(
+    ("model", "place"),
+    [
+        ({"name": "owner/model", "revision": "c0ffee"}, "models/owner--model@c0ffee"),
+        ({"name": "file", "revision": "ab" * 32}, f"models/file@{'ab' * 8}"),
+        ({"name": "demo", "revision": "id"}, "models/demo@id"),
+        ({"name": "run:pt-1", "revision": ""}, "runs/pt-1/output"),
+    ],
+)
+def test_of_an_earlier_run_the_sizes_of_model_and_adapter_are_told(
+    tmp_path: Path, model: dict[str, str], place: str
+) -> None:
+    results = tmp_path / "runs/sft-1/output"
+    for folder in (results, tmp_path / place):
+        folder.mkdir(parents=True)
+    files.write_json(tmp_path / "runs/sft-1/run.json", {"resolved": {"model": model}})
+    files.write_json(tmp_path / place / "config.json", {"hidden_size": 8})
+    adapter = {"peft_type": "LORA", "r": 16, "target_modules": ["q_proj", "v_proj"], "lora_alpha": 32}
+    files.write_json(results / "adapter_config.json", adapter)
+    told = _node.earlier(tmp_path, ["sft"])["sft-1"]["left"]
+    keys = {"finetuning_type": "lora", "lora_rank": 16, "lora_target": "q_proj,v_proj"}
+    assert told == {"config": {"hidden_size": 8}, "adapter": keys}
+    files.write_json(results / "adapter_config.json", {"peft_type": "OFT", "r": 0, "oft_block_size": 64})
+    told = _node.earlier(tmp_path, ["sft"])["sft-1"]["left"]
+    assert told["adapter"] == {"finetuning_type": "oft", "oft_block_size": 64}
+    (results / "adapter_config.json").unlink()
+    files.write_json(results / "config.json", {"hidden_size": 16})
+    assert _node.earlier(tmp_path, ["sft"])["sft-1"]["left"] == {"config": {"hidden_size": 16}, "adapter": {}}
+
+
 def test_facts_name_the_user_the_root_and_the_datasets_that_lie_here(tmp_path: Path) -> None:
     data = tmp_path / "a.jsonl"
     data.write_text('{"instruction": "Why?", "output": "So."}\n{"instruction": "Why?"}\n', encoding="utf-8")

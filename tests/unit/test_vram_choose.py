@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import typing as t
 
@@ -223,3 +224,15 @@ def test_each_way_fits_and_none_has_a_change_too_many(
         for fewer in itertools.combinations(way.changes, len(way.changes) - 1):
             need = advise.needed(asked, fewer)
             assert need is None or need.bound > asked.memory, way.words()
+
+
+def test_what_a_model_or_unsloth_has_of_its_own_is_not_chosen() -> None:
+    opened = (*OPEN, choose.BITS)
+    packed = dataclasses.replace(
+        run(opened=opened), config={**CONFIGS["llama3-8b"], "quantization_config": {"quant_method": "awq", "bits": 4}}
+    )
+    assert {option.bits for option in choose.possible(run(opened=opened))} == {0, 4}
+    assert {option.bits for option in choose.possible(packed)} == {0}
+    assert not any(choose.BITS in change.keys or change.engine for change in advise.changes(packed))
+    of_its_own = choose.possible(run(arguments={**RECIPE, "use_unsloth": True}, opened=opened))
+    assert not any(option.plain or option.fused for option in of_its_own)

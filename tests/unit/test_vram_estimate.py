@@ -130,6 +130,9 @@ def test_defaults_are_those_of_llamafactory() -> None:
         ({"finetuning_type": "full", "use_galore": True}, "unverified"),
         ({"use_unsloth_gc": True}, "unverified"),
         ({"use_unsloth": True}, "unverified"),
+        ({"fp8": True}, "unverified"),
+        ({"adapter_name_or_path": "/a"}, "unverified"),
+        ({"adapter_name_or_path": "/a", "create_new_adapter": True}, "replayed"),
         ({"use_dft_loss": True}, "unverified"),
         ({"upcast_layernorm": True}, "unverified"),
         ({"enable_liger_kernel": True, "quantization_bit": 8}, "unverified"),
@@ -202,6 +205,71 @@ def test_the_default_optimizer_is_that_of_the_version_of_torch() -> None:
 def test_what_is_not_known_is_refused(arguments: dict[str, t.Any], word: str) -> None:
     with pytest.raises(FinetuneError, match=word):
         found(arguments)
+
+
+# Weights that are quantized already
+
+
+def quantized(method: str, **more: t.Any) -> dict[str, t.Any]:
+    return {**LLAMA, "quantization_config": {"quant_method": method, **more}}
+
+
+IN_4_BITS = quantized("bitsandbytes", load_in_4bit=True, bnb_4bit_use_double_quant=True)
+IN_LAYERS = {"llm_int8_skip_modules": ["lm_head", "model.layers.1.mlp", "o_proj"]}
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        (IN_4_BITS, 5.545),  # as quantization_bit 4 leaves it
+        (quantized("bitsandbytes", load_in_8bit=True), 8.696),
+        (quantized("gptq", bits=4, group_size=128), 3.38 + 1.96 + 0.24),  # layers; embedding and head; adapters
+        (quantized("awq", w_bit=4, q_group_size=128), 3.37 + 1.96 + 0.24),
+        (quantized("gptq", bits=8, group_size=-1), 6.50 + 1.96 + 0.24),
+        (quantized("fp8"), 15.192),
+        ({**LLAMA, "quantization_config": {}}, 15.192),
+    ],
+)
+def test_weights_that_are_quantized_lie_there_as_they_are(config: dict[str, t.Any], size: float) -> None:
+    told = found(config=config)
+    assert told.resident / GIB == pytest.approx(size, rel=0.005)
+    assert told.parameters == found().parameters
+    assert (told.tag == "unverified") is bool(config["quantization_config"])
+
+
+def test_what_is_kept_of_a_product_is_that_of_the_method() -> None:
+    plain = {"disable_gradient_checkpointing": True}
+    packed = {name: quantized(name, bits=4, group_size=128) for name in ("gptq", "awq")}
+    more = {name: (found(plain, config).tensors - found(plain, IN_4_BITS).tensors) for name, config in packed.items()}
+    assert more["gptq"] == pytest.approx(32 * 2 * 218e6, rel=0.02)  # all matrices in 16 bits wait for backward
+    assert more["awq"] == pytest.approx(32 * 2 * 2048 * (6 * 4096 + 14336), rel=0.02)  # an fp16 copy of all inputs
+    half = {"bf16": False, "fp16": True, **plain}
+    assert found(half, packed["awq"]).tensors == pytest.approx(found(half, IN_4_BITS).tensors, rel=0.002)
+
+
+def test_modules_that_are_left_as_they_were_are_counted_or_told() -> None:
+    told = found(config={**LLAMA, "quantization_config": {**IN_4_BITS["quantization_config"], **IN_LAYERS}})
+    assert told.resident - found(config=IN_4_BITS).resident == pytest.approx(32 * 4096**2 * (2 - 0.516), rel=0.01)
+    assert "but 1 modules, which are not looked at" in told.reasons[0]
+
+
+@pytest.mark.parametrize("given", [{"quant_method": "aqlm"}, {"quant_method": "gptq"}, {"bits": 4}], ids=str)
+def test_weights_whose_size_is_not_known_are_refused(given: dict[str, t.Any]) -> None:
+    with pytest.raises(FinetuneError, match="quantized already"):
+        found(config={**LLAMA, "quantization_config": given})
+
+
+@pytest.mark.parametrize("key", options.UNKNOWN)
+def test_what_keeps_other_things_on_a_gpu_is_refused(key: str) -> None:
+    with pytest.raises(FinetuneError, match="is not known here"):
+        found({key: True})
+
+
+def test_unsloth_has_its_own_checkpoints_and_kernels() -> None:
+    told = found({"use_unsloth": True})
+    assert told.tensors < found().tensors and told.reasons == ["unsloth"]
+    assert told.host == found({"use_unsloth_gc": True}).host > found().host
+    assert found({"use_unsloth": True, "disable_gradient_checkpointing": True}).tensors == told.tensors
 
 
 # GPUs and verdicts

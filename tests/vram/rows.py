@@ -10,18 +10,27 @@ import csv
 import json
 import re
 import typing as t
+from dataclasses import replace
 from pathlib import Path
 
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
-from ansible_collections.llmops.finetune.plugins.module_utils._vram import hardware, optimizers, shape
-from ansible_collections.llmops.finetune.plugins.module_utils._vram.options import FORMULA, REPLAYED, UNVERIFIED
+from ansible_collections.llmops.finetune.plugins.module_utils._vram import hardware, optimizers, options, shape
+from ansible_collections.llmops.finetune.plugins.module_utils._vram.options import (
+    FORMULA,
+    REPLAYED,
+    UNVERIFIED,
+    Situation,
+)
 from ansible_collections.llmops.finetune.plugins.module_utils._vram.physics import Physics
 from ansible_collections.llmops.finetune.plugins.module_utils._vram.stages import Run
 from ansible_collections.llmops.finetune.plugins.module_utils._vram.tape import FULL, HALF
 from ansible_collections.llmops.finetune.plugins.module_utils._vram.walk import Job
 
 GIB = 1 << 30
+OWN = "llmops.finetune"
+"""How the source of rows begins that measure.py wrote."""
 Record = dict[str, str]
+Phases = tuple[float, float, float]
 
 
 class Row(t.NamedTuple):
@@ -37,7 +46,7 @@ class Row(t.NamedTuple):
     """Bytes; 0 where it is not told."""
     reserved: float
     process: float
-    phases: tuple[float, float, float]
+    phases: Phases
     """Peaks of forward, backward and optimizer; 0 where they are not told."""
     bits: int
     """Of the base model's weights, for estimators that know no more."""
@@ -146,6 +155,8 @@ def measured(record: Record, known: t.Mapping[str, t.Any]) -> Made:
     name = f"{record['id']} {model}"
     if model not in known:
         return Out(name, group, "no config")
+    if record["source"].startswith(OWN):
+        return _own(record, known[model], name, group)
     if record["n_gpus"] != "1":
         return Out(name, group, "several GPUs, and how they share is not told")
     length = re.search(r"\d+", record["seq_len"])
@@ -176,6 +187,20 @@ def measured(record: Record, known: t.Mapping[str, t.Any]) -> Made:
         process = other
     bits = 4 if physics.quantization == 4 else 16
     return Row(name, group, job, tag, gpu, allocated, reserved, process, (0, 0, 0), bits)
+
+
+def _own(record: Record, config: t.Mapping[str, t.Any], name: str, group: str) -> Made:
+    """A row of measure.py, which says in LLaMA-Factory's keys what was trained."""
+    if record["other_metric"]:
+        return Out(name, group, f"nothing was measured: {record['other_metric']}")
+    told, gpu = json.loads(record["notes"]), _gpu(record["gpu"])
+    situation = Situation(gpu=gpu, torch=told["torch"], padded=told["padded"], expandable=told["expandable"])
+    reading = options.read(shape.read(config), told["args"], situation)
+    job = replace(reading.job, varied=False)  # all records are of one length, or of two that come in one batch
+    allocated, reserved, process = (_bytes(record[key]) for key in ("alloc_gib", "reserved_gib", "process_gib"))
+    bits, peaks = 4 if job.physics.quantization == 4 else 16, told["peaks_mib"]
+    phases = tuple(peaks.get(phase, 0) * 2**20 for phase in ("forward", "backward", "optimizer"))
+    return Row(name, group, job, reading.tag, gpu, allocated, reserved, process, t.cast(Phases, phases), bits)
 
 
 def _bytes(text: str) -> float:

@@ -65,7 +65,8 @@ def changes(run: Run) -> list[Change]:
     if not given[FUSED] and can_fuse(run):
         found.append(Change(f"{FUSED}: true", {FUSED: True}))
     engines = ["zero2", "zero3"] * (world > 1) + ["zero3_offload"]
-    if not given[BITS]:
+    quantized = bool(given[BITS]) or run.settled
+    if not quantized:
         now = run.situation.engine
         found += [Change(f"train_engine: {name}", engine=name) for name in engines if name != now]
     if method in ("full", "freeze") and not given["pure_bf16"]:
@@ -73,7 +74,7 @@ def changes(run: Run) -> list[Change]:
     if method == "full":
         words = "finetuning_type: lora" + ", pure_bf16: false" * bool(given["pure_bf16"])
         found.append(Change(words, {"finetuning_type": "lora", "pure_bf16": False}))
-    if method == "lora" and not given[BITS] and "zero3" not in run.situation.engine:
+    if method == "lora" and not quantized and "zero3" not in run.situation.engine:
         found.append(Change(f"{BITS}: 4", {BITS: 4}))
     found += [Change(f"cutoff_len: {part}", {"cutoff_len": part}) for part in (length // 2, length // 4) if part >= 256]
     return found
@@ -103,7 +104,7 @@ def smallest(run: Run, taken: Taken = all_taken) -> str:
     now = run.situation.world
     for world in (now, *(count for count in COUNTS if count > now)):
         engine = run.situation.engine if world == now else "zero3"
-        if world != now and (run.arguments.get(BITS) or not taken({}, engine)):
+        if world != now and (run.arguments.get(BITS) or run.settled or not taken({}, engine)):
             return ""
         for known in sorted(catalogue.KNOWN, key=lambda one: (one.memory, one.also == ())):
             gpu = find(known.name)

@@ -107,6 +107,11 @@ class Run:
     engines: t.Sequence[str] = ENGINES
     host: int = 0
 
+    @property
+    def settled(self) -> bool:
+        """Its weights are quantized already."""
+        return bool(self.config.get("quantization_config"))
+
     def holds(self, need: Estimate) -> bool:
         """By the bound. Of the host only what is offloaded counts: the rest is a guess that refuses nothing."""
         return need.bound <= self.memory and (not self.host or need.host - estimate.PROCESS <= self.host)
@@ -136,9 +141,10 @@ def possible(run: Run) -> list[Option]:
     engines: t.Sequence[str] = (now.engine,)
     if run.situation.engine == "auto":
         engines = [name for name in run.engines if run.situation.world > 1 or name not in ("zero2", "zero3")]
-    plain = (True, False) if PLAIN in run.open else (now.plain,)
+    checkpoints = PLAIN in run.open and not run.arguments.get("use_unsloth")  # which has its own, always
+    plain = (True, False) if checkpoints else (now.plain,)
     fused = (True, False) if FUSED in run.open and can_fuse(run) else (now.fused,)
-    bits = (0, 4) if BITS in run.open else (now.bits,)
+    bits = (0, 4) if BITS in run.open and not run.settled else (now.bits,)
     combined = itertools.product(engines, batches, plain, fused, bits)
     return [
         Option(engine, micro, accumulation, p, f, b)
@@ -176,7 +182,8 @@ def choose(run: Run) -> Choice:
 
 
 def can_fuse(run: Run) -> bool:
-    return str(run.config.get("model_type")) in FUSES and run.arguments.get("stage", "sft") in ("pt", "sft")
+    known = str(run.config.get("model_type")) in FUSES and run.arguments.get("stage", "sft") in ("pt", "sft")
+    return known and not run.arguments.get("use_unsloth")  # which has its own kernels
 
 
 def _situated(run: Run, option: Option) -> Situation:

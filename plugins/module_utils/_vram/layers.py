@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import typing as t
 
-from . import kernels, ops
+from . import kernels, ops, packed
 from .engines import Engine
+from .packed import AWQ, BLOCK, BNB, GPTQ, UNPACKING
 from .physics import Physics
 from .shape import Experts, Shape
 from .tape import FULL, HALF, Node, Parameter, Storage, Tape, Tensor
-
-BLOCK_OF_4BIT = 64
-"""Weights that share a scale in bitsandbytes."""
-BLOCK_OF_SCALES = 256
-"""Scales that share one, with double quantization."""
 
 
 class Weights:
@@ -54,18 +50,16 @@ class Weights:
         (self.found if trained else self.frozen).append(made)
         return made
 
-    def quantized(self, count: int) -> None:
-        """bitsandbytes: values, their scales in blocks, and the tables to read them with."""
-        physics, scales, share = self.physics, -(-count // BLOCK_OF_4BIT), self.engine.stored(1, 1)
-        loaded = Storage(self.tape.meter, count * HALF)
-        if physics.quantization == 8:
-            sizes = [count * share, count**0.5 * FULL]
-        elif physics.double_quantization:
-            sizes = [count / 2 * share, scales, -(-scales // BLOCK_OF_SCALES) * FULL, 256 * FULL, FULL, 16 * FULL]
+    def quantized(self, rows: int, columns: int) -> None:
+        physics, own = self.physics, self.physics.packed
+        loaded = None if own else Storage(self.tape.meter, rows * columns * HALF)
+        if own and own.method != BNB:
+            sizes = own.sizes(rows, columns)
         else:
-            sizes = [count / 2 * share, scales * FULL, 16 * FULL]
+            share = self.engine.stored(1, 1)
+            sizes = packed.bitsandbytes(rows * columns, physics.quantization, physics.double_quantization, share)
         self.stored += [Storage(self.tape.meter, size) for size in sizes]
-        self.quantized_count += count
+        self.quantized_count += rows * columns
         del loaded
 
     def linear(self, one: Linear) -> None:
@@ -93,9 +87,10 @@ class Linear:
     def __init__(self, weights: Weights, name: str, rows: int, columns: int, bias: bool = False) -> None:
         physics = weights.physics
         self.physics, self.name, self.rows, self.columns = physics, name, rows, columns
+        self.method = physics.packed.method if physics.packed else BNB
         self.weight: Parameter | None = None
-        if physics.quantization and name != "lm_head":
-            weights.quantized(rows * columns)
+        if physics.quantizes(name):
+            weights.quantized(rows, columns)
         else:
             self.weight = weights.parameter(rows, columns)
         self.bias = weights.parameter(rows) if bias else None
@@ -164,20 +159,28 @@ class Linear:
             return ops.linear(tape, x, self.weight, self.bias)
         half = ops.cast(tape, x, HALF)
         out = tape.empty(x.count // self.columns * self.rows, HALF)
-        self._dequantize(tape)
-        return ops.cast(tape, tape.record(out, self._back, (half,), ()), x.width)
+        kept = self._dequantize(tape, half)
+        return ops.cast(tape, tape.record(out, self._back, (half,), kept), x.width)
 
     def _back(self, tape: Tape, node: Node, grad: Tensor) -> t.Sequence[Tensor]:
         found = tape.empty(grad.count // self.rows * self.columns, grad.width)
-        self._dequantize(tape)
+        if self.method != GPTQ:  # whose matrix is there still
+            self._dequantize(tape)
         return (found,)
 
-    def _dequantize(self, tape: Tape) -> None:
-        """The whole matrix in half precision, and its scales in fp32 where they are quantized themselves."""
+    def _dequantize(self, tape: Tape, x: Tensor | None = None) -> t.Sequence[Tensor]:
+        """The whole matrix in half precision, and its scales in fp32 where they are quantized themselves. Returns what
+        autograd keeps of a product with x: GPTQ's is one of plain tensors, AWQ's keeps its input in fp16."""
         count = self.rows * self.columns
-        if self.physics.quantization == 4:
-            scales = count / BLOCK_OF_4BIT * FULL if self.physics.double_quantization else 0
+        if self.method == GPTQ:
+            tape.meter.scratch(count * UNPACKING)
+            return (tape.empty(count, HALF),)
+        if self.method == AWQ or self.physics.quantization == 4:
+            scales = count / BLOCK * FULL if self.physics.double_quantization else 0
             tape.meter.scratch(count * HALF + scales)
+        if self.method == AWQ and x is not None:
+            return (ops.view(x) if self.physics.half == "fp16" else ops.like(tape, x),)
+        return ()
 
 
 class Norm:
@@ -282,7 +285,7 @@ class _Stack(Linear):
         if self.weight is not None:
             weights.parameter(rows * others, columns)
         else:
-            weights.quantized(rows * columns * others)
+            weights.quantized(rows * others, columns)
 
     def adapt(self, weights: Weights) -> None:
         super().adapt(weights)

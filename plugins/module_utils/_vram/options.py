@@ -26,6 +26,7 @@ DEFAULTS: dict[str, t.Any] = {
     "badam_mode": "layer",
     "bf16": False,
     "compute_accuracy": False,
+    "create_new_adapter": False,
     "cutoff_len": 2048,
     "disable_gradient_checkpointing": False,
     "do_eval": False,
@@ -64,14 +65,18 @@ DEFAULTS: dict[str, t.Any] = {
     "use_badam": False,
     "use_dora": False,
     "use_galore": False,
+    "use_kt": False,
+    "use_mca": False,
     "use_muon": False,
     "use_reentrant_gc": True,
+    "use_unsloth": False,
     "use_unsloth_gc": False,
     "val_size": 0.0,
 }
 """Of LLaMA-Factory 0.9.5, for the keys that are looked at."""
 
 UNSEEN: dict[str, t.Any] = {
+    "adapter_name_or_path": None,
     "fp8": False,
     "mixture_of_depths": None,
     "predict_with_generate": False,
@@ -82,11 +87,11 @@ UNSEEN: dict[str, t.Any] = {
     "upcast_lmhead_output": False,
     "use_dft_loss": False,
     "use_eaft_loss": False,
-    "use_kt": False,
-    "use_mca": False,
-    "use_unsloth": False,
 }
 """Keys that change what is kept, and of which estimates know nothing, with their defaults."""
+
+UNKNOWN = {"use_kt": "KTransformers", "use_mca": "Megatron"}
+"""Keys of what keeps other things on a GPU than is walked here, and its name."""
 
 REPLAYED, FORMULA, UNVERIFIED = "replayed", "formula", "unverified"
 """Checked against measured peaks, or the real classes on tensors without content; derived from code that is, or from
@@ -119,6 +124,11 @@ class Reading(t.NamedTuple):
 def read(shape: Shape, arguments: t.Mapping[str, t.Any], situation: Situation) -> Reading:
     """The arguments may leave out what has LLaMA-Factory's default."""
     given = {**DEFAULTS, **{key: value for key, value in arguments.items() if value is not None}}
+    for key, name in UNKNOWN.items():
+        if given[key]:
+            raise FinetuneError(
+                f"What {name} keeps on a GPU is not known here.", where=f"args, key {key}", change=f"remove {key}"
+            )
     engine = engines.find(_engine_name(given, situation), situation.world)
     batch, length = int(given["per_device_train_batch_size"]), int(given["cutoff_len"])
     stage = str(given["stage"])
@@ -139,7 +149,14 @@ def read(shape: Shape, arguments: t.Mapping[str, t.Any], situation: Situation) -
         situation.gpu.workspace if situation.gpu else 0,
     )
     tag, reasons = _tag(shape, given, physics, engine, name, stage)
-    unseen = [f"{key}, which is not looked at" for key, default in UNSEEN.items() if given.get(key, default) != default]
+    merged = (
+        {"adapter_name_or_path"} if given["create_new_adapter"] else set()
+    )  # into weights, before a new one is made
+    unseen = [
+        f"{key}, which is not looked at"
+        for key, default in UNSEEN.items()
+        if given.get(key, default) != default and key not in merged
+    ]
     tag, reasons = (UNVERIFIED, [*unseen, *reasons]) if unseen else (tag, reasons)
     patches = int(given["image_max_pixels"]) // shape.vision.patch**2 if shape.vision else 0
     return Reading(job, tag, reasons, patches)
@@ -158,7 +175,7 @@ def _physics(shape: Shape, given: t.Mapping[str, t.Any], situation: Situation, e
     bits = int(given["quantization_bit"] or 0)
     if attention == "sdpa" and shape.soft_capped:
         attention = "eager"
-    if bits not in (0, 4, 8):
+    if bits not in (0, 4, 8) and not shape.packed:
         raise FinetuneError(
             f"quantization_bit is {bits}.", where="args, key quantization_bit", change="use 4 or 8, or leave it out"
         )
@@ -177,14 +194,15 @@ def _physics(shape: Shape, given: t.Mapping[str, t.Any], situation: Situation, e
         dora=bool(given["use_dora"]),
         turned=int(given["oft_block_size"]) if method == "oft" else 0,
         trains_ends="embed" in extra or "lm_head" in extra,
-        quantization=bits,
-        double_quantization=bool(given["double_quantization"]),
+        quantization=shape.packed.bits if shape.packed else bits,
+        double_quantization=shape.packed.double if shape.packed else bool(given["double_quantization"]),
+        packed=shape.packed,
         trained_layers=int(given["freeze_trainable_layers"]) if method == "freeze" else None,
-        checkpointing="off" if given["disable_gradient_checkpointing"] else "host" if given["use_unsloth_gc"] else "on",
+        checkpointing=_checkpointing(given),
         reentrant=bool(given["use_reentrant_gc"]) and engine.buckets != "fsdp",
         attention=attention,
-        fused=bool(given["enable_liger_kernel"]),
-        loss="liger" if given["enable_liger_kernel"] and stage in ("pt", "sft") and not own_loss else "plain",
+        fused=bool(given["enable_liger_kernel"] or given["use_unsloth"]),
+        loss="plain" if own_loss else _loss(given, stage),
         padded=padded,
         layerwise=bool(
             (given["use_galore"] and given["galore_layerwise"]) or (given["use_apollo"] and given["apollo_layerwise"])
@@ -197,6 +215,19 @@ def _physics(shape: Shape, given: t.Mapping[str, t.Any], situation: Situation, e
     if given["use_badam"]:
         found = replace(found, trained_layers=-1)
     return _precision(found, given, engine)
+
+
+def _checkpointing(given: t.Mapping[str, t.Any]) -> str:
+    """unsloth has its own, whatever is asked for (model/model_utils/unsloth.py)."""
+    if given["disable_gradient_checkpointing"] and not given["use_unsloth"]:
+        return "off"
+    return "host" if given["use_unsloth_gc"] or given["use_unsloth"] else "on"
+
+
+def _loss(given: t.Mapping[str, t.Any], stage: str) -> str:
+    if stage not in ("pt", "sft"):
+        return "plain"
+    return "chunked" if given["use_unsloth"] else "liger" if given["enable_liger_kernel"] else "plain"
 
 
 def _packed(given: t.Mapping[str, t.Any]) -> bool:
@@ -259,15 +290,19 @@ def _tag(
         f"stage {stage}": stage == "ppo",
         "the loss of ASFT": physics.anchored,
         f"optimizer {optimizer}": optimizer not in ("adamw_torch", "adamw_torch_fused", "sgd"),
-        "quantization in 8 bits": physics.quantization == 8,
-        "quantization other than bitsandbytes": bool(physics.quantization) and given["quantization_method"] != "bnb",
-        "inputs of layers on the host (use_unsloth_gc)": physics.checkpointing == "host",
+        shape.packed.words() if shape.packed else "": shape.packed is not None,
+        "quantization in 8 bits": physics.quantization == 8 and not shape.packed,
+        "quantization other than bitsandbytes": bool(physics.quantization)
+        and not shape.packed
+        and given["quantization_method"] != "bnb",
+        "unsloth": bool(given["use_unsloth"]),
+        "inputs of layers on the host (use_unsloth_gc)": bool(given["use_unsloth_gc"]),
         "additional_target": physics.trains_ends,
         "predictions that are kept in evaluation": bool(given["compute_accuracy"]),
     }
     formula = {
         f"model type {shape.family}": shape.family not in _REPLAYED_FAMILIES,
-        "Liger's kernels": physics.fused,
+        "Liger's kernels": bool(given["enable_liger_kernel"]),
         "flash_attn fa2": physics.attention == "fa2",
         "evaluation": bool(given["do_eval"]),
         "DoRA on quantized weights": physics.dora and bool(physics.quantization),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import typing as t
 from dataclasses import dataclass, field
 
+from .packed import Packed
 from .tape import FULL, HALF
 
 
@@ -36,8 +37,10 @@ class Physics:
     trains_ends: bool = False
     """Embedding and head are trained beside the adapters."""
     quantization: int = 0
-    """4 or 8 bits of bitsandbytes; 0 is none."""
+    """Bits of a weight: 4 or 8 of bitsandbytes, or as a quantized model has them; 0 is none."""
     double_quantization: bool = False
+    packed: Packed | None = None
+    """The model is quantized already."""
     trained_layers: int | None = None
     """How many are trained, from the last one on; negative: from the first. None leaves it to the method."""
     checkpointing: str = "on"
@@ -65,3 +68,6 @@ class Physics:
 
     def targets_module(self, name: str) -> bool:
         return name in self.targets if self.targets else name != "lm_head"
+
+    def quantizes(self, name: str) -> bool:
+        return bool(self.quantization) and name != "lm_head" and not (self.packed and name in self.packed.plain)

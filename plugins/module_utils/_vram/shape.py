@@ -9,6 +9,8 @@ import typing as t
 from dataclasses import dataclass, fields
 
 from .._errors import FinetuneError
+from . import packed
+from .packed import Packed
 
 Config = t.Mapping[str, t.Any]
 
@@ -97,6 +99,8 @@ class Shape:
     experts: Experts | None = None
     latent: Latent | None = None
     vision: Vision | None = None
+    packed: Packed | None = None
+    """Its weights are quantized already."""
 
     @property
     def parameters(self) -> int:
@@ -193,6 +197,7 @@ def read(config: Config, where: str = "config.json") -> Shape:
         "experts": _experts(text),
         "latent": _latent(text),
         "vision": _vision(config),
+        "packed": packed.read(config),
     }
     if text.get("attention_bias"):
         given |= {"qkv_bias": True, "output_bias": family in ("llama", "mistral", "qwen3", "qwen3_moe")}
