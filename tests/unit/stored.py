@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import boto3
 from ansible_collections.llmops.finetune.plugins.module_utils import _engine
-from ansible_collections.llmops.finetune.plugins.module_utils._engine import bucket, checkpoint, files, state, store
+from ansible_collections.llmops.finetune.plugins.module_utils._engine import checkpoint, files, state, store
 from moto.server import ThreadedMotoServer
 
 NAME, RUN = "runs", "x-00000000"
@@ -60,7 +61,7 @@ class S3:
         found = store.complete(names)
         for save in found:
             for node in range(nodes):
-                manifest = bucket.json.loads(self.content(save.manifest(node, nodes)))
+                manifest = json.loads(self.content(save.manifest(node, nodes)))
                 for name, told in manifest["files"].items():
                     content = self.content(save.files + name)
                     assert hashlib.sha256(content).hexdigest() == told["sha256"], f"{name} of {save} is torn"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import threading
@@ -172,7 +173,7 @@ def test_each_file_carries_its_digest_for_s3_to_prove(s3: S3, tmp_path: Path) ->
     assert sending.checkpoint() and not sending.checkpoint()
     digest = bytes.fromhex(files.sha256(node.run.output / "checkpoint-8/model.safetensors"))
     header = seen["model.safetensors"]
-    assert (header.decode() if isinstance(header, bytes) else header) == bucket.base64.b64encode(digest).decode()
+    assert (header.decode() if isinstance(header, bytes) else header) == base64.b64encode(digest).decode()
     assert len(seen) == 6, "four files, the log and the manifest"
 
 
