@@ -223,6 +223,7 @@ def make(
     plan.notices += _notices.notices(wish, plan, record, resolved, sources, template) + _ranks.notices(wish, facts)
     in_part = wish.state == "absent" and not plan.whole
     plan.notices += _output.notices(plan.shared, wish.output_root, removed_in_part=in_part)
+    plan.notices += _store.notices(plan.store, removed_in_part=in_part)
     if wish.hub and now != "finished":
         _pin.refuse_full_disks(wish, plan.resolved["model"]["revision"], facts)
     if wish.assumed:

@@ -76,6 +76,13 @@ def plan(url: str, run_id: str, digest: str) -> dict[str, str]:
     return {"url": f"{url}/{run_id}", "lock": f"node-{ENVIRONMENT}.txt", "digest": digest} if url else {}
 
 
+def notices(plan: t.Mapping[str, str], *, removed_in_part: bool) -> list[str]:
+    """What the plan says where only some hosts of a run remove it."""
+    return [f"{plan['url']} stays: hosts of the run are left out, and it is theirs too."] * (
+        removed_in_part and bool(plan)
+    )
+
+
 def on_node(plan: t.Mapping[str, str], root: str, arguments: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """What of it is in launch.json."""
     if not plan:
@@ -106,7 +113,7 @@ def stage(run: state.Run, spec: Spec, changes: Changes, secrets: t.Mapping[str, 
     if not (run.path / "engine" / "restore.py").exists():
         return  # in check mode, on a host that has nothing of the run yet
     lacking = ["--lacking"] if spec["lacking"] else []
-    found = _restore(run, spec, secrets, "--look", *lacking)
+    found = _restore(run, spec, {**secrets, "PYTHONDONTWRITEBYTECODE": "1"}, "--look", *lacking)
     if found["step"]:
         changes.add("fetch", run.output / f"checkpoint-{found['step']}")
     if found["record"]:
@@ -120,7 +127,7 @@ def remove(run: state.Run, spec: Spec, changes: Changes, secrets: t.Mapping[str,
     told = spec["launch"].get("store")
     if not told or spec["launch"]["node_rank"] or (changes.dry and not Path(told["python"]).exists()):
         return
-    with _workshop.Workshop(run.path, spec) as workshop:
+    with _workshop.Workshop(run.path.parents[1] / run.id, spec) as workshop:
 
         def forget(*look: str) -> int:
             done = _workshop.run(spec, workshop, "forget", [told["url"], *look], secrets, python=told["python"])

@@ -48,9 +48,9 @@ def fetch(addresses: t.Iterable[str], secrets: t.Mapping[str, t.Any]) -> dict[st
 
 def record(place: str, secrets: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """What is recorded of the run at `s3://bucket/prefix/<run id>`; empty where it is not there."""
+    client = _client(secrets, "train_store")
     from botocore.exceptions import BotoCoreError, ClientError
 
-    client = _client(secrets, "train_store")
     bucket, prefix = store.split(place)
     try:
         return dict(json.loads(client.get_object(Bucket=bucket, Key=prefix + store.RECORD)["Body"].read()))

@@ -240,6 +240,15 @@ def test_a_store_that_is_out_of_reach_ends_no_run_and_is_told(stage: Stage) -> N
     assert told.startswith(f"not in {staged.launch['store']['url']}: ") and "127.0.0.1:9" in told
 
 
+def test_a_sender_that_cannot_be_started_ends_no_run_and_is_told(stage: Stage) -> None:
+    staged = stage("save=5 finish")
+    staged.launch["store"]["python"] = "/nowhere/python"
+    files.write_json(staged.run.launch, staged.launch)
+    assert staged.work() == 0
+    told = _run.report(staged.run)["summary"]["stored"]
+    assert "the sender cannot be started" in told and "/nowhere/python" in told
+
+
 def test_a_stop_waits_as_long_as_something_is_sent(stage: Stage) -> None:
     staged = stage("")
     held = files.lock(staged.run.lock)

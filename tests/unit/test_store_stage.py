@@ -142,9 +142,10 @@ def stage(one: Node, s3: S3, now: str = "", **how: bool) -> list[tuple[str, str]
     """In check mode, then for real; both tell the same."""
     dry, made = _changes.Changes(dry=True), _changes.Changes(dry=False)
     for changes in (dry, made):
-        names = s3.names()
-        _store.stage(one.run, spec(one, **how), changes, s3.variables, now=now)
-        assert not changes.dry or s3.names() == names
+        wanted = spec(one, **how)
+        before = s3.names(), sorted(one.run.path.rglob("*"))
+        _store.stage(one.run, wanted, changes, s3.variables, now=now)
+        assert not changes.dry or before == (s3.names(), sorted(one.run.path.rglob("*")))
     assert dry.made == made.made
     return [(change["action"], change["path"].removeprefix(str(one.run.path))) for change in made.made]
 
@@ -240,7 +241,9 @@ def test_a_run_that_is_removed_is_removed_from_the_store(
     assert remove(dry=True) == expected and s3.names() and one.run.path.exists()
     assert remove(dry=False) == expected and not s3.names() and not one.run.path.exists()
     assert remove(dry=False) == []
-    assert [path.name for path in one.run.path.parent.iterdir()] == []
+    assert list(one.run.path.parent.iterdir()) == [] and list(one.run.path.parents[1].iterdir()) == [
+        one.run.path.parent
+    ]
     s3.put("run.json", b"{}")
     assert remove(dry=False, whole=False) == [], "hosts of the run are left out"
     assert remove(dry=False) == [("remove", URL)], "also where a host has nothing of it"

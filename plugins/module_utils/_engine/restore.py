@@ -118,16 +118,15 @@ def work(run: Run, *, look: bool, lacking: bool) -> dict[str, t.Any]:
 
 
 def main() -> int:
-    run = Run(Path.cwd())
-    if files.lock(run.upload_lock, patience=60) is None:
-        answer: dict[str, t.Any] = {"refused": "another process is at work on the same run"}
-    else:
-        try:
-            answer = work(run, look="--look" in sys.argv, lacking="--lacking" in sys.argv)
-        except bucket.Refused as error:
-            answer = {"refused": str(error)}
-        except Damaged as error:
-            answer = {"damaged": str(error)}
+    run, look = Run(Path.cwd()), "--look" in sys.argv
+    try:
+        if not look and files.lock(run.upload_lock, patience=60) is None:
+            raise bucket.Refused("another process is at work on the same run")
+        answer = work(run, look=look, lacking="--lacking" in sys.argv)
+    except bucket.Refused as error:
+        answer = {"refused": str(error)}
+    except Damaged as error:
+        answer = {"damaged": str(error)}
     print(json.dumps(answer))
     return 0
 

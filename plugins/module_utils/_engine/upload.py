@@ -54,9 +54,9 @@ class Sending:
             try:
                 sources = {name: opened.enter_context(open(path / name, "rb")) for name in names}
             except OSError:
-                return True  # it was removed meanwhile, and there is a newer one
+                return False  # it was removed meanwhile; the next turn finds a newer one
             if checkpoint.read_mark(path) != mark:
-                return True  # opened while it was being removed
+                return False  # opened while it was being removed
             self._send(save, nodes, mark, sources)
         self.tell(step=save.step, save=save.save)
         return True

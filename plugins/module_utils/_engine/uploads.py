@@ -36,12 +36,21 @@ class Uploads:
         if not self.python:
             return
         child = self._start("--end", str(patience))
-        while child.poll() is None:
+        while child and child.poll() is None:
             if cut():
                 child.kill()
             time.sleep(0.1)
 
-    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def _start(self, *arguments: str) -> subprocess.Popen[bytes] | None:
+        """What goes wrong with it is told, and ends no run."""
+        try:
+            return self._spawn(*arguments)
+        except OSError as error:
+            told = {"error": f"the sender cannot be started: {error}", "time": time.time()}
+            files.write_json(self.run.stored, {**files.read_json(self.run.stored), **told})
+            return None
+
+    def _spawn(self, *arguments: str) -> subprocess.Popen[bytes]:
         secrets = {name: str(value) for name, value in files.read_json(self.run.secrets).items()}
         with open(self.run.logs / "store.log", "ab") as log:
             return subprocess.Popen(
