@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import typing as t
 from pathlib import Path
 
@@ -78,9 +79,9 @@ def plan(url: str, run_id: str, digest: str) -> dict[str, str]:
 
 def notices(plan: t.Mapping[str, str], *, removed_in_part: bool) -> list[str]:
     """What the plan says where only some hosts of a run remove it."""
-    return [f"{plan['url']} stays: hosts of the run are left out, and it is theirs too."] * (
-        removed_in_part and bool(plan)
-    )
+    if not plan or not removed_in_part:
+        return []
+    return [f"{plan['url']} stays: hosts of the run are left out, and it is theirs too."]
 
 
 def on_node(plan: t.Mapping[str, str], root: str, arguments: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
@@ -106,20 +107,29 @@ def stage(run: state.Run, spec: Spec, changes: Changes, secrets: t.Mapping[str, 
             and not progress.has_results(run, told["url"])
             and changes.add("create", told["url"])
         ):
-            _ask(run, spec, "upload", secrets, "--end", "0")
+            _run(spec, run.path, "upload", secrets, "--end", "0")
             if not progress.has_results(run, told["url"]):
                 raise _refusal(str(files.read_json(run.stored).get("error")), told["url"])
         return
-    if not (run.path / "engine" / "restore.py").exists():
-        return  # in check mode, on a host that has nothing of the run yet
     lacking = ["--lacking"] if spec["lacking"] else []
-    found = _restore(run, spec, {**secrets, "PYTHONDONTWRITEBYTECODE": "1"}, "--look", *lacking)
+    found = _look(run, spec, secrets, *lacking)
     if found["step"]:
         changes.add("fetch", run.output / f"checkpoint-{found['step']}")
     if found["record"]:
         changes.add("update", f"{told['url']}/{store.RECORD}")
     if (found["step"] or found["record"]) and not changes.dry:
-        _restore(run, spec, secrets, *lacking)
+        _answer(_run(spec, run.path, "restore", secrets, *lacking), told["url"])
+
+
+def _look(run: state.Run, spec: Spec, secrets: t.Mapping[str, str], *arguments: str) -> dict[str, t.Any]:
+    """What a fetch would bring, also where nothing of the run is staged yet, as in check mode."""
+    with _workshop.Workshop(run.path.parents[1] / run.id, spec) as workshop:
+        files.write_json(workshop / run.launch.name, spec["launch"])
+        files.write_json(workshop / run.record.name, {key: spec[key] for key in ("request", "resolved")})
+        if run.output.exists():
+            (workshop / run.output.name).symlink_to(run.output)
+        done = _run(spec, workshop, "restore", secrets, "--look", *arguments)
+        return _answer(done, spec["launch"]["store"]["url"])
 
 
 def remove(run: state.Run, spec: Spec, changes: Changes, secrets: t.Mapping[str, str]) -> None:
@@ -130,24 +140,20 @@ def remove(run: state.Run, spec: Spec, changes: Changes, secrets: t.Mapping[str,
     with _workshop.Workshop(run.path.parents[1] / run.id, spec) as workshop:
 
         def forget(*look: str) -> int:
-            done = _workshop.run(spec, workshop, "forget", [told["url"], *look], secrets, python=told["python"])
-            return int(_answer(done, told["url"])["objects"])
+            return int(_answer(_run(spec, workshop, "forget", secrets, told["url"], *look), told["url"])["objects"])
 
         if forget("--look") and changes.add("remove", told["url"]):
             forget()
 
 
-def _restore(run: state.Run, spec: Spec, secrets: t.Mapping[str, str], *arguments: str) -> dict[str, t.Any]:
-    return _ask(run, spec, "restore", secrets, *arguments)
+def _run(
+    spec: Spec, folder: Path, module: str, secrets: t.Mapping[str, str], *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """A module of the engine, by the Python that has boto3."""
+    return _workshop.run(spec, folder, module, list(arguments), secrets, python=spec["launch"]["store"]["python"])
 
 
-def _ask(run: state.Run, spec: Spec, module: str, secrets: t.Mapping[str, str], *arguments: str) -> dict[str, t.Any]:
-    told = spec["launch"]["store"]
-    done = _workshop.run(spec, run.path, module, list(arguments), secrets, python=told["python"])
-    return {} if module == "upload" else _answer(done, told["url"])
-
-
-def _answer(done: t.Any, url: str) -> dict[str, t.Any]:
+def _answer(done: subprocess.CompletedProcess[str], url: str) -> dict[str, t.Any]:
     try:
         told: dict[str, t.Any] = json.loads(done.stdout.strip().splitlines()[-1])
     except (IndexError, ValueError):

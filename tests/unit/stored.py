@@ -1,15 +1,17 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Checkpoints for the store of a run, nodes that have them, and what of them lies in a stand-in of S3 (moto)."""
+"""Stand-ins on loopback: S3 (moto) and the metadata of an instance of EC2; and nodes with checkpoints to send."""
 
 from __future__ import annotations
 
 import hashlib
+import http.server
 import json
 import os
 import random
 import shutil
+import threading
 import typing as t
 import urllib.request
 from pathlib import Path
@@ -67,6 +69,47 @@ class S3:
                     assert hashlib.sha256(content).hexdigest() == told["sha256"], f"{name} of {save} is torn"
                     assert len(content) == told["size"]
         return found
+
+
+class Metadata:
+    """IMDSv2 on loopback: without a token of its own nothing is told."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, t.Any] = {}
+        self.token = 0
+        self.asked: list[str] = []
+        metadata = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_PUT(self) -> None:
+                assert self.path == "/latest/api/token"
+                assert self.headers["X-aws-ec2-metadata-token-ttl-seconds"] == "21600"
+                metadata.token += 1
+                self._answer(200, str(metadata.token).encode())
+
+            def do_GET(self) -> None:
+                metadata.asked.append(self.path)
+                if self.headers.get("X-aws-ec2-metadata-token") != str(metadata.token):
+                    return self._answer(401, b"")
+                said = metadata.said.get(self.path.removeprefix("/latest/meta-data/"))
+                return self._answer(404, b"") if said is None else self._answer(200, json.dumps(said).encode())
+
+            def _answer(self, code: int, content: bytes) -> None:
+                self.send_response(code)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: t.Any) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
 
 
 class Node:

@@ -7,8 +7,6 @@ sender beside the ranks."""
 from __future__ import annotations
 
 import contextlib
-import http.server
-import json
 import os
 import signal
 import sys
@@ -22,7 +20,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils import _changes, _
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import checkpoint, files, notices, state
 
 from .fake_torchrun import Staged
-from .stored import S3
+from .stored import S3, Metadata
 
 TERMINATE = {"action": "terminate", "time": "2026-11-29T05:02:00Z"}
 REBALANCE = {"noticeTime": "2026-11-29T05:00:00Z"}
@@ -30,49 +28,11 @@ RECOMMENDED = "EC2 recommends since 2026-11-29T05:00:00Z to leave this spot inst
 TERMINATES = "EC2 terminates this spot instance at 2026-11-29T05:02:00Z."
 
 
-class Metadata:
-    """IMDSv2 on loopback: without a token of its own nothing is told."""
-
-    def __init__(self) -> None:
-        self.said: dict[str, t.Any] = {}
-        self.token = 0
-        self.asked: list[str] = []
-        metadata = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_PUT(self) -> None:
-                assert self.path == "/latest/api/token"
-                assert self.headers["X-aws-ec2-metadata-token-ttl-seconds"] == "21600"
-                metadata.token += 1
-                self._answer(200, str(metadata.token).encode())
-
-            def do_GET(self) -> None:
-                metadata.asked.append(self.path)
-                if self.headers.get("X-aws-ec2-metadata-token") != str(metadata.token):
-                    return self._answer(401, b"")
-                said = metadata.said.get(self.path.removeprefix("/latest/meta-data/"))
-                return self._answer(404, b"") if said is None else self._answer(200, json.dumps(said).encode())
-
-            def _answer(self, code: int, content: bytes) -> None:
-                self.send_response(code)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: t.Any) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
-
-
 @pytest.fixture
 def metadata() -> t.Iterator[Metadata]:
     served = Metadata()
     yield served
-    served.server.shutdown()
-    served.server.server_close()
+    served.close()
 
 
 @pytest.fixture(scope="module")

@@ -97,6 +97,16 @@ def test_where_a_host_has_nothing_the_others_fetch_as_well(fresh: str, hosts: st
     assert {each["lacking"] for each in again.nodes.values()} == {lacking}
 
 
+def test_what_others_need_stays_and_the_plan_says_so() -> None:
+    plan = make(two(), train_store=TEAM)
+    run = {"id": plan.id, "state": "stopped", **stored(plan)}
+    removed: dict[str, t.Any] = {"train_store": TEAM, "train_state": "absent"}
+    in_part = make({"a": node(runs={plan.id: run})}, **removed)
+    assert not in_part.whole and any(f"{TEAM}/{plan.id} stays" in notice for notice in in_part.notices)
+    whole = make(two(runs={plan.id: run}), **removed)
+    assert whole.whole and not any("stays" in notice for notice in whole.notices)
+
+
 def test_shards_in_other_parts_are_refused_on_a_fresh_fleet_too() -> None:
     wanted: dict[str, t.Any] = {"train_engine": "zero3", "train_store": TEAM}
     plan = make(two(), **wanted)
@@ -135,7 +145,9 @@ def spec(one: Node, *, lacking: bool = False) -> dict[str, t.Any]:
     one.launch["store"]["python"] = sys.executable
     one.launch["environment"] = {}
     files.write_json(one.run.launch, one.launch)
-    return {"launch": one.launch, "lacking": lacking, "engine": train_run.engine()}
+    record = files.read_json(one.run.record)
+    told = {key: record[key] for key in ("request", "resolved")}
+    return {"launch": one.launch, "lacking": lacking, "engine": train_run.engine(), **told}
 
 
 def stage(one: Node, s3: S3, now: str = "", **how: bool) -> list[tuple[str, str]]:
@@ -161,10 +173,17 @@ def test_staging_fetches_once_and_tells_what_it_changes(
     s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new = Node(tmp_path / "old"), Node(tmp_path / "new")
+    wanted = spec(new)
     assert stage(old, s3) == [("update", f"{URL}/run.json")]
     assert stage(old, s3) == []
     old.save(8)
     send(old, s3, monkeypatch)
+    folder = new.run.path.rename(tmp_path / "aside")
+    dry = _changes.Changes(dry=True)
+    _store.stage(new.run, wanted, dry, s3.variables, now="")
+    assert [change["action"] for change in dry.made] == ["fetch"], "also where nothing is staged yet"
+    assert list(new.run.path.parents[1].rglob("*")) == [new.run.path.parent]
+    folder.rename(new.run.path)
     assert stage(new, s3) == [("fetch", "/output/checkpoint-8")]
     assert new.content(8) == old.content(8) and stage(new, s3) == []
 
