@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import shutil
 import threading
@@ -172,9 +173,14 @@ def test_each_file_carries_its_digest_for_s3_to_prove(s3: S3, tmp_path: Path) ->
     sending = upload.Sending(node.run, place, node.launch)
     assert sending.checkpoint() and not sending.checkpoint()
     digest = bytes.fromhex(files.sha256(node.run.output / "checkpoint-8/model.safetensors"))
-    header = seen["model.safetensors"]
-    assert (header.decode() if isinstance(header, bytes) else header) == base64.b64encode(digest).decode()
+    assert text(seen["model.safetensors"]) == base64.b64encode(digest).decode()
     assert len(seen) == 6, "four files, the log and the manifest"
+    place.send("x", io.BytesIO(b"what came of it on its way"), 26, "00" * 32)
+    assert text(seen["x"]) == base64.b64encode(bytes(32)).decode(), "it is that of what was read, not of what is sent"
+
+
+def text(header: str | bytes) -> str:
+    return header.decode() if isinstance(header, bytes) else header
 
 
 def test_a_large_file_goes_in_parts_and_what_was_left_of_it_is_given_up(s3: S3, tmp_path: Path) -> None:
@@ -296,6 +302,29 @@ def test_a_step_that_is_saved_again_is_another_one(s3: S3, tmp_path: Path) -> No
     send(node)
     assert [save.step for save in s3.whole()] == [8, 16, 12, 12]
     assert fetch(fresh) == 12 and fresh.content(12) == node.content(12)
+
+
+def test_what_a_run_went_back_to_is_not_sent_after_what_is_newer(s3: S3, tmp_path: Path) -> None:
+    """Else it would be removed by one node while another one sends its part."""
+    node = Node(tmp_path)
+    for step in (8, 16):
+        node.save(step)
+    send(node)
+    checkpoint.rewind(node.run.output, 8)
+    send(node)
+    assert [save.step for save in s3.whole()] == [16]
+
+
+def test_a_file_that_has_changed_since_is_no_part_of_a_checkpoint(s3: S3, tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    path = node.save(8)
+    mark = checkpoint.read_mark(path)
+    sending = upload.Sending(node.run, bucket.Bucket(URL), node.launch)
+    with open(path / "model.safetensors", "rb+") as file:
+        file.truncate(100)
+        with pytest.raises(bucket.Refused, match="not as it was marked"):
+            sending._send(Save(1, 8), 1, mark, {"model.safetensors": file})
+    assert s3.whole() == []
 
 
 def test_nodes_send_their_parts_and_each_gets_what_it_needs(s3: S3, tmp_path: Path) -> None:
