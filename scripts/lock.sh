@@ -3,7 +3,7 @@
 # usage: make lock [LOCKS="node-main"]      versions that a lock already has are kept; delete the .txt to move all of them
 set -eu
 cd "$(dirname "$0")/../requirements"
-for name in ${LOCKS:-controller dev node-main node-ppo node-ktransformers node-unsloth node-fp8 node-ray build collections}; do
+for name in ${LOCKS:-controller dev node-main node-ppo node-ktransformers node-unsloth node-fp8 node-ray node-store build collections}; do
     echo "locking $name"
     alone=
     [ "$name" != collections ] || alone=--no-deps

@@ -13,14 +13,18 @@ from ..module_utils import (
     _assumed,
     _chain,
     _config,
+    _dataset,
     _describe,
     _lookup,
     _plan,
     _profile,
     _ranks,
+    _request,
     _schema,
     _secrets,
+    _sent_model,
     _sources,
+    _store,
     _trackers,
     _wish,
 )
@@ -72,7 +76,9 @@ class ActionModule(ActionBase):
                     "before": [name for name in (wish.begins_with, wish.rewarded_by) if name],
                     "datasets": [*_entries(variables, "train_datasets"), *_entries(variables, "train_eval_datasets")],
                 }
-            facts = {host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]}
+            facts: t.Mapping[str, t.Any] = {
+                host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]
+            }
             _ranks.refuse_incomplete({host: known["hostvars"][host].get("train_nodes") for host in facts})
             facts = _assumed.over(wish.assumed, facts)
             fetched = _s3.fetch(wish.objects, secrets)
@@ -80,6 +86,7 @@ class ActionModule(ActionBase):
             model = _sources.model(wish, _lookup.folders(known))
             profile = _profile.find(wish.environment, wish.lock, _lookup.folders(known))
             schema = schemas[wish.environment]
+            facts = self._recorded(wish, sources, facts, model, made, secrets)
             plan = _plan.make(
                 wish,
                 sources,
@@ -91,6 +98,7 @@ class ActionModule(ActionBase):
                 model=model,
                 made=made,
                 variables=_trackers.told(secrets),
+                store=_profile.find(_store.ENVIRONMENT, "", []).identity["digest"] if wish.store else "",
             )
         except FinetuneError as error:
             return {"failed": True, "msg": str(error)}
@@ -100,6 +108,25 @@ class ActionModule(ActionBase):
         result["environment"]["path"] = profile.path
         run = {"id": plan.id, "resolved": plan.resolved, "left": plan.left}
         return {"changed": False, "plan": result, "ansible_facts": {MADE: {**made, plan.name: run}}}
+
+    def _recorded(
+        self,
+        wish: _wish.Wish,
+        sources: t.Sequence[_dataset.Source],
+        facts: t.Mapping[str, t.Any],
+        model: _sent_model.Sent | None,
+        made: dict[str, t.Any],
+        secrets: dict[str, t.Any],
+    ) -> t.Mapping[str, t.Any]:
+        """The facts, with what the store has recorded of a run that the hosts know nothing of."""
+        if not wish.store or not facts or wish.state not in ("finished", "staged"):
+            return facts
+        corpus = _sources.corpus_digest()
+        run_id = _request.run_id(_plan.identify(wish, sources, facts, corpus_digest=corpus, model=model, made=made)[1])
+        if not _store.unrecorded(run_id, facts):
+            return facts
+        record = _s3.record(f"{wish.store}/{run_id}", secrets)
+        return _store.with_record(run_id, record, facts, wish.output_root)
 
     def _imported(
         self, variables: dict[str, t.Any], known: t.Mapping[str, t.Any], schemas: t.Mapping[str, _schema.Schema]

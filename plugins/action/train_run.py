@@ -63,7 +63,7 @@ class ActionModule(ActionBase):
         """What of the plan is for this node."""
         spec = {**plan["nodes"][known["inventory_hostname"]], "id": plan["id"], "name": plan["name"]}
         if state in ("released", "stopped", "absent"):
-            return {**spec, "whole": plan["whole"]}
+            return {**spec, "whole": plan["whole"], "engine": engine() if plan["store"] and state == "absent" else {}}
         spec.update({key: plan[key] for key in ("request", "resolved", "unread", "environment")})
         spec["together"] = all(node["listens"] for node in plan["nodes"].values())
         spec["files"] = {

@@ -58,6 +58,7 @@ def lines(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Facts])
         place = f" at {node['launch']['address']}" if len(plan.nodes) > 1 else ""
         told.append(f"  node {node['node_rank']:<2} {host}{place}: {device}, {ranks} process(es), {node['folder']}")
     told += [f"  results {plan.shared}"] if plan.shared else []
+    told += [f"  store   {plan.store['url']}"] if plan.store else []
     told += [f"  {line}" for line in plan.difference]
     told += [f"  note    {notice}" for notice in plan.notices]
     return told + ([f"  held    {plan.held.splitlines()[0]}"] if plan.held else [])

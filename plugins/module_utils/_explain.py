@@ -50,6 +50,9 @@ def why(runs: t.Mapping[str, Report]) -> FinetuneError:
     others = [f"{other}: {_brief(report)}" for other, report in runs.items() if other != host]
     where = [f"{host}:{run.get('log', '')}" if place else run.get("log", ""), *run.get("tail", []), *others]
     if now == "interrupted":
+        told = next((run["diagnosis"] for run in runs.values() if is_notice(run)), None)
+        if told:
+            return FinetuneError(f"Run {run['id']} was interrupted. {told['what']}", change=told["change"])
         gone = [other for other, report in runs.items() if report["state"] in ("interrupted", "absent")]
         return FinetuneError(
             f"Run {run['id']} was interrupted{' on ' + ', '.join(gone) if len(runs) > 1 else ''}: "
@@ -63,6 +66,11 @@ def why(runs: t.Mapping[str, Report]) -> FinetuneError:
         where="\n          ".join(where),
         change=f"{told.get('change', 'read the log')}; the same request again: -e train_retry=true",
     )
+
+
+def is_notice(run: Report) -> bool:
+    """It left because EC2 said so."""
+    return run["state"] == "interrupted" and (run.get("diagnosis") or {}).get("kind") == diagnose.NOTICE
 
 
 def _brief(run: Report) -> str:

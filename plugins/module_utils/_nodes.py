@@ -17,6 +17,7 @@ from . import (
     _parallel,
     _ranks,
     _sent_model,
+    _store,
     _tokens,
     _trackers,
 )
@@ -29,6 +30,12 @@ from ._wish import DEMO_MODEL, Wish
 
 if t.TYPE_CHECKING:
     from ._plan import Plan
+
+
+GRACE_SECONDS = 120
+"""What ranks have to save a checkpoint when they are to end."""
+STORE_SECONDS = 600
+"""What systemd gives besides to send it."""
 
 
 def begins_again(arguments: t.Mapping[str, t.Any]) -> str:
@@ -113,11 +120,14 @@ def node(
             "lease_dir": facts["lease_dir"],
             "max_restarts": wish.max_restarts,
             **({"shared": plan.shared} if plan.shared else {}),
+            **({"store": _store.on_node(plan.store, root, plan.resolved["arguments"])} if plan.store else {}),
+            "notices": wish.spot_notices,
             "resumes": not begins_again(plan.resolved["arguments"]),
-            "grace_seconds": 120,
+            "grace_seconds": GRACE_SECONDS,
             "start_deadline_seconds": 3600,
         },
         "mounts": [root, plan.shared] if plan.shared else [root],
+        "stop_seconds": GRACE_SECONDS + 60 + (STORE_SECONDS if plan.store else 0),
         "systemd": facts["systemd"],
     }
 

@@ -35,6 +35,7 @@ from . import (
     _sent_model,
     _situation,
     _state,
+    _store,
     _tokens,
 )
 from ._dataset import Source
@@ -60,6 +61,8 @@ class Plan:
     notices: list[str] = field(default_factory=list)
     shared: str = ""
     """The folder in which all nodes have checkpoints and results in common; empty where each has its own."""
+    store: dict[str, str] = field(default_factory=dict)
+    """Where in S3 its checkpoints and results go, and the lock of what sends them; empty for nowhere."""
     whole: bool = True
     """These are all hosts of the run: what they share goes with it."""
     unread: dict[str, str] = field(default_factory=dict)
@@ -105,6 +108,22 @@ def request(
     }
 
 
+def identify(
+    wish: Wish,
+    sources: t.Sequence[Source],
+    facts: t.Mapping[str, Facts],
+    *,
+    corpus_digest: str,
+    model: _sent_model.Sent | None = None,
+    made: t.Mapping[str, dict[str, t.Any]] | None = None,
+) -> tuple[Wish, _request.Request]:
+    """The wish with what it begins with, and who the run is; arguments are those of `make`."""
+    wish = _origin.begin(wish, facts, made or {})
+    if _media_send.plan(sources):  # the run has a media_dir of its own; where its content came from does not count
+        wish = replace(wish, args={key: value for key, value in wish.args.items() if key != "media_dir"})
+    return wish, request(wish, sources, corpus_digest, model)
+
+
 def _identity(source: Source) -> dict[str, t.Any]:
     return _dataset.identity(source.dataset, source.digest, _media_set.digest(source.media_files))
 
@@ -121,21 +140,19 @@ def make(
     model: _sent_model.Sent | None = None,
     made: t.Mapping[str, dict[str, t.Any]] | None = None,
     variables: t.Mapping[str, str] | None = None,
+    store: str = "",
 ) -> Plan:
     """The plan for hosts in rank order. environment: name and digest of the lock that is current; schema: what it
     takes; addresses: train_address by host; model: that is sent; made: by name, runs that were planned before in the
-    same play; variables: what is known of train_secrets."""
+    same play; variables: what is known of train_secrets; store: digest of the lock of what speaks to S3."""
     if not facts:
         raise FinetuneError(
             "There is no host to train on.", where="inventory, group trainers", change="add a host or widen --limit"
         )
     if model:
         facts = {host: {**node, "model": model.facts} for host, node in facts.items()}
-    wish = _origin.begin(wish, facts, made or {})
     media = _media_send.plan(sources)
-    if media:  # the run has a media_dir of its own; where its content came from does not count
-        wish = replace(wish, args={key: value for key, value in wish.args.items() if key != "media_dir"})
-    wanted = request(wish, sources, corpus_digest, model)
+    wish, wanted = identify(wish, sources, facts, corpus_digest=corpus_digest, model=model, made=made)
     run_id = _request.run_id(wanted)
     _ranks.refuse_mixed(wish, facts)
     _ranks.refuse_shared_root(facts)
@@ -195,6 +212,7 @@ def make(
     plan.left = _memory.left(wish, plan.resolved, facts)
     plan.shared = _output.place(run_id, wish.output_root, facts)
     plan.whole = _output.whole(run_id, world_size, facts)
+    plan.store = _store.plan(wish.store, run_id, store)
     if wish.state in ("finished", "staged"):
         _output.refuse_unusable(plan.shared, wish.output_root, facts)
         _output.refuse_foreign(run_id, plan.shared, facts, retry=wish.retry)
@@ -208,6 +226,7 @@ def make(
     plan.notices += _notices.notices(wish, plan, record, resolved, sources, template) + _ranks.notices(wish, facts)
     in_part = wish.state == "absent" and not plan.whole
     plan.notices += _output.notices(plan.shared, wish.output_root, removed_in_part=in_part)
+    plan.notices += _store.notices(plan.store, removed_in_part=in_part)
     if wish.hub and now != "finished":
         _pin.refuse_full_disks(wish, plan.resolved["model"]["revision"], facts)
     if wish.assumed:
@@ -220,6 +239,9 @@ def make(
     for rank, (host, node) in enumerate(facts.items()):
         plan.nodes[host] = _nodes.node(plan, wish, sources, places, host, node, rank, ranks)
     _mark_starters(plan, wish)
+    lacking = len(facts) > 1 and any(_store.is_fresh(run_id, node) for node in facts.values())
+    for node in plan.nodes.values():
+        node["lacking"] = lacking
     plan.held = _held(plan, wish, facts)
     return plan
 

@@ -19,8 +19,9 @@ import time
 import typing as t
 import uuid
 from pathlib import Path
+from types import MappingProxyType
 
-from . import _output, _place, _report
+from . import _output, _place, _report, _store
 from ._changes import Changes
 from ._engine import files, lease, progress, state, supervisor
 from ._errors import FinetuneError
@@ -149,8 +150,10 @@ def stop(run: state.Run, changes: Changes, *, patience: float) -> dict[str, t.An
     if not changes.add("stop", run.path):
         return report(run)
     deadline = time.monotonic() + patience
-    signalled = 0
+    signalled, sent = 0, None
     while files.locked(run.lock):
+        if (now := files.read_json(run.stored).get("sent")) != sent:  # what goes to S3 takes its time
+            deadline, sent = time.monotonic() + patience, now
         pid = int(files.read_json(run.state).get("pid") or 0)
         if pid and pid != signalled:
             files.write_json(run.stop_request, {"time": time.time()})  # a supervisor that begins removes older ones
@@ -167,14 +170,26 @@ def stop(run: state.Run, changes: Changes, *, patience: float) -> dict[str, t.An
     return report(run)
 
 
-def remove(run: state.Run, changes: Changes, *, patience: float, whole: bool = True) -> dict[str, t.Any]:
+def remove(
+    run: state.Run,
+    changes: Changes,
+    *,
+    patience: float,
+    spec: t.Mapping[str, t.Any] = MappingProxyType({}),
+    secrets: t.Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, t.Any]:
     """Stop the run and remove its folder; environments, models and datasets stay.
 
-    whole: all its nodes do so, and what they share goes as well.
+    spec: where there is a plan, whether all its nodes do so (`whole`), so that what they share goes as well, also from
+    S3. secrets: for that.
     """
+    whole = spec.get("whole", True)
+    if run.path.exists():
+        stop(run, changes, patience=patience)
+    if whole and "launch" in spec:
+        _store.remove(run, spec, changes, secrets)
     if not run.path.exists():
         return report(run)
-    stop(run, changes, patience=patience)
     if whole:
         _output.remove(run, changes)
     if changes.add("remove", run.path):

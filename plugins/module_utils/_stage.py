@@ -13,7 +13,7 @@ import time
 import typing as t
 from pathlib import Path
 
-from . import _explain, _media_set, _models, _node, _output, _place, _proof, _run, _state, _tokenized
+from . import _explain, _media_set, _models, _node, _output, _place, _proof, _run, _state, _store, _tokenized
 from ._changes import Changes
 from ._engine import files, state, supervisor
 from ._errors import FinetuneError
@@ -50,6 +50,8 @@ def stage(
         _tokenized.stage(spec, changes, secrets or {})
     _stage_files(run, spec, changes, starting=step == "start")
     _stage_secrets(run, secrets or {}, changes)
+    if step == "start" or now == "finished":
+        _store.stage(run, spec, changes, secrets or {}, now="" if step == "start" else now)
     restored = now == "finished" and step == "start"
     is_now = "staged" if now == "absent" else "interrupted" if restored else now  # also where check mode wrote nothing
     answer = {**_run.report(run), "state": is_now}

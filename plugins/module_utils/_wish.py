@@ -9,7 +9,7 @@ import difflib
 import typing as t
 from dataclasses import dataclass, field
 
-from . import _assumed, _config, _dataset, _inputs, _media, _parallel, _recipe, _schema, _sent_model, _template
+from . import _assumed, _config, _dataset, _inputs, _media, _parallel, _recipe, _schema, _sent_model, _store, _template
 from ._engine import hub_modelscope
 from ._engine.state import EARLIER
 from ._errors import Attempts, FinetuneError, together
@@ -48,6 +48,8 @@ INPUTS = (
     "train_user",
     "train_root",
     "train_output_root",
+    "train_store",
+    "train_spot_notices",
     "train_max_restarts",
     "train_state",
     "train_wait",
@@ -118,6 +120,10 @@ class Wish:
     root: str
     output_root: str
     """Where all nodes have their results in common; empty where each keeps its own."""
+    store: str
+    """Where in S3 checkpoints and results go; empty for nowhere."""
+    spot_notices: list[str]
+    """For what EC2 says it leaves."""
     state: str
     retry: bool
     refresh: bool
@@ -242,6 +248,8 @@ _SETTINGS: dict[str, t.Callable[[Variables], t.Any]] = {
     "user": lambda given: str(given.get("train_user") or ""),
     "root": lambda given: _inputs.root(str(given.get("train_root") or "")),
     "output_root": lambda given: _inputs.output_root(str(given.get("train_output_root") or "")),
+    "store": lambda given: _store.read(str(given.get("train_store") or "")),
+    "spot_notices": lambda given: _inputs.some_of(given, "train_spot_notices", _store.NOTICES),
     "state": lambda given: _inputs.one_of(given, "train_state", _STATES),
     "retry": lambda given: _inputs.switch(given, "train_retry"),
     "refresh": lambda given: _inputs.one_of(given, "train_resolve", ("record", "refresh")) == "refresh",

@@ -55,11 +55,12 @@ def run(
     arguments: list[str],
     variables: t.Mapping[str, t.Any],
     *kept: int,
+    python: str = "",
 ) -> subprocess.CompletedProcess[str]:
-    """Run a module of the engine to its end. kept: descriptors that it holds too."""
+    """Run a module of the engine to its end. kept: descriptors that it holds too. python: another than the ranks'."""
     given = {**os.environ, **spec["launch"]["environment"], **variables}
     return subprocess.run(
-        [spec["launch"]["python"], "-m", f"engine.{module}", *arguments],
+        [python or spec["launch"]["python"], "-m", f"engine.{module}", *arguments],
         cwd=workshop,
         env={name: str(value) for name, value in given.items()},
         stdin=subprocess.DEVNULL,

@@ -50,7 +50,9 @@ options:
     type: str
     default: ""
   secrets:
-    description: Environment variables of the ranks that are kept in a file of their own. With O(state=staged).
+    description: >-
+      Environment variables of the ranks that are kept in a file of their own. With O(state=staged), and with
+      O(state=absent) for a run that has a store in S3.
     type: dict
     default: {}
   retry:
@@ -202,7 +204,7 @@ def ended(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:
         if given["state"] == "stopped":
             runs = [_run.stop(run, changes, **how) for run in meant]
         else:
-            runs = [_run.remove(run, changes, whole=spec.get("whole", True), **how) for run in meant]
+            runs = [_run.remove(run, changes, spec=spec, secrets=given["secrets"], **how) for run in meant]
         others = [run.id for run in _run.find(root, "", "") if run not in meant and observe(run) == "running"]
         return changed(changes, {"runs": runs, "others": others})
 

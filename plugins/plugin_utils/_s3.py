@@ -1,20 +1,22 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Datasets in S3: an object is fetched to this controller, once as long as it is the same, and is a file from then on.
+"""S3 as the controller asks it: for datasets, and for what the store of runs has recorded of one.
 
+An object that is a dataset is fetched once as long as it is the same, and is a file from then on.
 So it is checked record by record, is part of the run by its content, and reaches nodes that may not read the bucket.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import typing as t
 from pathlib import Path
 
-from ..module_utils._engine import files
+from ..module_utils._engine import files, store
 from ..module_utils._errors import FinetuneError
 
 CREDENTIALS = {
@@ -33,17 +35,46 @@ _REASONS = {
     "404": ("there is no such object", "correct bucket and key"),
     "412": ("it was replaced while it was fetched", "run again"),
 }
+_REACH = "see that this controller reaches it; AWS_ENDPOINT_URL_S3 in train_secrets names another server"
 _PART = 1 << 20
 
 
 def fetch(addresses: t.Iterable[str], secrets: t.Mapping[str, t.Any]) -> dict[str, str]:
     """Where each object is on this controller, by its address, `s3://bucket/key`."""
     wanted = list(dict.fromkeys(addresses))
-    client = _client(secrets) if wanted else None
+    client = _client(secrets, "train_datasets") if wanted else None
     return {address: str(_fetched(address, client)) for address in wanted}
 
 
-def _client(secrets: t.Mapping[str, t.Any]) -> t.Any:
+def record(place: str, secrets: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """What is recorded of the run at `s3://bucket/prefix/<run id>`; empty where it is not there."""
+    client = _client(secrets, "train_store")
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, prefix = store.split(place)
+    try:
+        return dict(json.loads(client.get_object(Bucket=bucket, Key=prefix + store.RECORD)["Body"].read()))
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") == "NoSuchKey":
+            return {}
+        what, change = _told(error)
+    except (BotoCoreError, ValueError) as error:
+        what, change = str(error), _REACH
+    raise FinetuneError(
+        f"Whether {place} has the run cannot be seen: {what}.", where="train_store", change=change
+    ) from None
+
+
+def _told(error: t.Any) -> tuple[str, str]:
+    """What is wrong by S3's answer, and what to change."""
+    code = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+    said = error.response.get("Error", {})
+    if said.get("Code") == "NoSuchBucket":
+        return "there is no such bucket", "correct it, or make it"
+    return _REASONS.get(code, (str(said.get("Message") or code), "see what it says"))
+
+
+def _client(secrets: t.Mapping[str, t.Any], variable: str) -> t.Any:
     """Unsigned, as for public buckets, where nobody has credentials."""
     try:
         import boto3
@@ -51,9 +82,9 @@ def _client(secrets: t.Mapping[str, t.Any]) -> t.Any:
         from botocore.config import Config
     except ImportError:
         raise FinetuneError(
-            "Datasets in S3 are fetched with boto3, which this controller's Python lacks.",
-            where="train_datasets",
-            change="install boto3 beside ansible-core, or fetch the object yourself and name it with `file`",
+            "S3 is asked with boto3, which this controller's Python lacks.",
+            where=variable,
+            change="install boto3 beside ansible-core; a dataset may also be fetched by you and named with `file`",
         ) from None
     given = {name: str(secrets[key]) for key, name in CREDENTIALS.items() if secrets.get(key)}
     endpoint = next((str(secrets[key]) for key in ENDPOINTS if secrets.get(key)), None)
@@ -78,15 +109,13 @@ def _fetched(address: str, client: t.Any) -> Path:
         if not (place.is_file() and place.stat().st_size == head["ContentLength"]):
             _store(client.get_object(Bucket=bucket, Key=key, IfMatch=head["ETag"])["Body"], place, head)
     except ClientError as error:
-        code = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
-        told = str(error.response.get("Error", {}).get("Message") or code)
-        what, change = _REASONS.get(code, (told, "see what it says"))
+        what, change = _told(error)
         raise FinetuneError(f"{address} cannot be fetched: {what}.", where="train_datasets", change=change) from None
     except (BotoCoreError, OSError) as error:
         raise FinetuneError(
             f"{address} cannot be fetched: {error}.",
             where="train_datasets",
-            change="see that this controller reaches it; AWS_ENDPOINT_URL_S3 in train_secrets names another server",
+            change=_REACH,
         ) from None
     return place
 

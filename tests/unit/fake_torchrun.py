@@ -151,7 +151,7 @@ class Staged:
 
     def work(self, token: str = "t1") -> int:
         """Supervise to the end; the exit status."""
-        status = self.start(token).wait(30)
+        status = self.start(token).wait(120)
         assert (self.run.logs / "supervisor.log").read_text(encoding="utf-8") == ""
         return status
 

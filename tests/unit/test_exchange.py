@@ -39,9 +39,9 @@ def whole(saved: list[dict[str, int]]) -> list[dict[int, Held]]:
 
 
 def test_what_all_have_stays_where_it_is() -> None:
-    assert exchange.agree(whole(ddp())) == (8, [], [])
-    assert exchange.agree(whole(zero())) == (8, [], [])
-    assert exchange.agree([{}, {}, {}]) == (0, [], [])
+    assert exchange.agree(whole(ddp()))[:3] == (8, [], [])
+    assert exchange.agree(whole(zero()))[:3] == (8, [], [])
+    assert exchange.agree([{}, {}, {}])[:3] == (0, [], [])
 
 
 def test_a_checkpoint_that_one_node_did_not_finish_is_completed_from_the_others() -> None:
@@ -68,8 +68,18 @@ def test_a_fresh_node_gets_all_it_needs(saved: list[dict[str, int]], gone: int) 
 def test_two_lost_neighbours_lose_shards_and_these_are_named() -> None:
     nodes = whole(zero())
     nodes[0] = nodes[1] = {}
-    assert exchange.agree(nodes) == (0, [], ["checkpoint-8/global_step8/zero_rank_0.pt"])
+    assert exchange.agree(nodes)[:3] == (0, [], ["checkpoint-8/global_step8/zero_rank_0.pt"])
     assert exchange.agree([{}, {}, {8: had(ddp(), 2)}]).step == 8, "replicated state needs one node"
+
+
+def test_files_of_two_savings_of_a_step_are_not_put_together() -> None:
+    """One node has what was saved after the run went back, the other what was saved before."""
+    nodes = [{8: had(ddp(2), node)._replace(save=save)} for node, save in enumerate((2, 1))]
+    agreed = exchange.agree(nodes)
+    assert (agreed.step, agreed.save) == (8, 2)
+    assert {move.name for move in agreed.moves if (move.source, move.target) == (0, 1)} >= ALIKE.keys()
+    shards = [{8: had(zero(2), node, mirrored=False)._replace(save=save)} for node, save in enumerate((2, 1))]
+    assert exchange.agree(shards).step == 0
 
 
 def test_an_older_checkpoint_that_is_whole_is_taken() -> None:
@@ -143,7 +153,7 @@ def test_all_nodes_rewind_to_the_step_they_agree_on(tmp_path: Path) -> None:
             path.mkdir(parents=True)
             (path / "trainer_state.json").write_text("{}")
             (path / f"rank_{node}").write_text("x")
-            checkpoint.mark(path, [{"trainer_state.json": 2, f"rank_{rank}": 1} for rank in range(nodes)])
+            checkpoint.mark(path, [{"trainer_state.json": 2, f"rank_{rank}": 1} for rank in range(nodes)], save=step)
         log = "".join(json.dumps({"current_steps": step}) + "\n" for step in (4, 8, 9))
         (output / "trainer_log.jsonl").write_text(log)
     agreed: dict[int, t.Any] = {}
@@ -168,4 +178,4 @@ def test_nothing_is_removed_where_shards_are_lost(tmp_path: Path) -> None:
     (path / "trainer_state.json").write_text("{}")
     checkpoint.mark(path, [{"trainer_state.json": 2}, {"trainer_state.json": 2, "shard": 9}])
     agreed = exchange.restore(tmp_path, peers.Node(0, 0, 0, 1, 1), Memory())
-    assert agreed == (0, [], ["checkpoint-8/shard"]) and checkpoint.is_complete(path)
+    assert agreed[:3] == (0, [], ["checkpoint-8/shard"]) and checkpoint.is_complete(path)

@@ -62,6 +62,7 @@ def test_one_node_without_gpu_is_one_process_on_loopback_with_the_lease_of_its_c
         "lease_dir": "/leases",
         "max_restarts": 5,
         "resumes": True,
+        "notices": ["interruption", "rebalance"],
         "grace_seconds": 120,
         "start_deadline_seconds": 3600,
     }

@@ -260,14 +260,14 @@ def test_what_is_shared_goes_once_and_each_node_tells_the_same(nodes: list[state
     (shared(nodes[0]) / "checkpoint-8").mkdir()
     for run in nodes:
         dry, made = _changes.Changes(dry=True), _changes.Changes(dry=False)
-        _run.remove(run, dry, patience=1, whole=whole)
+        _run.remove(run, dry, patience=1, spec={"whole": whole})
         assert run.output.is_symlink()
-        _run.remove(run, made, patience=1, whole=whole)
+        _run.remove(run, made, patience=1, spec={"whole": whole})
         paths = [shared(run), run.path] if whole else [run.path]
         assert dry.made == made.made == [{"action": "remove", "path": str(path)} for path in paths]
         assert not run.path.exists()
         again = _changes.Changes(dry=False)
-        _run.remove(run, again, patience=1, whole=whole)
+        _run.remove(run, again, patience=1, spec={"whole": whole})
         assert again.made == []
     assert shared(nodes[0]).exists() is not whole and shared(nodes[0]).parent.exists()
 

@@ -33,7 +33,7 @@ class Bucket:
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_ENDPOINT_URL_S3": self.address,
         }
-        self.client = _s3._client(self.secrets)
+        self.client = _s3._client(self.secrets, "train_datasets")
         self.client.create_bucket(Bucket="records")
         self.put(RECORD)
 
@@ -126,7 +126,7 @@ def test_a_server_that_is_not_there_is_told(bucket: Bucket) -> None:
 
 def test_a_public_bucket_needs_no_credentials(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(boto3.session.Session, "get_credentials", lambda self: None)
-    signed = _s3._client({"AWS_ENDPOINT_URL_S3": bucket.address}).meta.config.signature_version
+    signed = _s3._client({"AWS_ENDPOINT_URL_S3": bucket.address}, "train_datasets").meta.config.signature_version
     assert "UNSIGNED" in repr(signed)
 
 

@@ -50,8 +50,11 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Systemd:
 
 
 def unit(folder: str = "/data/runs/demo-1") -> str:
-    launch: dict[str, t.Any] = {"python": f"{HOME}/bin/python", "environment": {"HF_HOME": HOME}, "grace_seconds": 120}
-    spec = {"mounts": [HOME, "/mnt/team/x"], "user": "llmops", "folder": folder, "launch": launch}
+    launch: dict[str, t.Any] = {
+        "python": f"{HOME}/bin/python",
+        "environment": {"HF_HOME": HOME},
+    }
+    spec = {"mounts": [HOME, "/mnt/team/x"], "user": "llmops", "folder": folder, "launch": launch, "stop_seconds": 180}
     return render("unit.j2", plan={"id": "demo-1"}, spec=spec)
 
 

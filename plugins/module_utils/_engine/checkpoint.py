@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import stat
+import time
 import typing as t
 from pathlib import Path
 
@@ -35,14 +36,22 @@ def found(output: Path) -> list[Path]:
     return sorted((path for path in output.iterdir() if path.is_dir() and step_of(path) >= 0), key=step_of)
 
 
-def mark(checkpoint: Path, nodes: t.Sequence[dict[str, int]] = ()) -> None:
+def mark(checkpoint: Path, nodes: t.Sequence[dict[str, int]] = (), save: int = 0) -> None:
     """Make every file of the checkpoint durable, then say that it is whole.
 
     nodes: what each node wrote, where there are several and each has a folder of its own; bytes by file name.
+    save: which saving of the step it is, the same on all nodes; 0 is a new one.
     """
     sync(checkpoint)
-    told = {"nodes": list(nodes)} if nodes else {}
-    files.write_json(checkpoint / MARK, {"step": step_of(checkpoint), "files": sizes(checkpoint), **told})
+    told: dict[str, t.Any] = {"nodes": list(nodes)} if nodes else {}
+    told |= {"step": step_of(checkpoint), "save": save or next_save(checkpoint.parent), "files": sizes(checkpoint)}
+    files.write_json(checkpoint / MARK, told)
+
+
+def next_save(output: Path) -> int:
+    """A number for the next saving: milliseconds, and more than that of any before it, whatever clocks say."""
+    before = (int(read_mark(path).get("save", 0)) for path in found(output))
+    return max(int(time.time() * 1000), 1 + max(before, default=0))
 
 
 def sync(place: Path) -> None:

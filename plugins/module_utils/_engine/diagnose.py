@@ -156,6 +156,14 @@ NO_STORAGE = Diagnosis(
     "mount what train_output_root is on, then the same command again",
     False,
 )
+NOTICE = "notice"
+"""The kind of a diagnosis that is what EC2 said."""
+
+
+def notice(sentence: str) -> Diagnosis:
+    return Diagnosis(NOTICE, sentence, "the same command again, with the hosts that are there then", False)
+
+
 _UNKNOWN = Diagnosis("unknown", "The trainer ended with an error.", "read the last lines of the log", False)
 
 

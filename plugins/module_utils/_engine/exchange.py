@@ -20,6 +20,7 @@ from .peers import Node, Store
 
 Sizes = dict[str, int]
 """Bytes by file name inside a checkpoint."""
+Seen = t.TypeVar("Seen")
 CHUNK = 64 << 20
 
 _OWN = re.compile(r"(?<!mp_)rank_\d+|rng_state_\d+")
@@ -39,6 +40,8 @@ class Held(t.NamedTuple):
     files: Sizes
     nodes: list[Sizes]
     """What each node wrote when it was saved."""
+    save: int = 0
+    """Which saving of that step it is: of two, files do not go together."""
 
 
 class Move(t.NamedTuple):
@@ -54,29 +57,30 @@ class Agreement(t.NamedTuple):
     moves: list[Move]
     lost: list[str]
     """Why newer checkpoints, or all, cannot be used: files that no node has."""
+    save: int = 0
 
 
 def agree(held: t.Sequence[t.Mapping[int, Held]]) -> Agreement:
     """The newest step whose files are all somewhere. held: by node rank, its whole checkpoints by step."""
     lost: list[str] = []
-    for step in sorted({step for node in held for step in node}, reverse=True):
-        saved = _saved(held, step)
+    for step, save in sorted({(step, had.save) for node in held for step, had in node.items()}, reverse=True):
+        saved = _saved(held, step, save)
         common = set.intersection(*(set(files) for files in saved))
-        wanted = [_of_node(saved, common, rank, len(held)) for rank in range(len(held))]
-        present = [dict(node[step].files) if step in node else {} for node in held]
+        wanted = [of_node(saved, common, rank, len(held)) for rank in range(len(held))]
+        present = [dict(node[step].files) if step in node and node[step].save == save else {} for node in held]
         moves, missing = _moves(wanted, present, common)
         if not missing:
-            return Agreement(step, moves, lost)
+            return Agreement(step, moves, lost, save)
         lost += [f"checkpoint-{step}/{name}" for name in missing]
     return Agreement(0, [], lost)
 
 
-def _saved(held: t.Sequence[t.Mapping[int, Held]], step: int) -> list[Sizes]:
-    """What each node wrote at that step, as any that has the checkpoint knows."""
-    return next(node[step].nodes for node in held if step in node)
+def _saved(held: t.Sequence[t.Mapping[int, Held]], step: int, save: int) -> list[Sizes]:
+    """What each node wrote then, as any that has the checkpoint knows."""
+    return next(node[step].nodes for node in held if step in node and node[step].save == save)
 
 
-def _of_node(saved: t.Sequence[Sizes], common: t.Collection[str], rank: int, nodes: int) -> Sizes:
+def of_node(saved: t.Sequence[Sizes], common: t.Collection[str], rank: int, nodes: int) -> Sizes:
     """What a node needs of a checkpoint: what is for all, and its own; with another number of nodes, what all had
     alike."""
     if len(saved) == nodes:
@@ -120,7 +124,9 @@ def held(output: Path) -> dict[int, Held]:
     for path in checkpoint.found(output):
         if checkpoint.is_complete(path):
             mark = checkpoint.read_mark(path)
-            found[checkpoint.step_of(path)] = Held(mark["files"], mark.get("nodes") or [mark["files"]])
+            found[checkpoint.step_of(path)] = Held(
+                mark["files"], mark.get("nodes") or [mark["files"]], int(mark.get("save", 0))
+            )
     return found
 
 
@@ -147,11 +153,11 @@ def _bring(agreed: Agreement, have: t.Sequence[t.Mapping[int, Held]], output: Pa
     if agreed.moves:
         _carry_out(agreed.moves, path, here, store)
     if any(move.target == here.node for move in agreed.moves):
-        saved = list(_saved(have, agreed.step))
+        saved = list(_saved(have, agreed.step, agreed.save))
         if len(saved) == here.nodes:  # a file that all have alike may have another length here
             now = checkpoint.sizes(path)
             saved[here.node] = {name: now[name] for name in saved[here.node] if name in now}
-        checkpoint.mark(path, saved)
+        checkpoint.mark(path, saved, agreed.save)
     checkpoint.rewind(output, agreed.step)
 
 
@@ -204,14 +210,15 @@ class Nodes:
 
     def complete(self, path: Path) -> None:
         """Mark what this node has of a checkpoint, when its neighbour has a copy of what is this node's alone."""
-        saved = self.gather(checkpoint.sizes(path))
+        told = self.gather((checkpoint.sizes(path), checkpoint.next_save(path.parent)))
+        saved = [sizes for sizes, _save in told]
         send_files(mirror(saved), path, self.here.node, self.leaders, self.group)
-        checkpoint.mark(path, saved)
+        checkpoint.mark(path, saved, max(save for _sizes, save in told))
 
-    def gather(self, seen: Sizes) -> list[Sizes]:
+    def gather(self, seen: Seen) -> list[Seen]:
         """What each node sees."""
         import torch.distributed as dist
 
-        told: list[Sizes] = [{} for node in range(self.here.nodes)]
+        told = [seen for node in range(self.here.nodes)]
         dist.all_gather_object(told, seen, self.group)
         return told

@@ -58,10 +58,15 @@ def sync_directory(path: Path) -> None:
 
 def sha256(path: Path) -> str:
     """Hex digest of a file's content."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+        return sha256_of(file)
+
+
+def sha256_of(file: t.BinaryIO) -> str:
+    """The same of an open one, from where it is."""
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
     return digest.hexdigest()
 
 

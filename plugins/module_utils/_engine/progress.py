@@ -9,7 +9,7 @@ import json
 import time
 import typing as t
 
-from . import files
+from . import files, store
 from .state import Run
 
 
@@ -22,6 +22,8 @@ def read(run: Run) -> dict[str, t.Any]:
     """
     beat = files.read_json(run.progress)
     beat.update(files.read_json(run.usage))
+    if stored := files.read_json(run.stored).get("step"):
+        beat["stored"] = stored
     if "step" in beat and beat.get("steps_per_second"):
         beat["eta"] = (beat["total_steps"] - beat["step"]) / beat["steps_per_second"]
     if "time" in beat:
@@ -56,6 +58,8 @@ def line(beat: dict[str, t.Any], *, live: bool = True) -> str:
         parts.append(f"ETA {duration(beat['eta'])}")
     if beat.get("total_steps") and beat.get("phase") in ("saving", "evaluating"):
         parts.append(beat["phase"])
+    if beat.get("stored"):
+        parts.append(f"stored {beat['stored']}")
     if beat.get("gpu") is not None:
         parts.append(f"gpu {beat['gpu']:.0f}%  {size(beat.get('gpu_memory', 0))}")
     elif beat.get("cpu") is not None:
@@ -119,7 +123,23 @@ def summary(run: Run) -> dict[str, t.Any]:
         "samples_per_second": totals.get("train_samples_per_second"),
         "finished": state.get("time"),
         "attempts": state.get("attempt"),
+        "stored": _stored(run),
     }
+
+
+def has_results(run: Run, url: str) -> bool:
+    """Whether the results are in S3, by what the sender wrote down."""
+    told, wanted = files.read_json(run.stored), store.digest_of_results(files.read_json(run.artefacts))
+    return bool(told.get("url") == url and told.get("results") == wanted)
+
+
+def _stored(run: Run) -> str:
+    """Where its results are besides, or that they are not there; empty where they are not to be."""
+    launch, told = files.read_json(run.launch), files.read_json(run.stored)
+    url = launch.get("store", {}).get("url", "")
+    if not url or launch.get("node_rank"):
+        return ""
+    return f"{url}/results" if has_results(run, url) else f"not in {url}: {told.get('error') or 'it was not sent'}"
 
 
 def summary_lines(facts: dict[str, t.Any]) -> list[str]:
@@ -139,4 +159,5 @@ def summary_lines(facts: dict[str, t.Any]) -> list[str]:
         )
     lines += [f"weights   {path}" for path in facts.get("weights", [])]
     lines += [f"plot      {path}" for path in facts.get("plots", [])]
+    lines += [f"stored    {facts['stored']}"] if facts.get("stored") else []
     return lines

@@ -113,6 +113,16 @@ class Run:
         return self.path.parents[1] / "secrets" / f"{self.id}.json"
 
     @property
+    def stored(self) -> Path:
+        """Which checkpoint and results are in S3, and what went wrong there (upload)."""
+        return self.path / "stored.json"
+
+    @property
+    def upload_lock(self) -> Path:
+        """Held by who sends to S3, or fetches from there."""
+        return self.path / "upload.lock"
+
+    @property
     def lock(self) -> Path:
         """Held by the living supervisor."""
         return self.path / "supervisor.lock"

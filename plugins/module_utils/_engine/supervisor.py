@@ -27,7 +27,7 @@ import types
 import typing as t
 from pathlib import Path
 
-from . import builds, checkpoint, diagnose, files, lease, processes, rank, state
+from . import builds, checkpoint, diagnose, files, lease, notices, processes, rank, state, uploads
 from .state import Run
 
 POLL_SECONDS = 0.2
@@ -47,6 +47,9 @@ class Supervisor:
         self.launch = files.read_json(run.launch)
         self.state: dict[str, t.Any] = files.read_json(run.state)
         self.asked_to_end = False
+        self.notice = ""
+        """What EC2 said, for which it ends."""
+        self.uploads = uploads.Uploads(run, self.launch)
         self.first_of_all = False
         """All nodes begin, on a port that was seen to be free: what listens there is what this node is to meet."""
 
@@ -71,7 +74,17 @@ class Supervisor:
         processes.adopt_orphans()
         for old in (self.run.refusal, self.run.stop_request):
             old.unlink(missing_ok=True)
-        return self._attempts(token)
+        if (self.state.get("diagnosis") or {}).get("kind") == diagnose.NOTICE:
+            del self.state["diagnosis"]
+        where = notices.address({**os.environ, **files.read_json(self.run.secrets)})
+        notices.watch(where, self.launch.get("notices", ()), str(self.state.get("notice", "")), self._on_notice)
+        status = self._attempts(token)
+        if self.state["state"] != "finished":
+            self.uploads.end()
+        return status
+
+    def _on_notice(self, sentence: str) -> None:
+        self.notice, self.asked_to_end = sentence, True
 
     def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
         self.asked_to_end = True
@@ -100,7 +113,10 @@ class Supervisor:
                 return self._finish()
             if self.asked_to_end:
                 stopped = self.run.stop_request.exists()
-                self._write("stopped" if stopped else "interrupted")
+                told = (
+                    {"notice": self.notice, "diagnosis": diagnose.notice(self.notice)._asdict()} if self.notice else {}
+                )
+                self._write("stopped" if stopped else "interrupted", **told)
                 return 0 if stopped else 2
             diagnosis = self._diagnose(attempt, code, stalled, ended_by_kernel)
             newest = checkpoint.newest_complete(self.run.output)
@@ -121,6 +137,7 @@ class Supervisor:
     def _finish(self) -> int:
         if not (self.launch.get("shared") and self.launch["node_rank"]):
             files.write_json(self.run.artefacts, state.inventory(self.run))
+        self.uploads.end(uploads.RESULTS_SECONDS, cut=lambda: self.asked_to_end)
         self._write("finished")
         return 0
 
@@ -145,6 +162,7 @@ class Supervisor:
             rank.ATTEMPT: str(attempt),
             "LLMOPS_RUN": self.run.id,
         }
+        self.uploads.begin()
         port = self.launch["master_port"] or free_port()
         if self.launch["node_rank"]:
             self._wait_for_rendezvous(port)
