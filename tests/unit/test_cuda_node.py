@@ -23,6 +23,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils._gpu.card import P
 from . import smi_outputs as outputs
 from .test_cuda_plan import A10G, H100, SILENT, cards, host
 
+DRIVER = "580.178.04"
 ONE = """-----BEGIN PGP PUBLIC KEY BLOCK-----
 
 mDMEawunoxYJKwYBBAHaRw8BAQdA2xMA2gtNU+xvrbIiZusF/3HShkgpgHHHS0xR
@@ -249,7 +250,7 @@ class Node:
         monkeypatch.setattr(tool, "find", lambda name: f"/usr/sbin/{name}" if name == "update-initramfs" else "")
         monkeypatch.setattr(place, "_fetch", lambda _address: ONE.encode())
         monkeypatch.setattr(plan, "sets", _Moved(folder))
-        monkeypatch.setattr(apply.time, "sleep", lambda _seconds: None)
+        monkeypatch.setattr("time.sleep", lambda _seconds: None)
 
     def refresh(self) -> None:
         self.done.append("refresh")
@@ -275,7 +276,7 @@ class Node:
             self.services[command[-1]] = f"enabled {now}" if command[1] == "enable" else f"{on} active"
         return ""
 
-    def load(self, driver: str = "580.178.04") -> None:
+    def load(self, driver: str = DRIVER) -> None:
         loaded = cards(*[card.device for card in self.facts.cards], driver="nvidia")
         self.facts = replace(self.facts, driver=driver, loaded=driver, problems=(), cards=loaded)
 
@@ -456,8 +457,8 @@ def test_switches_are_waited_for_and_told(machine: Node) -> None:
     outside = Problem("GPU(s) 0 are not in the NVSwitch fabric (In Progress).", "start nvidia-fabricmanager")
     load = machine.load
 
-    def loads() -> None:
-        load()
+    def loads(driver: str = DRIVER) -> None:
+        load(driver)
         machine.facts = replace(machine.facts, problems=(outside,))
 
     machine.load = loads  # type: ignore[method-assign]

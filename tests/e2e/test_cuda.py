@@ -1,0 +1,169 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A driver on a host that boots systemd, over ssh: installed by apt, held, kept, and never changed under a run.
+
+GPUs and NVIDIA's repository are stand-ins (tests/hosts/nvidia.sh); apt, dpkg, systemd, sudo and the reboot are real.
+The tests go on from each other, in their order.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import typing as t
+from dataclasses import dataclass
+
+import pytest
+
+from . import machines
+from .conftest import BASE, KEEP, REPOSITORY, Outcome, World
+from .machines import hosts
+
+NAME = machines.NAMES[0]
+DRIVER = "580.178.04"
+SET = ("nvidia-driver-cuda", "nvidia-kernel-open-dkms", "nvidia-persistenced", "nvidia-fabricmanager-580")
+PLAYBOOK = "- hosts: trainers\n  gather_facts: false\n  roles: [llmops.finetune.cuda]\n"
+
+
+@dataclass
+class Host:
+    world: World
+    pin: str = ""
+
+    def sh(self, command: str, check: bool = True) -> str:
+        return machines.sh(NAME, command, check)
+
+    def play(self, *arguments: str, **asked: t.Any) -> Outcome:
+        given = {
+            "cuda_sysfs": "/srv/recorded",
+            "cuda_repository": "file:///srv/cuda",
+            "cuda_repository_pin": self.pin,
+            "cuda_lease_dir": "",
+            **asked,
+        }
+        return self.world.play(str(BASE / "cuda.yml"), *arguments, variables=given, inventory=machines.INVENTORY)
+
+    def paths(self) -> set[str]:
+        """Every path on its disks, but for what a login leaves."""
+        logs = r"/(home/admin/\.ansible|var/log|var/lib/sudo)(/|$)"
+        return {path for path in self.sh("find / /data -xdev").splitlines() if not re.match(logs, path)}
+
+    def boot(self) -> str:
+        return self.sh("cat /proc/sys/kernel/random/boot_id")
+
+    def versions(self) -> set[str]:
+        rows = self.sh("dpkg-query -W -f '${Package} ${Version}\\n' 'nvidia-*' libcuda1").splitlines()
+        return {row.split()[1] for row in rows}
+
+    def restart(self) -> None:
+        assert hosts("kill", NAME).returncode == 0 and hosts("start", NAME).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def host() -> t.Iterator[Host]:
+    usable = hosts("check")
+    assert usable.returncode == 0, usable.stderr
+    BASE.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(REPOSITORY / "tests" / "e2e" / "callbacks", BASE / "callbacks", dirs_exist_ok=True)
+    shutil.rmtree(BASE / "runner", ignore_errors=True)
+    (BASE / "cuda.yml").write_text(PLAYBOOK, encoding="utf-8")
+    if not KEEP:
+        hosts("down")
+    up = hosts("up", "1")
+    assert up.returncode == 0, up.stderr
+    found = Host(World(REPOSITORY, BASE / "root", BASE / "leases"))
+    found.sh((REPOSITORY / "tests" / "hosts" / "nvidia.sh").read_text(encoding="utf-8"))
+    found.pin = found.sh("cat /srv/cuda/pin")
+    yield found
+    if not KEEP:
+        hosts("down")
+        shutil.rmtree(BASE, ignore_errors=True)
+
+
+def test_a_host_without_gpus_is_left_alone(host: Host) -> None:
+    before = host.paths()
+    done = host.play(cuda_sysfs="/sys")
+    assert done.rc == 0, done.text
+    assert done.changed == [] and done.on_node == ["cuda_driver"] and "no NVIDIA GPU: nothing to do" in done.text
+    assert host.paths() == before
+
+
+def test_a_key_that_is_not_known_is_not_trusted(host: Host) -> None:
+    before = host.paths()
+    done = host.play(cuda_repository_pin="")
+    assert done.rc != 0 and "The key of a package repository is not the one that is known" in done.message
+    assert host.pin in done.message and "cuda_repository_pin" in done.message
+    left = {path for path in host.paths() ^ before if not path.startswith(("/run/lock/llmops", "/var/lib/llmops-cuda"))}
+    assert not [path for path in left if "apt" in path or "keyrings" in path]
+
+
+def test_check_mode_predicts_what_an_apply_does(host: Host) -> None:
+    before, boot = host.paths(), host.boot()
+    predicted = host.play("--check")
+    assert predicted.rc == 0, predicted.text
+    assert host.paths() == before and host.boot() == boot
+    applied = host.play()
+    assert applied.rc == 0, applied.text
+    assert applied.changed == ["Have the driver", "Reboot"]
+    assert predicted.changes[: len(predicted.changes) // 2] == applied.changes[: len(predicted.changes) // 2]
+    assert host.boot() != boot and host.sh("systemctl is-system-running", check=False) == "running"
+    assert host.versions() == {f"{DRIVER}-1"}, "though the repository has a newer branch"
+
+
+def test_the_same_again_changes_nothing_and_is_one_call(host: Host) -> None:
+    boot = host.boot()
+    again = host.play()
+    assert again.rc == 0, again.text
+    assert again.changed == [] and again.on_node == ["cuda_driver"] and host.boot() == boot
+    assert host.play(cuda_state="verified", cuda_become=False).changed == []
+
+
+def test_upgrades_leave_it_alone(host: Host) -> None:
+    assert set(host.sh("apt-mark showhold").split()) == set(SET)
+    host.sh("rm /etc/apt/preferences.d/llmops-cuda")
+    assert "nvidia-driver-cuda" not in re.findall(r"^Inst (\S+)", host.sh("apt-get -s dist-upgrade"), re.MULTILINE)
+    assert ("create", "/etc/apt/preferences.d/llmops-cuda") in host.play().changes
+
+
+def test_nothing_is_changed_under_a_run(host: Host) -> None:
+    host.sh("apt-mark unhold nvidia-persistenced")
+    lock = "import fcntl, json, time; f = open('/run/lock/llmops/cpu', 'r+'); fcntl.flock(f, fcntl.LOCK_EX)"
+    lock += "; json.dump({'run': 'demo-1', 'user': 'admin', 'pid': 1}, f); f.flush(); time.sleep(600)"
+    host.sh(f'systemd-run --quiet --unit=holder python3 -c "{lock}"; sleep 1')
+    for arguments in (["--check"], []):
+        done = host.play(*arguments)
+        assert done.rc != 0 and "held by run demo-1" in done.message and "stop" in done.message
+    assert "nvidia-persistenced" not in host.sh("apt-mark showhold").split()
+    host.sh("systemctl stop holder")
+    assert host.play().changes[-1] == ("hold", "nvidia-persistenced")
+
+
+def test_what_others_changed_is_put_right_without_a_reboot(host: Host) -> None:
+    boot = host.boot()
+    host.sh("apt-get -q -y --allow-change-held-packages install nvidia-persistenced=595.91.07-1")
+    host.sh("systemctl disable --now nvidia-fabricmanager 2>&1")
+    done = host.play()
+    assert done.rc == 0, done.text
+    assert host.versions() == {f"{DRIVER}-1"} and host.boot() == boot
+    assert host.sh("systemctl is-active nvidia-fabricmanager") == "active"
+    assert host.play().changed == []
+
+
+def test_a_host_that_the_play_does_not_reboot_goes_on_after_its_reboot(host: Host) -> None:
+    asked: dict[str, t.Any] = {"cuda_version": "580.200.01", "cuda_reboot": False}
+    done = host.play(**asked)
+    assert done.rc != 0 and "has to be rebooted: kernel module 580.178.04 is loaded" in done.message
+    assert host.versions() == {"580.200.01-1"}
+    again = host.play(**asked)
+    assert again.rc != 0 and again.changed == [] and "the same command again" in again.message
+    host.restart()
+    after = host.play(**asked)
+    assert after.rc == 0 and after.changed == [], after.text
+    kept = host.play()
+    assert kept.changed == [] and f"cuda_version: {DRIVER} takes it" in kept.text
+
+
+def test_a_toolkit_comes_beside_it(host: Host) -> None:
+    assert host.play(cuda_toolkit="12.8").changes[-1] == ("install", "cuda-toolkit-12-8")
+    assert host.play(cuda_toolkit="12.8").changed == []
