@@ -1,10 +1,10 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A driver on a host that boots systemd, over ssh: installed by apt, held, kept, and never changed under a run.
+"""A driver on hosts that boot systemd, over ssh: installed by apt or dnf, held, kept, and never changed under a run.
 
-GPUs and NVIDIA's repository are stand-ins (tests/hosts/nvidia.sh); apt, dpkg, systemd, sudo and the reboot are real.
-The tests go on from each other, in their order.
+GPUs and NVIDIA's repository are stand-ins (tests/hosts/nvidia.sh); apt, dnf, systemd, sudo and reboots are real, and so
+are the packages of the last host, which are Debian's own. The tests go on from each other, in their order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from . import machines
 from .conftest import BASE, KEEP, REPOSITORY, Outcome, World
 from .machines import hosts
 
-NAME = machines.NAMES[0]
+BY_APT, BY_DNF, DEBIANS = machines.NAMES
 DRIVER = "580.178.04"
 SET = ("nvidia-driver-cuda", "nvidia-kernel-open-dkms", "nvidia-persistenced", "nvidia-fabricmanager-580")
 PLAYBOOK = "- hosts: trainers\n  gather_facts: false\n  roles: [llmops.finetune.cuda]\n"
@@ -28,11 +28,18 @@ PLAYBOOK = "- hosts: trainers\n  gather_facts: false\n  roles: [llmops.finetune.
 
 @dataclass
 class Host:
-    world: World
+    name: str
     pin: str = ""
 
+    world = World(REPOSITORY, BASE / "root", BASE / "leases")
+
     def sh(self, command: str, check: bool = True) -> str:
-        return machines.sh(NAME, command, check)
+        return machines.sh(self.name, command, check)
+
+    def stand_in(self, kind: str) -> None:
+        script = (REPOSITORY / "tests" / "hosts" / "nvidia.sh").read_text(encoding="utf-8")
+        self.sh(f"cat > /srv/nvidia.sh << 'STAND_INS'\n{script}\nSTAND_INS\nsh /srv/nvidia.sh {kind} < /dev/null")
+        self.pin = self.sh("cat /srv/cuda/pin")
 
     def play(self, *arguments: str, **asked: t.Any) -> Outcome:
         given = {
@@ -42,7 +49,8 @@ class Host:
             "cuda_lease_dir": "",
             **asked,
         }
-        return self.world.play(str(BASE / "cuda.yml"), *arguments, variables=given, inventory=machines.INVENTORY)
+        asked_of = [*arguments, "--limit", self.name]
+        return self.world.play(str(BASE / "cuda.yml"), *asked_of, variables=given, inventory=machines.INVENTORY)
 
     def paths(self) -> set[str]:
         """Every path on its disks, but for what a login leaves."""
@@ -53,15 +61,17 @@ class Host:
         return self.sh("cat /proc/sys/kernel/random/boot_id")
 
     def versions(self) -> set[str]:
-        rows = self.sh("dpkg-query -W -f '${Package} ${Version}\\n' 'nvidia-*' libcuda1").splitlines()
-        return {row.split()[1] for row in rows}
+        ask = "dpkg-query -W -f '${Package} ${Version}\\n' 'nvidia-*' libcuda1"
+        if self.name == BY_DNF:
+            ask = "rpm -qa --qf '%{NAME} %{VERSION}-%{RELEASE}\\n' 'nvidia-*' kmod-nvidia-open-dkms libcuda1"
+        return {row.split()[1] for row in self.sh(ask).splitlines()}
 
     def restart(self) -> None:
-        assert hosts("kill", NAME).returncode == 0 and hosts("start", NAME).returncode == 0
+        assert hosts("kill", self.name).returncode == 0 and hosts("start", self.name).returncode == 0
 
 
 @pytest.fixture(scope="module")
-def host() -> t.Iterator[Host]:
+def up() -> t.Iterator[None]:
     usable = hosts("check")
     assert usable.returncode == 0, usable.stderr
     BASE.mkdir(parents=True, exist_ok=True)
@@ -70,15 +80,26 @@ def host() -> t.Iterator[Host]:
     (BASE / "cuda.yml").write_text(PLAYBOOK, encoding="utf-8")
     if not KEEP:
         hosts("down")
-    up = hosts("up", "1")
-    assert up.returncode == 0, up.stderr
-    found = Host(World(REPOSITORY, BASE / "root", BASE / "leases"))
-    found.sh((REPOSITORY / "tests" / "hosts" / "nvidia.sh").read_text(encoding="utf-8"))
-    found.pin = found.sh("cat /srv/cuda/pin")
-    yield found
+    started = hosts("up", "3")
+    assert started.returncode == 0, started.stderr
+    yield
     if not KEEP:
         hosts("down")
         shutil.rmtree(BASE, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def host(up: None) -> Host:
+    found = Host(BY_APT)
+    found.stand_in("deb")
+    return found
+
+
+@pytest.fixture(scope="module")
+def rocky(up: None) -> Host:
+    found = Host(BY_DNF)
+    found.stand_in("rpm")
+    return found
 
 
 def test_a_host_without_gpus_is_left_alone(host: Host) -> None:
@@ -167,3 +188,48 @@ def test_a_host_that_the_play_does_not_reboot_goes_on_after_its_reboot(host: Hos
 def test_a_toolkit_comes_beside_it(host: Host) -> None:
     assert host.play(cuda_toolkit="12.8").changes[-1] == ("install", "cuda-toolkit-12-8")
     assert host.play(cuda_toolkit="12.8").changed == []
+
+
+def test_dnf_installs_one_set_of_a_module_stream(rocky: Host) -> None:
+    before, boot = rocky.paths(), rocky.boot()
+    predicted = rocky.play("--check")
+    assert predicted.rc == 0, predicted.text
+    assert {path for path in rocky.paths() ^ before if "/dnf" not in path and "/rpm" not in path} == set()
+    applied = rocky.play()
+    assert applied.rc == 0, applied.text
+    assert predicted.changes[: len(predicted.changes) // 2] == applied.changes[: len(predicted.changes) // 2]
+    assert ("enable", "module stream nvidia-driver:580-open") in applied.changes
+    assert rocky.versions() == {f"{DRIVER}-1"} and rocky.boot() != boot
+    assert "580-open" in rocky.sh("cat /etc/dnf/modules.d/nvidia-driver.module")
+    assert rocky.play().changed == []
+
+
+def test_dnf_leaves_it_alone(rocky: Host) -> None:
+    rocky.sh("dnf -y -q upgrade")
+    assert rocky.versions() == {f"{DRIVER}-1"}, "580.200.01 is in the stream"
+    rocky.sh("dnf -y -q versionlock delete nvidia-persistenced && dnf -y -q upgrade nvidia-persistenced")
+    assert rocky.versions() == {f"{DRIVER}-1", "580.200.01-1"}
+    assert rocky.play().rc == 0 and rocky.versions() == {f"{DRIVER}-1"} and rocky.play().changed == []
+
+
+def test_dnf_takes_another_branch(rocky: Host) -> None:
+    done = rocky.play(cuda_branch=595)
+    assert done.rc == 0, done.text
+    assert rocky.versions() == {"595.91.07-1"} and rocky.play().changed == []
+
+
+def test_debians_own_packages_are_real(up: None) -> None:
+    """There is no GPU and no kernel of Debian's here: it ends where the module would be loaded, with what is wrong."""
+    debian = Host(DEBIANS)
+    debian.stand_in("deb")
+    debian.sh("printf 'deb [trusted=yes] file:/srv/cuda/debian12/x86_64 /\\n' > /etc/apt/sources.list.d/headers.list")
+    debian.sh(
+        "printf 'Package: *nvidia* libcuda1\\nPin: release l=NVIDIA CUDA\\nPin-Priority: -1\\n' > /etc/apt/preferences"
+    )
+    boot = debian.boot()
+    done = debian.play(cuda_source="distribution")
+    assert done.rc != 0 and "was rebooted, and still the kernel module does not load" in done.message
+    assert "modprobe: FATAL: Module nvidia not found" in done.message and debian.boot() != boot
+    assert "535." in debian.sh("dpkg-query -W -f '${Version}' nvidia-open-kernel-dkms")
+    held = set(debian.sh("apt-mark showhold").split())
+    assert held == {"nvidia-open-kernel-dkms", "nvidia-smi", "libcuda1", "nvidia-persistenced"}

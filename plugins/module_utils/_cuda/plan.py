@@ -211,7 +211,7 @@ def _branch(facts: Facts, wish: Wish, system: table.System, source: str, flavour
             change="set cuda_source: nvidia, or leave cuda_branch out",
         )
     for one in filter(None, map(_generation, facts.cards)):
-        if one.capability > found.most or number < one.driver:
+        if number < one.driver:
             raise FinetuneError(
                 f"Driver branch {number} is too old for GPUs of {one.name} (compute capability {one.capability:g}).",
                 where="cuda_branch" if named else "cuda_source",

@@ -17,7 +17,7 @@ OPEN, PROPRIETARY = "open", "proprietary"
 
 class Branch(t.NamedTuple):
     """ends: the month in which its support ends. version: the one that is locked; empty where the project knows none.
-    least, most: compute capabilities."""
+    least: the lowest compute capability; the other end is with the GPUs."""
 
     number: int
     kind: str
@@ -25,19 +25,18 @@ class Branch(t.NamedTuple):
     version: str
     flavours: t.Tuple[str, ...]
     least: float
-    most: float
     source: str
 
 
 _BOTH = (OPEN, PROPRIETARY)
 BRANCHES = (
-    Branch(535, "LTS", "2026-06", "", _BOTH, 5.0, 9.0, "data centre drivers, table of 615"),
-    Branch(550, "production", "2025-06", "", _BOTH, 5.0, 9.0, "data centre drivers; Debian 13 has it"),
-    Branch(580, "LTS", "2028-06", "580.178.04", _BOTH, 5.0, 12.1, "data centre drivers, table of 620; EKS AMI 2026-09"),
-    Branch(595, "production", "2027-03", "595.91.07", _BOTH, 7.5, 12.1, "Deep Learning AMI of October 2026"),
-    Branch(610, "new feature", "2026-08", "610.57.04", _BOTH, 7.5, 12.1, "installation guide 610"),
-    Branch(615, "new feature", "", "615.71.09", _BOTH, 7.5, 12.1, "installation guide 615; repository ubuntu2604"),
-    Branch(620, "LTS", "2029-09", "", (OPEN,), 7.5, 12.1, "installation guide 620: proprietary modules removed"),
+    Branch(535, "LTS", "2026-06", "", _BOTH, 5.0, "data centre drivers, table of 615"),
+    Branch(550, "production", "2025-06", "", _BOTH, 5.0, "data centre drivers; Debian 13 has it"),
+    Branch(580, "LTS", "2028-06", "580.178.04", _BOTH, 5.0, "data centre drivers, table of 620; EKS AMI 2026-09"),
+    Branch(595, "production", "2027-03", "595.91.07", _BOTH, 7.5, "Deep Learning AMI of October 2026"),
+    Branch(610, "new feature", "2026-08", "610.57.04", _BOTH, 7.5, "installation guide 610"),
+    Branch(615, "new feature", "", "615.71.09", _BOTH, 7.5, "installation guide 615; repository ubuntu2604"),
+    Branch(620, "LTS", "2029-09", "", (OPEN,), 7.5, "installation guide 620: proprietary modules removed"),
 )
 DEFAULT_BRANCH = 580
 """The LTS that drives every GPU from Maxwell to Blackwell and runs CUDA 12 and 13."""
