@@ -39,7 +39,7 @@ options:
   source:
     description:
       - Whose packages. V(distribution) is Ubuntu's with signed modules, or Debian's from contrib and non-free.
-      - V(auto) is V(distribution) on Ubuntu, else V(nvidia).
+      - V(auto) is V(distribution) on Ubuntu, but for HGX B200 and B300, else V(nvidia).
     type: str
     choices: [auto, nvidia, distribution]
     default: auto

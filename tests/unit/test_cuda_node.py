@@ -256,7 +256,7 @@ class Node:
     def refresh(self) -> None:
         self.done.append("refresh")
 
-    def install(self, wanted: t.Sequence[Package]) -> None:
+    def install(self, wanted: t.Sequence[Package], change: str = "") -> None:
         assert lease.holders(["cpu"], self.leases), "no run may begin meanwhile"
         self.done.append("install " + " ".join(one.name for one in wanted))
         there = {one.name: one.version.replace("*", "1") for one in wanted}

@@ -17,6 +17,10 @@ from .._gpu import tool
 from . import node, packages, place, plan
 from .facts import Facts, Package, Plan, Wish
 
+_TOOLS = (
+    "where there are no headers of the running kernel any more, update it and reboot, then apply again; else see whether "
+    "this host reaches its repositories"
+)
 _ON = ("enabled", "enabled-runtime", "static", "alias", "indirect", "generated")
 
 
@@ -165,7 +169,7 @@ def _install(work: _Work, made: Plan, facts: Facts) -> None:
     if any(wanted) or work.stream:
         manager.refresh()
     if wanted[0]:
-        manager.install(wanted[0])
+        manager.install(wanted[0], _TOOLS)
     if work.stream:
         manager.enable(work.stream)
     if wanted[1]:

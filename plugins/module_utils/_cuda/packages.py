@@ -36,7 +36,8 @@ class Manager(t.Protocol):
 
     def enable(self, stream: str) -> None: ...
 
-    def install(self, wanted: t.Sequence[Package]) -> None: ...
+    def install(self, wanted: t.Sequence[Package], change: str = "") -> None:
+        """change: what helps where the repository does not have them."""
 
     def hold(self, names: t.Sequence[str]) -> None: ...
 
@@ -110,11 +111,13 @@ class Apt:
 
     def enable(self, stream: str) -> None: ...
 
-    def install(self, wanted: t.Sequence[Package]) -> None:
+    def install(self, wanted: t.Sequence[Package], change: str = "") -> None:
         """Asks apt what it would do, first: nothing that is no driver may be removed for it."""
         names = [f"{one.name}={one.version}" if one.version else one.name for one in wanted]
         command = [*_APT, "install", "--no-install-recommends", "--allow-change-held-packages", "--allow-downgrades"]
-        change = "see whether the repository has these versions (apt-cache policy); cuda_version names another one"
+        change = (
+            change or "see whether the repository has these versions (apt-cache policy); cuda_version names another one"
+        )
         told = run(*command, "--simulate", *names, change=change)
         gone, several = removed(told), versions(told)
         if len(several) > 1:
@@ -189,10 +192,13 @@ class Dnf:
         run(*_DNF, "module", "reset", "nvidia-driver")
         run(*_DNF, "module", "enable", f"nvidia-driver:{stream}")
 
-    def install(self, wanted: t.Sequence[Package]) -> None:
+    def install(self, wanted: t.Sequence[Package], change: str = "") -> None:
         """Versions are named, so that it is all of them or none."""
         names = [one.place or (f"{one.name}-{one.version[:-2]}" if one.version else one.name) for one in wanted]
-        change = "see whether the repository has these versions (dnf list --showduplicates); cuda_version names another"
+        change = (
+            change
+            or "see whether the repository has these versions (dnf list --showduplicates); cuda_version names another"
+        )
         locked = [one.name for one in wanted if one.name in self.installed()[1]]
         if locked:
             run(*_DNF, "versionlock", "delete", *locked)

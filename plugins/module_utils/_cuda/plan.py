@@ -53,9 +53,8 @@ def faults(facts: Facts) -> list[t.Tuple[str, str]]:
     if not facts.driver:
         told = [(problem.what, problem.change) for problem in facts.problems if problem.blocks]
         return told or [("it does not answer.", "see the kernel's log (dmesg, NVRM)")]
-    found = [
-        (problem.what, problem.change) for problem in facts.problems if problem.blocks or "NVSwitch" in problem.what
-    ]
+    blocking = [problem for problem in facts.problems if problem.blocks or of_switches(problem.what)]
+    found = [(problem.what, problem.change) for problem in blocking]
     least = max((one.driver for one in map(_generation, facts.cards) if one), default=0)
     needed = max(table.LEAST_DRIVER[12], (least, 0, 0))
     if torch.number(facts.driver) < needed:
@@ -90,7 +89,9 @@ def _late(facts: Facts, version: str) -> list[str]:
 def _set(facts: Facts, wish: Wish) -> Plan:
     """The packages of a driver that this role installs, and all that goes with them."""
     system = extras.system(facts, wish)
-    source = wish.source or str(facts.record.get("source") or system.sources[0])
+    hardware = sets.hardware(facts)
+    usual = "nvidia" if hardware.subnet else system.sources[0]  # which alone has NVLSM
+    source = wish.source or str(facts.record.get("source") or usual)
     kept = str(facts.record.get("source") or source)
     if kept != source and any(sets.DRIVERS.fullmatch(name) for name in facts.packages):
         raise FinetuneError(
@@ -102,7 +103,6 @@ def _set(facts: Facts, wish: Wish) -> Plan:
     branch = _branch(facts, wish, system, source, flavour)
     version = _version(facts, wish, system, source, branch)
     _refuse_secure_boot(facts, wish, system, source)
-    hardware = sets.hardware(facts)
     plan = Plan("managed", driver=version, branch=branch.number, flavour=flavour, source=source)
     plan.packages = sets.driver(system, source, branch.number, flavour, version, facts)
     plan.tools = sets.tools(system, source, facts)
