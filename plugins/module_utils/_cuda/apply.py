@@ -18,8 +18,8 @@ from . import node, packages, place, plan
 from .facts import Facts, Package, Plan, Wish
 
 _TOOLS = (
-    "where there are no headers of the running kernel any more, update it and reboot, then apply again; else see whether "
-    "this host reaches its repositories"
+    "where there are no headers of the running kernel any more, update it and reboot, then apply again; else see "
+    "whether this host reaches its repositories"
 )
 _ON = ("enabled", "enabled-runtime", "static", "alias", "indirect", "generated")
 
