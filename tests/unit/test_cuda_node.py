@@ -13,7 +13,16 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils._changes import Changes
-from ansible_collections.llmops.finetune.plugins.module_utils._cuda import apply, key, node, packages, place, plan, sets
+from ansible_collections.llmops.finetune.plugins.module_utils._cuda import (
+    apply,
+    extras,
+    key,
+    node,
+    packages,
+    place,
+    plan,
+    sets,
+)
 from ansible_collections.llmops.finetune.plugins.module_utils._cuda.facts import Facts, Package, Repository, Wish
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import files, lease
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
@@ -251,6 +260,7 @@ class Node:
         monkeypatch.setattr(tool, "find", lambda name: f"/usr/sbin/{name}" if name == "update-initramfs" else "")
         monkeypatch.setattr(place, "_fetch", lambda _address: ONE.encode())
         monkeypatch.setattr(plan, "sets", _Moved(folder))
+        monkeypatch.setattr(extras, "sets", _Moved(folder))
         monkeypatch.setattr("time.sleep", lambda _seconds: None)
 
     def refresh(self) -> None:
@@ -303,12 +313,12 @@ class _Moved:
         value = getattr(sets, name)
         if isinstance(value, str):
             return f"{self.folder}{value}"
-        if name == "repository":
+        if name.endswith("repository"):
             return lambda *given: self._moved(value(*given))
         return value
 
     def _moved(self, one: Repository) -> Repository:
-        return one._replace(path=f"{self.folder}{one.path}", key_path=f"{self.folder}{one.key_path}")
+        return one._replace(path=f"{self.folder}{one.path}", key_path=f"{self.folder}{one.key_path}", pin=ONE_IS)
 
 
 @pytest.fixture
@@ -397,11 +407,31 @@ def test_a_newer_kernel_is_built_for_and_booted(machine: Node, monkeypatch: pyte
     assert "dkms autoinstall -k 6.1.0-37-cloud-amd64" in machine.done
 
 
+def test_headers_that_came_late_are_built_with(machine: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.apply()
+    machine.facts = replace(machine.facts, kernel="6.1.0-37-cloud-amd64", driver="", loaded="", problems=(SILENT,))
+    monkeypatch.setattr(tool, "find", lambda name: "/usr/sbin/dkms" if name == "dkms" else "")
+    machine.done.clear()
+    assert machine.apply() == (["install linux-headers-6.1.0-37-cloud-amd64"], "")
+    assert machine.done[2:4] == ["dkms autoinstall -k 6.1.0-37-cloud-amd64", "modprobe nvidia"]
+
+
+def test_what_comes_beside_a_driver_that_is_left_alone(machine: Node) -> None:
+    machine.load()
+    made, _reboot = machine.apply(container_toolkit=True)
+    assert "enable nvidia-cdi-refresh.path" in made and not [one for one in machine.done if "nvidia-driver" in one]
+    assert machine.apply(container_toolkit=True) == ([], "") and not node.RECORD.exists()
+
+
 def test_another_version_replaces_the_loaded_one_by_a_reboot(machine: Node) -> None:
     machine.apply()
     made, reboot = machine.apply(version="580.200.01")
     assert "update nvidia-driver-cuda 580.200.01" in made
     assert reboot == "kernel module 580.178.04 is loaded, 580.200.01 is installed"
+    assert machine.apply(dry=True, version="580.200.01") == ([], reboot), "though the old one answers"
+    machine.reboot()
+    machine.load("580.200.01")
+    assert machine.apply(version="580.200.01") == ([], "")
 
 
 @pytest.mark.parametrize("damage", ["package", "hold", "file", "service"])

@@ -64,10 +64,11 @@ def present(wish: Wish, asked: Asked, changes: Changes) -> Answer:
 
 
 def _waiting(made: Plan, facts: Facts) -> str:
-    """The reason of a reboot that was asked for in this boot; or a refusal, where the reboot has not helped."""
-    if made.state != "managed" or not facts.record.get("reboot") or not plan.faults(facts):
+    """The reason of a reboot that was asked for in this boot, as long as it is one."""
+    if made.state != "managed" or facts.record.get("boot") != facts.boot:
         return ""
-    return str(facts.record["reboot"]) if facts.record.get("boot") == facts.boot else ""
+    other = facts.loaded and facts.loaded != _installed(made, facts)
+    return str(facts.record.get("reboot") or "") if other or plan.faults(facts) else ""
 
 
 def _foreseen(made: Plan, facts: Facts) -> str:
@@ -146,6 +147,7 @@ def _do(work: _Work, made: Plan, facts: Facts, asked: Asked) -> tuple[Facts, str
             _record(record)  # before: what a kill leaves is this role's to go on with
         _install(work, made, facts)
         if made.state != "managed":
+            _start(made, facts)
             return node.look(asked.sys, asked.seconds), ""
         now, reboot = _load(made, asked, str(record.get("boot") or ""))
         if reboot:
@@ -174,8 +176,10 @@ def _install(work: _Work, made: Plan, facts: Facts) -> None:
         manager.enable(work.stream)
     if wanted[1]:
         manager.install(wanted[1])
-    if work.packages and facts.newer_kernel and tool.find("dkms"):
-        packages.run("dkms", "autoinstall", "-k", facts.newer_kernel)
+    # the packages build for the running kernel themselves, if its headers are there by then
+    kernel = facts.newer_kernel if work.packages else facts.kernel if work.tools else ""
+    if kernel and made.state == "managed" and tool.find("dkms"):
+        packages.run("dkms", "autoinstall", "-k", kernel)
     if any(path in made.early for path in work.files):
         _rebuild_image()
     if work.hold:
