@@ -270,7 +270,8 @@ class Node:
         assert lease.holders(["cpu"], self.leases), "no run may begin meanwhile"
         self.done.append("install " + " ".join(one.name for one in wanted))
         there = {one.name: one.version.replace("*", "1") for one in wanted}
-        self.facts = replace(self.facts, packages={**self.facts.packages, **there})
+        held = self.facts.held - set(there)  # as apt does with what is held and updated all the same
+        self.facts = replace(self.facts, packages={**self.facts.packages, **there}, held=held)
 
     def hold(self, names: t.Sequence[str]) -> None:
         self.done.append(f"hold {len(names)}")

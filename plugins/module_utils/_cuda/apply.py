@@ -182,8 +182,10 @@ def _install(work: _Work, made: Plan, facts: Facts) -> None:
         packages.run("dkms", "autoinstall", "-k", kernel)
     if any(path in made.early for path in work.files):
         _rebuild_image()
-    if work.hold:
-        manager.hold(work.hold)
+    fresh = {one.name for one in (*work.packages, *work.extras)}  # of which an update has taken the hold away
+    hold = [name for name in dict.fromkeys(made.hold) if name in work.hold or name in fresh]
+    if hold:
+        manager.hold(hold)
     for name in work.services:
         packages.run("systemctl", "enable", name)
     if work.extras and tool.find("nvidia-ctk") and tool.find("dockerd"):
