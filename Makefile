@@ -10,7 +10,7 @@ PLAY = .venv/bin/ansible-playbook -i "$(INVENTORY)" $(ARGS)
 # Two workers: most of the time a play waits for one core.
 BOTH = --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 # They need podman, and both cores to themselves: make systemd, make cluster.
-ON_HOSTS = --ignore=tests/e2e/test_systemd.py --ignore-glob='tests/e2e/test_cluster*.py'
+ON_HOSTS = --ignore=tests/e2e/test_systemd.py --ignore=tests/e2e/test_cuda.py --ignore-glob='tests/e2e/test_cluster*.py'
 RUN = PATH="$(CURDIR)/.venv/bin:$$PATH"
 INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes
 
@@ -91,7 +91,7 @@ e2e: setup-dev ## the playbooks through ansible-runner, with real training
 	$(RUN) python -m pytest $(BOTH) tests/e2e $(ON_HOSTS) --durations=25
 
 systemd: setup-dev ## a host that boots systemd, over ssh; root and podman needed (tests/hosts/hosts.sh check)
-	$(RUN) python -m pytest tests/e2e/test_systemd.py -rs --durations=25
+	$(RUN) python -m pytest tests/e2e/test_systemd.py tests/e2e/test_cuda.py -rs --durations=25
 
 cluster: setup-dev ## three hosts over ssh, and what happens when one is lost; root and podman needed
 	$(RUN) python -m pytest tests/e2e/test_cluster*.py -rs --durations=25

@@ -53,7 +53,7 @@ def interfaces() -> list[dict[str, t.Any]]:
                 {
                     "name": name,
                     "address": address,
-                    "prefix": sum(int(part).bit_count() for part in mask.split(".")),
+                    "prefix": sum(bin(int(part)).count("1") for part in mask.split(".")),
                     "speed": max(0, int(_float(speed))),
                     "default": name in by_default,
                 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
+from ._cuda import table, torch
 from ._errors import FinetuneError
 from ._gpu.card import label
 from ._wish import Wish
@@ -93,10 +94,24 @@ def notices(wish: Wish, facts: t.Mapping[str, Facts]) -> list[str]:
         for host, node in facts.items()
         for problem in (node.get("gpu_problems") or () if wish.gpus != "0" else ())
     ]
+    told += _builds(wish, facts)
     if len(_kinds(wish, facts)) > 1:
         used = [(gpu, host) for host, node in facts.items() for gpu in gpus(wish.gpus, node["gpus"], host)]
         least, host = min(used, key=lambda pair: pair[0].get("memory") or 0)
         told.append(f"GPUs of several kinds: the smallest decides, {least['name']} of {host}.")
+    return told
+
+
+def _builds(wish: Wish, facts: t.Mapping[str, Facts]) -> list[str]:
+    """GPUs and drivers that torch of the collection's locks does not run on."""
+    told = []
+    for host, node in facts.items() if not wish.lock else ():
+        used = gpus(wish.gpus, node["gpus"], host)
+        capabilities = [gpu["compute_capability"] for gpu in used if gpu.get("compute_capability")]
+        driver = used[0].get("driver", "") if used else ""
+        what, change = torch.why_not(table.torch(table.LOCKED_TORCH), driver, capabilities)
+        if what:
+            told.append(f"{host}: torch of the environment is {table.LOCKED_TORCH}: {what}. Remedy: {change}.")
     return told
 
 

@@ -1,0 +1,85 @@
+# Copyright (c) llmops.finetune contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which build of torch a driver and its GPUs run, and that plans say so."""
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.llmops.finetune.plugins.module_utils._cuda import table, torch
+
+from ..conftest import REPOSITORY
+from . import plans
+
+
+@pytest.mark.parametrize(
+    ("driver", "capability", "expected"),
+    [
+        ("580.178.04", 7.0, "cu126"),
+        ("580.178.04", 6.1, "cu126"),
+        ("580.178.04", 7.5, "cu130"),
+        ("535.261.03", 7.5, "cu126"),
+        ("580.178.04", 8.0, "cu130"),
+        ("570.86.10", 8.0, "cu126"),
+        ("595.91.07", 8.6, "cu130"),
+        ("525.60.13", 8.6, "cu126"),
+        ("580.65.06", 8.9, "cu130"),
+        ("535.54.03", 8.9, "cu126"),
+        ("580.105.08", 9.0, "cu130"),
+        ("550.90.07", 9.0, "cu126"),
+        ("580.105.08", 10.0, "cu130"),
+        ("580.105.08", 10.3, "cu130"),
+        ("580.105.08", 12.0, "cu130"),
+        ("580.105.08", 12.1, "cu130"),
+        ("570.86.10", 10.0, ""),
+        ("570.86.10", 12.0, ""),
+        ("470.256.02", 8.0, ""),
+    ],
+)
+def test_the_build_that_is_taken(driver: str, capability: float, expected: str) -> None:
+    build, change = torch.choose(driver, [capability])
+    assert build == expected
+    assert bool(change) is (not expected) and (expected or "update the driver" in change)
+
+
+def test_a_new_gpu_with_an_old_driver_wants_a_driver_and_no_other_wheel() -> None:
+    assert torch.choose("570.86.10", [12.0])[1].startswith("update the driver to 580")
+
+
+@pytest.mark.parametrize(
+    ("build", "driver", "capability", "what"),
+    [
+        ("cu128", "525.60.13", 8.0, ""),
+        ("cu128", "525.60.11", 8.0, "CUDA 12 needs driver 525.60.13 or later, this is 525.60.11"),
+        ("cu128", "580.1", 6.1, "no code for compute capability 6.1"),
+        ("cu128", "580.1", 12.0, ""),
+        ("cu126", "580.1", 12.0, "no kernel image"),
+        ("cu130", "570.1", 9.0, "CUDA 13 needs driver 580 or later"),
+        ("cu130", "580.1", 7.0, "no code for compute capability 7"),
+        ("cu132", "580.1", 9.0, ""),
+        ("cu128", "", 9.0, ""),
+    ],
+)
+def test_why_a_build_does_not_run(build: str, driver: str, capability: float, what: str) -> None:
+    told, change = torch.why_not(table.torch(build), driver, [capability])
+    assert what in told and bool(told) is bool(what) is bool(change)
+
+
+def test_the_locked_build_is_what_the_locks_have() -> None:
+    text = (REPOSITORY / "requirements" / "node-main.txt").read_text(encoding="utf-8")
+    assert "nvidia-cuda-runtime-cu12==12.8." in text and table.LOCKED_TORCH == "cu128"
+
+
+@pytest.mark.parametrize(
+    ("driver", "capability", "told"),
+    [
+        ("515.105.01", 8.0, "needs driver 525.60.13 or later, this is 515.105.01"),
+        ("580.105.08", 6.1, "no code for compute capability 6.1"),
+        ("580.105.08", 9.0, ""),
+    ],
+)
+def test_a_plan_says_that_torch_will_not_run(driver: str, capability: float, told: str) -> None:
+    node = plans.node(1, capability)
+    node["gpus"][0]["driver"] = driver
+    notices = [notice for notice in plans.make({"a": node}).notices if "torch of the environment" in notice]
+    assert told in " ".join(notices) and bool(notices) is bool(told)
