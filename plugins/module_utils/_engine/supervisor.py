@@ -27,7 +27,7 @@ import types
 import typing as t
 from pathlib import Path
 
-from . import builds, checkpoint, diagnose, files, lease, processes, rank, state
+from . import builds, checkpoint, diagnose, files, lease, memory, processes, rank, state
 from .state import Run
 
 POLL_SECONDS = 0.2
@@ -120,6 +120,7 @@ class Supervisor:
 
     def _finish(self) -> int:
         if not (self.launch.get("shared") and self.launch["node_rank"]):
+            memory.keep(self.run, int(self.state["attempt"]))
             files.write_json(self.run.artefacts, state.inventory(self.run))
         self._write("finished")
         return 0
