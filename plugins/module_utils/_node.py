@@ -31,6 +31,7 @@ NOTHING: dict[str, t.Any] = {
     "model": {},
     "output_root": {"why": "", "runs": []},
     "before": {},
+    "peaks": {},
 }
 """What lies under the root of an account that is still to be made."""
 _EARLIER = re.compile(rf"\b{state.EARLIER}([a-z0-9._-]+)")
@@ -84,6 +85,7 @@ def facts(
         return {
             "runs": runs(Path(place), name),
             "before": earlier(Path(place), before),
+            "peaks": peaks(Path(place)),
             "datasets": datasets(Path(place)),
             "media": media_sets(Path(place)),
             "models": models(Path(place)),
@@ -170,6 +172,20 @@ def earlier(root: Path, wanted: t.Iterable[str]) -> dict[str, dict[str, t.Any]]:
             if run_id not in found:
                 found[run_id] = run
                 waiting += _EARLIER.findall(json.dumps(run["resolved"]))
+    return found
+
+
+def peaks(root: Path) -> dict[str, dict[str, t.Any]]:
+    """What ranks of finished runs took of GPUs, beside what was predicted, where that is what they left; by id."""
+    found = {}
+    for folder in sorted((root / "runs").glob("*")):
+        run = state.Run(folder)
+        told = files.read_json(run.memory)
+        if not told.get("predicted"):
+            continue
+        left = files.read_json(run.artefacts).get(str(run.memory.relative_to(run.path)))
+        if isinstance(left, dict) and left.get("sha256") == files.sha256(run.memory):
+            found[run.id] = told
     return found
 
 

@@ -117,6 +117,7 @@ def node(
             "grace_seconds": 120,
             "start_deadline_seconds": 3600,
         },
+        "predicted": plan.memory.get("predicted", {}),
         "mounts": [root, plan.shared] if plan.shared else [root],
         "systemd": facts["systemd"],
     }

@@ -189,7 +189,9 @@ def make(
     plan = Plan(run_id, wish.name, wanted, record if recorded else resolved, origins, recorded, {})
     plan.notices += fit.notices
     if starts:
-        memory = _memory.check(wish, plan.resolved, facts)
+        began = now in ("interrupted", "stopped")  # what others took since does not stop what was well so far
+        taught = {host: {**node, "peaks": {}} for host, node in facts.items()} if began else facts
+        memory = _memory.check(wish, plan.resolved, taught)
         plan.memory = {**asdict(memory), "told": memory.told + fit.told}
         plan.notices += memory.notices
     plan.shared = _output.place(run_id, wish.output_root, facts)
