@@ -12,7 +12,7 @@ from . import _parallel, _ranks
 from ._engine import base_model
 from ._errors import FinetuneError
 from ._ranks import Facts
-from ._vram import advise, choose, options, speed
+from ._vram import advise, choose, estimate, learned, options, shape, speed
 from ._vram.estimate import GIB, Estimate, gib
 from ._vram.hardware import Gpu
 from ._vram.options import Situation
@@ -47,12 +47,14 @@ class Device(t.NamedTuple):
 
 @dataclass(frozen=True)
 class Memory:
-    """What a plan has of it. told: lines for people; estimate: of a rank, empty where there is none."""
+    """What a plan has of it. told: lines for people; estimate: of a rank, empty where there is none; predicted: what of
+    that the run keeps, to be held against what it takes."""
 
     told: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     estimate: dict[str, t.Any] = field(default_factory=dict)
     free: int = 0
+    predicted: dict[str, t.Any] = field(default_factory=dict)
 
 
 def check(wish: Wish, resolved: Resolved, facts: t.Mapping[str, Facts], wrong: Wrong) -> Memory:
@@ -72,7 +74,10 @@ def check(wish: Wish, resolved: Resolved, facts: t.Mapping[str, Facts], wrong: W
         notices.append(
             f"By the estimate it does not fit, up to {gib(need.bound)} in {gib(device.free)}; train_insist has memory."
         )
-    return Memory(_lines(need, device), notices, need.as_dict(), device.free)
+    reading = options.read(shape.read(found.config), found.arguments, found.situation)
+    fix = estimate.correction(need, reading, found.situation)
+    told = _lines(need, device) + ([f"        {fix.words()}"] if fix else [])
+    return Memory(told, notices, need.as_dict(), device.free, learned.prediction(reading, device.gpu.name, need))
 
 
 def smallest(wish: Wish, facts: t.Mapping[str, Facts]) -> Device | None:
@@ -122,7 +127,8 @@ def asked(wish: Wish, resolved: Resolved, facts: t.Mapping[str, Facts], device: 
     if not known:
         return "the model's config.json is not known here"
     per_rank = arguments[choose.MICRO] * arguments[choose.ACCUMULATION]
-    situation = Situation(resolved["world_size"], "ddp" if engine == "single" else engine, device.gpu)
+    seen = learned.read(node.get("peaks") or {} for node in facts.values())
+    situation = Situation(resolved["world_size"], "ddp" if engine == "single" else engine, device.gpu, seen=seen)
     card = speed.card(device.gpu.name, _link(wish, facts))
     return choose.Run(known, arguments, situation, device.free, per_rank, card=card)
 

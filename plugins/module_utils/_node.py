@@ -27,6 +27,7 @@ NOTHING: dict[str, t.Any] = {
     "models": [],
     "output_root": {"why": "", "runs": []},
     "before": {},
+    "peaks": {},
 }
 """What lies under the root of an account that is still to be made."""
 _EARLIER = re.compile(rf"\b{state.EARLIER}([a-z0-9._-]+)")
@@ -89,6 +90,7 @@ def facts(
         return {
             "runs": runs(Path(place), name),
             "before": earlier(Path(place), before),
+            "peaks": peaks(Path(place)),
             "datasets": datasets(Path(place)),
             "media": media_sets(Path(place)),
             "models": models(Path(place)),
@@ -182,6 +184,20 @@ def left(root: Path, run: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     results, model = root / "runs" / run["id"] / "output", (run["resolved"] or {}).get("model") or {}
     base = Path(_model_place.folder(model, str(root))) if {"name", "revision"} <= model.keys() else results
     return {"config": _model.config(results) or _model.config(base), "adapter": _model.adapter(results)}
+
+
+def peaks(root: Path) -> dict[str, dict[str, t.Any]]:
+    """What ranks of finished runs took of GPUs, beside what was predicted, where that is what they left; by id."""
+    found = {}
+    for folder in sorted((root / "runs").glob("*")):
+        run = state.Run(folder)
+        told = files.read_json(run.memory)
+        if not told.get("predicted"):
+            continue
+        left = files.read_json(run.artefacts).get(str(run.memory.relative_to(run.path)))
+        if isinstance(left, dict) and left.get("sha256") == files.sha256(run.memory):
+            found[run.id] = told
+    return found
 
 
 def datasets(root: Path) -> list[str]:

@@ -126,6 +126,7 @@ def node(
             "grace_seconds": GRACE_SECONDS,
             "start_deadline_seconds": 3600,
         },
+        "predicted": plan.memory.get("predicted", {}),
         "mounts": [root, plan.shared] if plan.shared else [root],
         "stop_seconds": GRACE_SECONDS + 60 + (STORE_SECONDS if plan.store else 0),
         "systemd": facts["systemd"],

@@ -206,7 +206,9 @@ def make(
     plan = Plan(run_id, wish.name, wanted, record if recorded else resolved, origins, recorded, {})
     plan.notices += fit.notices
     if starts:
-        memory = _memory.check(wish, plan.resolved, facts, wrong)
+        began = now in ("interrupted", "stopped")  # what others took since does not stop what was well so far
+        taught = {host: {**node, "peaks": {}} for host, node in facts.items()} if began else facts
+        memory = _memory.check(wish, plan.resolved, taught, wrong)
         plan.memory = {**asdict(memory), "told": memory.told + fit.told}
         plan.notices += memory.notices
     plan.left = _memory.left(wish, plan.resolved, facts)

@@ -169,10 +169,17 @@ def _stage_files(run: state.Run, spec: dict[str, t.Any], changes: Changes, *, st
             "run": run.id,
             "request": spec["request"],
             "resolved": spec["resolved"],
+            "predicted": _predicted(spec, record),
             "created": record.get("created", time.time()),
             "files": {**staged, **{name: _digest(text) for name, text in stale.items()}},
         },
     )
+
+
+def _predicted(spec: t.Mapping[str, t.Any], record: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """The memory that was predicted when the run was resolved: its measure is compared with that."""
+    kept = record.get("predicted") if record.get("resolved") == spec["resolved"] else None
+    return dict(kept or spec["predicted"])
 
 
 def _stage_secrets(run: state.Run, secrets: dict[str, str], changes: Changes) -> None:

@@ -172,6 +172,11 @@ node:
     runs:
       description: Recorded runs by id with state, request and resolved values, and the folder shared with other nodes.
       type: dict
+    peaks:
+      description:
+        - What ranks of finished runs of any name took of GPUs at most (C(measured)), beside what was predicted
+          (C(predicted)), by id. It is C(memory.json) of their results, where that is as they left it.
+      type: dict
     output_root:
       description: Why results cannot go to O(output_root), empty where they can, and ids of runs that have any there.
       type: dict

@@ -106,8 +106,9 @@ plan:
     memory:
       description: >-
         What a rank needs of its GPU by an estimate, where the run would start - C(estimate) with the fields of
-        M(llmops.finetune.vram_info), empty where there is none; C(free), the bytes that the smallest GPU has; C(told),
-        the same in lines.
+        M(llmops.finetune.vram_info), corrected by what finished runs of its kind took, and empty where there is none;
+        C(predicted), what of it before that the run keeps to be held against its measure; C(free), the bytes that the
+        smallest GPU has; C(told), the same in lines.
       type: dict
     left:
       description: >-

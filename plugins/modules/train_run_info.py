@@ -53,7 +53,7 @@ runs:
       description: What made the last attempt fail and what to change.
       type: dict
     summary:
-      description: Losses, speed and where the results of a finished run are.
+      description: Losses, speed, peak memory of GPUs and where the results of a finished run are.
       type: dict
 """
 

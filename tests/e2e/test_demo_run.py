@@ -29,6 +29,15 @@ def test_it_trains_an_adapter_with_log_and_plot(demo: Demo) -> None:
     assert json.loads((output / "adapter_config.json").read_text())["r"] == 16
 
 
+def test_what_its_rank_took_is_one_of_the_results(demo: Demo) -> None:
+    """On CPUs that is memory of the host alone, and nothing was predicted."""
+    told = json.loads((demo.folder / "output" / "memory.json").read_text())
+    (rank,) = told["measured"]
+    assert told["predicted"] == {} and rank.keys() == {"rank", "attempt", "steps", "rss"}
+    assert rank["steps"] > 50 and 2**28 < rank["rss"] < 2**33
+    assert "output/memory.json" in json.loads((demo.folder / "artefacts.json").read_text())
+
+
 def test_a_person_reads_progress_and_a_summary(demo: Demo) -> None:
     assert "is finished." in demo.text
     assert "held out" in demo.text

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import typing as t
 from pathlib import Path
 
 import pytest
+from ansible_collections.llmops.finetune.plugins.module_utils._engine import files, state
 
 from ..vram import rows
-from .conftest import REPOSITORY, World
+from .conftest import BASE, REPOSITORY, World
 
 FOLDER = REPOSITORY / "tests" / "vram"
 AGAIN = ("qwen2.5-0.5b:lora", "qwen2.5-0.5b:dpo full", "qwen2.5-0.5b:rm full")
@@ -88,6 +90,37 @@ def test_what_is_measured_on_gpus_trains_as_llamafactory_does(world: World, demo
         assert told["tokens_per_second"] > 0 and "llamafactory 0.9.5" in one["software"]
     again = world.shell(["make", "measure", f"ENVIRONMENT={environment}", asked])
     assert "3 rows are there" in again.stdout and rows.records(written) == found
+
+
+def test_a_plan_is_corrected_by_what_a_finished_run_took(world: World, demo: object) -> None:
+    """Its GPU is faked: the run is made up from a plan for a GPU that nobody has."""
+    folder = BASE / "learned"
+    model, root = folder / "model", folder / "root"
+    model.mkdir(parents=True)
+    shutil.copy(FOLDER / "configs" / "llama3-8b.json", model / "config.json")
+    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (model / name).write_text("{}", encoding="utf-8")
+
+    def plan() -> dict[str, t.Any]:
+        wish = {"train_root": str(root), "train_model": str(model), "train_assume_gpus": "H100"}
+        done = world.play("llmops.finetune.plan", variables=wish, template="llama3")
+        assert done.rc == 0, done.text
+        return dict(done.plan["memory"])
+
+    first = plan()
+    assert not root.exists() and "corrected" not in str(first["told"])
+    run = state.Run(root / "runs" / "other-00000000")
+    run.output.mkdir(parents=True)
+    reserved = first["predicted"]["reserved"] + first["estimate"]["process"] // 50
+    rank = {"rank": 0, "steps": 9, "gpu": "NVIDIA H100 80GB HBM3", "cuda_reserved": reserved}
+    files.write_json(run.memory, {"predicted": first["predicted"], "measured": [rank]})
+    files.write_json(run.artefacts, state.inventory(run))
+    again = plan()
+    assert "corrected by +2.0 % from 1 run on NVIDIA H100 80GB HBM3 (llama, lora, sft, single)" in again["told"][2]
+    assert again["estimate"]["bound"] == pytest.approx(1.02 * first["estimate"]["bound"])
+    assert again["predicted"] == first["predicted"]
+    run.memory.write_text(run.memory.read_text().replace(str(reserved), str(2 * reserved)), encoding="utf-8")
+    assert plan() == first, "it is not what the run left"
 
 
 def test_the_environment_computes_the_same_peaks_again(world: World, demo: object, tmp_path: Path) -> None:

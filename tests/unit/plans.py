@@ -70,6 +70,7 @@ def node(gpus: int = 0, capability: float = 9.0, **facts: t.Any) -> dict[str, t.
         "leases": {},
         "output_root": {"why": "", "runs": []},
         "before": {},
+        "peaks": {},
         **facts,
     }
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import typing as t
 from dataclasses import replace
 
@@ -243,8 +244,86 @@ def test_the_demo_is_known() -> None:
 def test_on_cpus_nothing_is_told() -> None:
     one = {"a": node(model={"config": CONFIGS["llama3-8b"]})}
     plan = make(one, **FULL)
-    assert plan.memory == {"told": [], "notices": [], "estimate": {}, "free": 0}
+    assert plan.memory == {"told": [], "notices": [], "estimate": {}, "free": 0, "predicted": {}}
     assert "memory" not in told(plan, one)
+
+
+# --- what finished runs took ---
+
+
+def peaks(plan: t.Any, part: float, steps: int = 9) -> dict[str, t.Any]:
+    """What a run that was planned so keeps, whose rank took that part of what was predicted; as JSON has it."""
+    predicted = plan.memory["predicted"]
+    reserved = part * (predicted["reserved"] + predicted["context"]) - predicted["context"]
+    measured = [{"rank": 0, "steps": steps, "gpu": "NVIDIA H100 80GB HBM3", "cuda_reserved": reserved}]
+    return t.cast("dict[str, t.Any]", json.loads(json.dumps({"predicted": predicted, "measured": measured})))
+
+
+def test_what_runs_of_the_kind_took_corrects_the_plan_which_says_so() -> None:
+    first = make({"a": host()}, **LORA)
+    taught = {"a": host(peaks={"x-1": peaks(first, 1.03), "y-2": peaks(first, 1.01)})}
+    plan = make(taught, train_set="learning_rate=2e-5", **LORA)
+    words = "corrected by +3.0 % from 2 runs on NVIDIA H100 80GB HBM3 (llama, lora, sft, single), 2.0 % apart"
+    assert plan.memory["told"][-1] == f"        {words}" and f"  {plan.memory['told'][-1]}\n  node" in told(
+        plan, taught
+    )
+    for size in ("process", "bound"):
+        assert plan.memory["estimate"][size] == pytest.approx(1.03 * first.memory["estimate"][size])
+    kept = plan.nodes["a"]["predicted"]
+    assert kept == first.memory["predicted"] != {}, "else corrections would be corrected"
+    other = {"a": host("A100 80GB", peaks=taught["a"]["peaks"])}
+    assert "corrected" not in told(make(other, **LORA), other)
+    small = {"a": host(config="llama3.2-1b", peaks=taught["a"]["peaks"])}
+    plan = make(small, train_set="cutoff_len=256", **LORA)
+    assert "corrected" not in told(plan, small), "of the kind, and of another size"
+
+
+def test_runs_on_any_node_count_and_a_node_of_an_earlier_release_tells_none() -> None:
+    first = make({"a": host()}, **LORA)
+    other = host(interfaces=eth0("10.0.0.2"), peaks={"x-1": peaks(first, 1.5)})
+    two: dict[str, Variables] = {"a": host(), "b": other}
+    del two["a"]["peaks"]
+    plan = make(two, **LORA)
+    assert "corrected" not in told(plan, two), "ranks that share are of another kind"
+    other["peaks"] = {"x-1": peaks(plan, 1.1)}
+    assert "corrected by +10.0 % from 1 run" in told(make(two, **LORA), two)
+
+
+def test_what_took_more_is_refused_where_it_would_not_fit_then() -> None:
+    """But for what runs: it goes on as it began."""
+    first = make({"a": host("A10G")}, **LORA)
+    taken = peaks(first, 1.3)
+    taken["measured"][0]["gpu"] = "NVIDIA A10G"
+    taught: Variables = {"peaks": {"x-1": taken}}
+    assert "It does not fit" in refused({"a": host("A10G", **taught)}, **LORA).what
+    assert make({"a": host("A10G", **taught)}, train_insist="memory", **LORA).memory["estimate"]
+    for state in ("interrupted", "stopped"):
+        facts = {"a": host("A10G", **taught, runs=known((first, state, 1.0))["runs"])}
+        assert "corrected" not in told(make(facts, train_retry=True, **LORA), facts)
+    failed = {"a": host("A10G", **taught, runs=known((first, "failed", 1.0))["runs"])}
+    assert "It does not fit" in refused(failed, train_retry=True, **LORA).what
+
+
+def test_the_fastest_that_fits_is_chosen_by_what_was_learned() -> None:
+    wish = {**FASTEST, "train_global_batch_size": 16}
+    first = make({"a": host()}, **wish)
+    taught = {"a": host(peaks={"x-1": peaks(first, 1.4)})}
+    plan = make(taught, **wish)
+    assert arguments(plan) != arguments(first) and plan.memory["estimate"]["bound"] <= plan.memory["free"]
+
+
+def test_packed_runs_that_agree_let_a_run_in() -> None:
+    packed = {**LORA, "train_args": {"packing": True}}
+    first = make({"a": host()}, **packed)
+    tight = host()
+    tight["gpus"][0]["memory_free"] = round(first.memory["estimate"]["bound"] * 0.99)
+    assert "It does not fit" in refused({"a": tight}, **packed).what
+    for count, fits in ((2, False), (3, True)):
+        tight["peaks"] = {f"x-{number}": peaks(first, 0.95) for number in range(count)}
+        if not fits:
+            assert "It does not fit" in refused({"a": tight}, **packed).what
+        else:
+            assert "corrected by -5.0 % from 3 runs" in told(make({"a": tight}, **packed), {"a": tight})
 
 
 # --- GPUs that nobody has yet ---

@@ -125,6 +125,27 @@ def test_the_summary_says_losses_speed_and_places(run: state.Run) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("predicted", "measured", "expected"),
+    [
+        (
+            {"reserved": 3 << 29},
+            [{"cuda_reserved": 1 << 30}, {"cuda_reserved": 5 << 29}],
+            "2.5 GiB of a GPU reserved, 1.5",
+        ),
+        ({}, [{"cuda_reserved": 1 << 30}], "1.0 GiB of a GPU reserved"),
+        ({}, [{"rss": 1 << 30}], None),
+    ],
+)
+def test_the_summary_says_what_a_gpu_held_beside_what_was_predicted(
+    run: state.Run, predicted: t.Any, measured: t.Any, expected: str | None
+) -> None:
+    finish(run)
+    files.write_json(run.memory, {"predicted": predicted, "measured": measured})
+    lines = [line for line in progress.summary_lines(progress.summary(run)) if line.startswith("memory")]
+    assert lines == ([f"memory    {expected}" + (" predicted" if predicted else "")] if expected else [])
+
+
 def test_the_summary_of_ppo_says_the_reward(run: state.Run) -> None:
     log = [{"current_steps": 5, "loss": 3.0, "reward": -0.5}, {"current_steps": 10, "loss": 2.0, "reward": 1.25}]
     run.trainer_log.write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")

@@ -46,6 +46,7 @@ def spec(root: Path, **changes: t.Any) -> Spec:
         "folder": str(root / "runs/x-00000000"),
         "request": {"name": "x"},
         "resolved": {"world_size": 1},
+        "predicted": {},
         "unread": {},
         "before": [],
         "environment": {"lock": "node-main", "digest": "0" * 16, "current": True},
@@ -292,6 +293,25 @@ def test_a_build_that_fails_is_told_with_its_last_words(root: Path) -> None:
         _stage.stage(with_model(root, "bad"), _changes.Changes(dry=False), retry=False)
     assert "no tokens in it" in failure.value.where
     assert list((root / "models").iterdir()) == []
+
+
+# --- what was predicted ---
+
+
+def test_the_prediction_is_that_of_the_resolution(root: Path) -> None:
+    first, later = {"reserved": 1}, {"reserved": 2}
+    edited = {"train.yaml": "stage: pt\n", "launch.json": "{}\n"}
+
+    def kept(**changes: t.Any) -> t.Any:
+        stage(spec(root, **changes))
+        return files.read_json(run_of(spec(root)).record)["predicted"]
+
+    assert kept(predicted=first) == first
+    assert kept(predicted=later) == kept(predicted=later, files=edited) == first
+    assert kept(predicted=later, resolved={"world_size": 2}) == later, "it is resolved anew"
+    run_of(spec(root)).record.unlink()
+    assert kept() == {}
+    assert kept(predicted=later, files=edited) == later, "an earlier release had none"
 
 
 # --- runs that were there before ---

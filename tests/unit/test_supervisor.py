@@ -97,6 +97,20 @@ def test_a_run_that_ends_well_is_finished_with_its_results_recorded(stage: Stage
     assert seen["argv"][7:] == ["--max-restarts=0", "-m", "engine.rank"]
 
 
+def test_what_ranks_took_is_kept_beside_what_was_predicted_and_is_one_of_the_results(stage: Stage) -> None:
+    """Of the attempt that ended well alone, in the order of ranks."""
+    acts = ("peak=1:1 peak=7:1 exit=1", "peak=10:2 peak=9:2 peak=0:2 finish")
+    staged = stage(*acts)
+    files.write_json(staged.run.record, {"run": staged.run.id, "predicted": {"reserved": 1}})
+    assert staged.work() == 0
+    told = files.read_json(staged.run.memory)
+    assert told["predicted"] == {"reserved": 1}
+    assert [(one["rank"], one["attempt"]) for one in told["measured"]] == [(0, 2), (9, 2), (10, 2)]
+    assert "output/memory.json" in files.read_json(staged.run.artefacts) and state.damaged(staged.run) == []
+    files.write_json(staged.run.memory, {**told, "predicted": {"reserved": 2}})
+    assert state.damaged(staged.run) == ["output/memory.json has other content than the run left"]
+
+
 def test_an_error_that_would_repeat_fails_at_once(stage: Stage) -> None:
     staged = stage("save=5 error=ValueError", "finish")
     assert staged.work() == 1

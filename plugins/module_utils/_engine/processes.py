@@ -119,21 +119,25 @@ class Meter:
 
 def gpu_use(uuids: t.Sequence[str]) -> dict[str, float]:
     """What nvidia-smi says of these GPUs; nothing when it does not answer within 5 s."""
-    query = [
-        "nvidia-smi",
-        "--query-gpu=utilization.gpu,memory.used",
-        "--format=csv,noheader,nounits",
-        "-i",
-        ",".join(uuids),
-    ]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=5, check=True).stdout
-        rows = [[float(field) for field in line.split(",")] for line in answer.splitlines() if line.strip()]
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return {}
+    rows = _ask_driver("--query-gpu=utilization.gpu,memory.used", "-i", ",".join(uuids))
     if not rows:
         return {}
     return {"gpu": sum(row[0] for row in rows) / len(rows), "gpu_memory": sum(row[1] for row in rows) * 2**20}
+
+
+def gpu_memory(pid: int) -> int:
+    """Bytes that a process has of a GPU; 0 where the driver does not say, as in a container with pids of its own."""
+    rows = _ask_driver("--query-compute-apps=pid,used_memory")
+    return max((int(used) << 20 for known, used in rows if known == pid), default=0)
+
+
+def _ask_driver(*query: str) -> list[list[float]]:
+    command = ["nvidia-smi", *query, "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout
+        return [[float(field) for field in line.split(",")] for line in answer.splitlines() if line.strip()]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return []
 
 
 def _read(pid: int) -> Process | None:

@@ -9,7 +9,7 @@ import json
 import time
 import typing as t
 
-from . import files, store
+from . import files, memory, store
 from .state import Run
 
 
@@ -124,6 +124,7 @@ def summary(run: Run) -> dict[str, t.Any]:
         "finished": state.get("time"),
         "attempts": state.get("attempt"),
         "stored": _stored(run),
+        "memory": memory.line(run),
     }
 
 
@@ -157,6 +158,8 @@ def summary_lines(facts: dict[str, t.Any]) -> list[str]:
             f"speed     {facts['samples_per_second']:.1f} samples/s, {duration(facts['train_runtime'])}"
             + (f" in the last of {facts['attempts']} attempts" if (facts.get("attempts") or 1) > 1 else "")
         )
+    if facts.get("memory"):
+        lines.append(f"memory    {facts['memory']}")
     lines += [f"weights   {path}" for path in facts.get("weights", [])]
     lines += [f"plot      {path}" for path in facts.get("plots", [])]
     lines += [f"stored    {facts['stored']}"] if facts.get("stored") else []

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import resource
 import signal
 import statistics
 import sys
@@ -22,7 +21,7 @@ import traceback
 import typing as t
 from pathlib import Path
 
-from . import checkpoint, diagnose, exchange, files, methods, peers, resume, shared, streams, trackers
+from . import checkpoint, diagnose, exchange, files, memory, methods, peers, resume, shared, streams, trackers
 from .state import Run
 
 RESUME = "LLMOPS_RESUME"
@@ -140,7 +139,8 @@ def _train(run: Run, here: peers.Node, store: peers.Store | None) -> None:
     callback = _callback(run, here, store, keep)
     _after_saving(callback.saved)
     run_exp(arguments, callbacks=[callback])
-    files.write_json(run.logs / f"memory-rank{here.rank}.json", _peak_memory(here.rank))
+    peak = memory.peak(here.rank, int(os.environ.get(ATTEMPT, "0")), callback.steps)
+    files.write_json(run.logs / f"memory-rank{here.rank}.json", peak)
     wrote = here.rank == 0 if launch.get("shared") else here.leads
     if wrote:
         checkpoint.sync(run.output)
@@ -195,17 +195,6 @@ def _after_saving(saved: t.Callable[[t.Any, t.Any], None]) -> None:
     CallbackHandler.on_save = on_save
 
 
-def _peak_memory(rank: int) -> dict[str, t.Any]:
-    """Bytes: resident peak of the process, and torch's own peaks where there is a GPU."""
-    import torch
-
-    peaks: dict[str, t.Any] = {"rank": rank, "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-    if torch.cuda.is_available():
-        peaks["cuda_allocated"] = torch.cuda.max_memory_allocated()
-        peaks["cuda_reserved"] = torch.cuda.max_memory_reserved()
-    return peaks
-
-
 def _callback(run: Run, here: peers.Node, store: peers.Store | None, keep: int | None) -> t.Any:
     import torch.distributed as dist
     from transformers import TrainerCallback
@@ -218,6 +207,7 @@ def _callback(run: Run, here: peers.Node, store: peers.Store | None, keep: int |
         def __init__(self) -> None:
             self.beat: dict[str, t.Any] = {"phase": "loading"}
             self.durations: list[float] = []
+            self.steps = 0
             self.last_step = time.monotonic()
             self.written = 0.0
             self.ending = False
@@ -238,6 +228,7 @@ def _callback(run: Run, here: peers.Node, store: peers.Store | None, keep: int |
 
         def on_step_end(self, args: t.Any, state: t.Any, control: t.Any, **_: t.Any) -> None:
             now = time.monotonic()
+            self.steps += 1
             self.durations = [*self.durations[-49:], now - self.last_step]
             self.last_step = now
             typical = statistics.median(self.durations)

@@ -29,7 +29,7 @@ class Run:
 
     @property
     def record(self) -> Path:
-        """Request, resolved values, digests of the staged files (staging)."""
+        """Request, resolved values, the memory predicted for them, digests of the staged files (staging)."""
         return self.path / "run.json"
 
     @property
@@ -56,6 +56,11 @@ class Run:
     def artefacts(self) -> Path:
         """Digests of what the finished run left (supervisor); beside the results where all nodes share these."""
         return (self.output if self.output.is_symlink() else self.path) / "artefacts.json"
+
+    @property
+    def memory(self) -> Path:
+        """What ranks took of memory at most, beside what was predicted (supervisor); one of the results."""
+        return self.output / "memory.json"
 
     @property
     def usage(self) -> Path:

@@ -27,7 +27,7 @@ import types
 import typing as t
 from pathlib import Path
 
-from . import builds, checkpoint, diagnose, files, lease, notices, processes, rank, state, uploads
+from . import builds, checkpoint, diagnose, files, lease, memory, notices, processes, rank, state, uploads
 from .state import Run
 
 POLL_SECONDS = 0.2
@@ -136,6 +136,7 @@ class Supervisor:
 
     def _finish(self) -> int:
         if not (self.launch.get("shared") and self.launch["node_rank"]):
+            memory.keep(self.run, int(self.state["attempt"]))
             files.write_json(self.run.artefacts, state.inventory(self.run))
         self.uploads.end(uploads.RESULTS_SECONDS, cut=lambda: self.asked_to_end)
         self._write("finished")

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import typing as t
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
-from . import options, shape
+from . import learned, options, shape
 from .engines import COLLECTIVE
 from .hardware import Gpu
 from .options import FORMULA, REPLAYED, UNVERIFIED, Situation
@@ -114,7 +114,19 @@ def estimate(
     """config: the model's config.json; arguments: LLaMA-Factory's keys."""
     situation = situation or Situation()
     reading = options.read(shape.read(config), arguments, situation)
-    return of_job(reading.job, situation.gpu, reading.tag, reading.reasons, reading.patches, thorough)
+    found = of_job(reading.job, situation.gpu, reading.tag, reading.reasons, reading.patches, thorough)
+    fix = correction(found, reading, situation)
+    if fix is None:
+        return found
+    return replace(found, process=round(found.process * fix.factor), bound=round(found.bound * fix.factor))
+
+
+def correction(found: Estimate, reading: options.Reading, situation: Situation) -> learned.Correction | None:
+    """What finished runs make of an estimate."""
+    if not situation.seen or situation.gpu is None:
+        return None
+    kind = learned.kind_of(reading, situation.gpu.name)
+    return learned.correction(situation.seen, kind, found.reserved + found.context)
 
 
 def of_job(

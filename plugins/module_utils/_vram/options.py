@@ -19,6 +19,9 @@ from .stages import PAIRED, WITHOUT_REFERENCE, Run
 from .tape import HALF
 from .walk import Job
 
+if t.TYPE_CHECKING:
+    from .learned import Seen
+
 DEFAULTS: dict[str, t.Any] = {
     "additional_target": None,
     "apollo_layerwise": False,
@@ -110,6 +113,8 @@ class Situation:
     padded: bool | None = None
     """Whether batches are padded; None takes it from batch and packing."""
     expandable: bool = True
+    seen: t.Tuple[Seen, ...] = ()
+    """What finished runs took."""
 
 
 class Reading(t.NamedTuple):
@@ -119,6 +124,10 @@ class Reading(t.NamedTuple):
     """Why it is not `replayed`."""
     patches: int
     """Of the images of one record, where the model sees."""
+    method: str
+    """How it learns, as people say it."""
+    full: bool
+    """All batches are as long as they may be, and what a process took at most is told of all of its life."""
 
 
 def read(shape: Shape, arguments: t.Mapping[str, t.Any], situation: Situation) -> Reading:
@@ -159,7 +168,13 @@ def read(shape: Shape, arguments: t.Mapping[str, t.Any], situation: Situation) -
     ]
     tag, reasons = (UNVERIFIED, [*unseen, *reasons]) if unseen else (tag, reasons)
     patches = int(given["image_max_pixels"]) // shape.vision.patch**2 if shape.vision else 0
-    return Reading(job, tag, reasons, patches)
+    full = _packed(given) and bool(arguments.get("skip_memory_metrics", True))  # else transformers resets the counters
+    return Reading(job, tag, reasons, patches, _method(physics, name), full)
+
+
+def _method(physics: Physics, optimizer: str) -> str:
+    bits = f" in {physics.quantization} bits" if physics.quantization else ""
+    return physics.method + bits + (f" with {optimizer}" if not optimizer.startswith("adamw_torch") else "")
 
 
 def _engine_name(given: t.Mapping[str, t.Any], situation: Situation) -> str:
