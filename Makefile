@@ -77,8 +77,8 @@ docs: setup-dev ## check the documentation of plugins and roles as a documentati
 unit: setup-dev ## the decisions, without a node
 	$(RUN) python -m pytest tests/unit
 
-sanity: setup-dev ## ansible-test sanity on a copy of the tree
-	$(RUN) python -m pytest tests/sanity
+sanity: setup-dev ## ansible-test sanity on a copy of the tree, tests too
+	$(RUN) SANITY_TESTS=1 python -m pytest tests/sanity
 
 e2e: setup-dev ## the playbooks through ansible-runner, with real training
 	$(RUN) python -m pytest $(BOTH) tests/e2e $(ON_HOSTS) --durations=25
