@@ -5,8 +5,9 @@
 
 Everything lies under one folder outside the checkout, which other accounts can reach too. The environment in it is
 built from nothing by `make train`, once, and shared by all tests. Where two workers run tests at once each has its own
-folder; the second one takes the packages that the first one fetched. LLMOPS_E2E_KEEP=1 leaves the folders behind and
-takes up those that are there; LLMOPS_E2E_BASE names another place, for a second checkout on the same machine.
+folder; the second one takes what the first one built as hard links, so that what a test removes from one environment
+stays in the other. LLMOPS_E2E_KEEP=1 leaves the folders behind and takes up those that are there; LLMOPS_E2E_BASE names
+another place, for a second checkout on the same machine.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ CONTROLLER_ONLY = (
     "train_preflight",
     "train_status",
 )
+BUILT = "built"
+"""Lies in the folder of a worker whose environment is there."""
 SHORT = {"max_steps": 24, "save_steps": 8, "logging_steps": 4, "lora_dropout": 0.1, "max_samples": 40}
 """A run of a few seconds on the embedded model, with dropout so that random numbers count, over more than two epochs
 so that the order of records does."""
@@ -258,13 +261,20 @@ def demo(world: World) -> Demo:
     """One worker after the other: the first one has no account and no packages, and sees what check mode touches."""
     with open(ALL / "demo.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        caches = [folder / world.root.name / "cache" / "uv" for folder in ALL.iterdir() if folder != BASE]
-        fetched = next((cache for cache in caches if cache.exists()), None)
-        if fetched and not (world.root / "cache").exists():
-            (world.root / "cache").mkdir(mode=0o777)
-            (world.root / "cache").chmod(0o777)
-            subprocess.run(["cp", "-al", fetched, world.root / "cache" / "uv"], check=True)
-        return make_demo(world)
+        other = next((path for path in ALL.iterdir() if path != BASE and (path / BUILT).exists()), None)
+        if other and not (world.root / "envs").exists():
+            take_up(world.root, other / world.root.name)
+        made = make_demo(world)
+        (BASE / BUILT).touch()
+        return made
+
+
+def take_up(root: Path, other: Path) -> None:
+    """Have packages and environment of another root as hard links, and its base model, which tests damage."""
+    (root / "cache").mkdir()
+    (root / "cache").chmod(0o777)
+    for name, how in (("cache/uv", "-al"), ("envs", "-al"), ("models", "-a")):
+        subprocess.run(["cp", how, other / name, root / name], check=True)
 
 
 def make_demo(world: World) -> Demo:
