@@ -49,6 +49,8 @@ CONTROLLER_ONLY = (
     "train_preflight",
     "train_status",
 )
+LINES = {"train_watch_interval": 2}
+"""For a play of which the lines of progress are looked at."""
 BUILT = "built"
 """Lies in the folder of a worker whose environment is there."""
 SHORT = {"max_steps": 24, "save_steps": 8, "logging_steps": 4, "lora_dropout": 0.1, "max_samples": 40}
@@ -111,7 +113,9 @@ class World:
 
     @property
     def variables(self) -> dict[str, t.Any]:
-        return {"train_root": str(self.root), "train_lease_dir": str(self.leases), "train_watch_interval": 2}
+        """What follows a run is told of its end at once, and asks no more than it has to: each question costs a second
+        of a core."""
+        return {"train_root": str(self.root), "train_lease_dir": str(self.leases), "train_watch_interval": 30}
 
     def environment(self, record: Path) -> dict[str, str]:
         return {
@@ -294,7 +298,7 @@ def make_demo(world: World) -> Demo:
     touched = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
     record = BASE / "make-train.jsonl"
     record.unlink(missing_ok=True)
-    extra = json.dumps(world.variables)
+    extra = json.dumps({**world.variables, **LINES})
     done = world.shell(
         ["make", "train", f"ARGS=-e '{extra}'"],
         env={**os.environ, **world.environment(record), "PATH": SYSTEM_PATH},

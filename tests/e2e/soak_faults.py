@@ -19,9 +19,9 @@ from . import test_chain
 from .conftest import BASE, Demo, World, processes, weights
 from .soak import REPORT
 from .test_engines import MODEL, PARTS, killed, losses, whole
-from .test_explained import Begun, fill
+from .test_explained import UNSAVED, Begun, fill, follow, once
 from .test_explained import begun as begun  # a fixture
-from .test_faults import deaths_of, killer, read, start, wait_for, write_plan
+from .test_faults import deaths_of, killer, rank_process, read, start, wait_for, write_plan
 
 SEED = int(os.environ.get("SOAK_SEED", "1"))
 KILLS = int(os.environ.get("SOAK_KILLS", "20"))
@@ -138,6 +138,22 @@ def test_a_full_disk_at_the_last_file_of_a_save(world: World, begun: Begun) -> N
     began = time.monotonic()
     fill(world, begun, "trainer_state.json")
     REPORT.append(f"| the disk is full at the end of a save | 1 | told as that | {time.monotonic() - began:.0f} s |")
+
+
+def test_a_killed_rank_is_told(world: World, begun: Begun) -> None:
+    began = time.monotonic()
+    os.kill(rank_process(begun("struck", **UNSAVED)), signal.SIGKILL)
+    done = follow(world, "struck", **UNSAVED)
+    assert "A rank was killed (SIGKILL)." in done.message and "see what ended it" in done.message
+    told = world.play("llmops.finetune.explain", variables={"train_run_id": "struck-*"})
+    assert "A rank was killed (SIGKILL)." in told.text, "of yesterday's run"
+    REPORT.append(f"| a rank is killed before its first save | 1 | told as that | {time.monotonic() - began:.0f} s |")
+
+
+def test_data_that_no_hub_gives_are_told(world: World, demo: Demo) -> None:
+    began = time.monotonic()
+    once(world, "far", "could not be had from its hub", {"train_datasets": [{"hub": "no-one/no-such-set"}]})
+    REPORT.append(f"| a hub that does not answer | 1 | told as that | {time.monotonic() - began:.0f} s |")
 
 
 def test_a_chain_whose_middle_is_changed(world: World, demo: Demo) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from .conftest import BASE, SHORT, Demo, Outcome, World, processes, weights
+from .conftest import BASE, LINES, SHORT, Demo, Outcome, World, processes, weights
 
 LONG: dict[str, t.Any] = {"max_steps": 4000, "save_steps": 20, "save_total_limit": 2, "lr_scheduler_type": "constant"}
 """Minutes of training, of which only the first seconds are seen."""
@@ -80,7 +80,7 @@ class Left:
 def left(world: World, quiet: str) -> t.Iterator[Left]:
     """In a terminal, in the middle of an interval, while the node is asked."""
     record = BASE / "interrupted-play.jsonl"
-    extra = json.dumps({**world.variables, "train_name": "left", "train_args": {**SHORT, **LONG}})
+    extra = json.dumps({**world.variables, **LINES, "train_name": "left", "train_args": {**SHORT, **LONG}})
     play = pexpect.spawn(
         "ansible-playbook",
         ["train.yml", "-i", "inventory", "-e", extra],
@@ -178,7 +178,7 @@ def test_a_killed_trainer_goes_on_from_its_newest_whole_checkpoint(world: World,
     variables = {"train_name": "killed", "train_tokenized": True}
     shutil.rmtree(world.root / "tokenized", ignore_errors=True)
     predicted = world.play("train.yml", "--check", variables=variables)
-    done = world.play(variables=variables, environment=killer(plan))
+    done = world.play(variables={**variables, **LINES}, environment=killer(plan))
     assert done.rc == 0, done.text
     assert len(list(deaths_of(plan).iterdir())) == 2
     assert done.run["attempt"] == 3 and done.run["from_step"] == 16
