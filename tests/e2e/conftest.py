@@ -52,7 +52,7 @@ CONTROLLER_ONLY = (
 LINES = {"train_watch_interval": 2}
 """For a play of which the lines of progress are looked at."""
 BUILT = "built"
-"""Lies in the folder of a worker whose environment is there."""
+"""Lies in the folder of a worker whose environment is there, and says its name."""
 SHORT = {"max_steps": 24, "save_steps": 8, "logging_steps": 4, "lora_dropout": 0.1, "max_samples": 40}
 """A run of a few seconds on the embedded model, with dropout so that random numbers count, over more than two epochs
 so that the order of records does."""
@@ -203,6 +203,9 @@ def processes(run_id: str) -> list[int]:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     session.stash[OURS] = not WORKER and os.getuid() == 0 and not has_account()
+    if not WORKER and not KEEP:
+        for left in ALL.glob(f"*/{BUILT}"):
+            left.unlink()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -267,18 +270,21 @@ def demo(world: World) -> Demo:
         fcntl.flock(lock, fcntl.LOCK_EX)
         other = next((path for path in ALL.iterdir() if path != BASE and (path / BUILT).exists()), None)
         if other and not (world.root / "envs").exists():
-            take_up(world.root, other / world.root.name)
+            take_up(world.root, other / world.root.name, (other / BUILT).read_text(encoding="utf-8"))
         made = make_demo(world)
-        (BASE / BUILT).touch()
+        python = json.loads((made.folder / "launch.json").read_text(encoding="utf-8"))["python"]
+        (BASE / BUILT).write_text(Path(python).parents[1].name, encoding="utf-8")
         return made
 
 
-def take_up(root: Path, other: Path) -> None:
+def take_up(root: Path, other: Path, environment: str) -> None:
     """Have packages and environment of another root as hard links, and its base model, which tests damage."""
-    (root / "cache").mkdir()
-    (root / "cache").chmod(0o777)
-    for name, how in (("cache/uv", "-al"), ("envs", "-al"), ("models", "-a")):
-        subprocess.run(["cp", how, other / name, root / name], check=True)
+    for name in ("cache", "envs"):
+        (root / name).mkdir()
+        (root / name).chmod(0o777)
+    subprocess.run(["cp", "-al", other / "cache/uv", root / "cache/uv"], check=False)  # uv may be at work there
+    subprocess.run(["cp", "-al", other / "envs" / environment, root / "envs" / environment], check=True)
+    subprocess.run(["cp", "-a", other / "models", root / "models"], check=True)
 
 
 def make_demo(world: World) -> Demo:

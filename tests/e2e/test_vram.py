@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ..vram import rows
-from .conftest import REPOSITORY, World
+from .conftest import REPOSITORY, Demo, World
+from .test_demo_run import node_python
 
 FOLDER = REPOSITORY / "tests" / "vram"
 AGAIN = ("qwen2.5-0.5b:lora", "qwen2.5-0.5b:dpo full", "qwen2.5-0.5b:rm full")
@@ -48,11 +49,11 @@ def test_it_says_what_fits_and_refuses_what_it_cannot_read(world: World, demo: o
         assert rc != 0 and word in text and "Traceback" not in text, text
 
 
-def test_the_environment_computes_the_same_peaks_again(world: World, demo: object, tmp_path: Path) -> None:
+def test_the_environment_computes_the_same_peaks_again(world: World, demo: Demo, tmp_path: Path) -> None:
     """Another transformers, PEFT or PyTorch in the lock shows here."""
-    python = next((world.root / "envs").glob("*/bin/python"))
+    python = node_python(world, demo)
     written = tmp_path / "truth.csv"
-    done = world.shell([str(python), "-m", "tests.vram.fake", str(FOLDER / "configs"), str(written), *AGAIN])
+    done = world.shell([python, "-m", "tests.vram.fake", str(FOLDER / "configs"), str(written), *AGAIN])
     assert done.returncode == 0, done.stderr
     known = {tuple(record[key] for key in KEYS): record for record in rows.records(FOLDER / "truth.csv")}
     found = rows.records(written)
