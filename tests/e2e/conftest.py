@@ -39,6 +39,7 @@ ACCOUNT = "llmops"
 """What the play makes when root logs in; removed afterwards, unless it was there before."""
 OURS = pytest.StashKey[bool]()
 """Whether the tests make that account."""
+os.environ["TORCH_WARM_POOL"] = "0"  # for scripts that run in an environment, as ranks have it
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CONTROLLER_ONLY = (
     "validate_argument_spec",
