@@ -84,8 +84,8 @@ docs: setup-dev ## check the documentation of plugins and roles as a documentati
 unit: setup-dev ## the decisions, without a node
 	$(RUN) python -m pytest tests/unit
 
-sanity: setup-dev ## ansible-test sanity on a copy of the tree
-	$(RUN) python -m pytest tests/sanity
+sanity: setup-dev ## ansible-test sanity on a copy of the tree, tests too
+	$(RUN) SANITY_TESTS=1 python -m pytest tests/sanity
 
 e2e: setup-dev ## the playbooks through ansible-runner, with real training
 	$(RUN) python -m pytest $(BOTH) tests/e2e $(ON_HOSTS) --durations=25
@@ -107,7 +107,7 @@ molecule: setup-dev ## a scenario: make molecule SCENARIO=systemd ARGS="-e uv_en
 	$(RUN) molecule test -s $(SCENARIO) -- $(ARGS)
 
 PART =
-soak: setup-dev ## long campaigns, in docs/soak.md; make soak PART=recipes (faults, hosts: root and podman)
+soak: setup-dev ## long campaigns, in docs/soak.md; make soak PART=recipes (or faults, nodes, parsers; hosts: root and podman)
 	$(RUN) python -m tests.e2e.soak $(PART)
 
 bench: setup-dev ## ratios, side by side; report in docs/bench.md; make bench PART=records

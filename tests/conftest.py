@@ -14,8 +14,18 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 
-FIRST = ("test_demo_run.py", "test_sanity.py")
-"""Files that one of two workers is long busy with, while the other goes on with unit tests."""
+FIRST = ("test_demo_run.py", "test_sanity.py", "test_supervisor.py")
+"""One of two workers builds the environment, while the other one has to do what needs none."""
+LONG = (
+    "test_ppo.py",
+    "test_faults.py",
+    "test_explained.py",
+    "test_nodes.py",
+    "test_hub_model.py",
+    "test_engines.py",
+    "test_chain.py",
+)
+"""Files that take minutes. The shortest, those of unit tests, come last, so that both workers end at about one time."""
 
 
 def files() -> list[Path]:
@@ -46,7 +56,7 @@ def copy_tree() -> t.Callable[[Path], Path]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def order(item: pytest.Item) -> tuple[int, bool]:
-        name = item.path.name
-        return FIRST.index(name) if name in FIRST else len(FIRST), "unit" not in item.path.parts
+        name, before = item.path.name, (*FIRST, *LONG)
+        return before.index(name) if name in before else len(before), "unit" in item.path.parts
 
     items.sort(key=order)

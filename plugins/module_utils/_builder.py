@@ -19,7 +19,12 @@ from ._errors import FinetuneError
 
 FORMAT = 1
 """Of the completion mark."""
-IMPORT_PROBE = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"
+IMPORT_PROBE = """\
+import importlib, os, sys
+os.environ["TORCH_WARM_POOL"] = "0"  # else torch starts processes that compile
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+"""
 
 
 @dataclass(frozen=True)

@@ -214,6 +214,7 @@ def _variables(
         "MPLBACKEND": "Agg",
         "MPLCONFIGDIR": f"{cache}/matplotlib",
         "TOKENIZERS_PARALLELISM": "false",
+        "TORCH_WARM_POOL": "0",  # else each rank starts processes that compile, also where nothing is compiled
         **_parallel.variables(
             plan.resolved["engine"], plan.resolved["arguments"], f"{cache}/builds/{plan.environment['digest']}"
         ),

@@ -5,8 +5,9 @@
 
 Everything lies under one folder outside the checkout, which other accounts can reach too. The environment in it is
 built from nothing by `make train`, once, and shared by all tests. Where two workers run tests at once each has its own
-folder; the second one takes the packages that the first one fetched. LLMOPS_E2E_KEEP=1 leaves the folders behind and
-takes up those that are there; LLMOPS_E2E_BASE names another place, for a second checkout on the same machine.
+folder; the second one takes what the first one built as hard links, so that what a test removes from one environment
+stays in the other. LLMOPS_E2E_KEEP=1 leaves the folders behind and takes up those that are there; LLMOPS_E2E_BASE names
+another place, for a second checkout on the same machine.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ ACCOUNT = "llmops"
 """What the play makes when root logs in; removed afterwards, unless it was there before."""
 OURS = pytest.StashKey[bool]()
 """Whether the tests make that account."""
+os.environ["TORCH_WARM_POOL"] = "0"  # for scripts that run in an environment, as ranks have it
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CONTROLLER_ONLY = (
     "validate_argument_spec",
@@ -50,6 +52,10 @@ CONTROLLER_ONLY = (
     "train_preflight",
     "train_status",
 )
+LINES = {"train_watch_interval": 2}
+"""For a play of which the lines of progress are looked at."""
+BUILT = "built"
+"""Lies in the folder of a worker whose environment is there, and says its name."""
 SHORT = {"max_steps": 24, "save_steps": 8, "logging_steps": 4, "lora_dropout": 0.1, "max_samples": 40}
 """A run of a few seconds on the embedded model, with dropout so that random numbers count, over more than two epochs
 so that the order of records does."""
@@ -110,7 +116,9 @@ class World:
 
     @property
     def variables(self) -> dict[str, t.Any]:
-        return {"train_root": str(self.root), "train_lease_dir": str(self.leases), "train_watch_interval": 2}
+        """What follows a run is told of its end at once, and asks no more than it has to: each question costs a second
+        of a core."""
+        return {"train_root": str(self.root), "train_lease_dir": str(self.leases), "train_watch_interval": 30}
 
     def environment(self, record: Path) -> dict[str, str]:
         return {
@@ -198,6 +206,9 @@ def processes(run_id: str) -> list[int]:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     session.stash[OURS] = not WORKER and os.getuid() == 0 and not has_account()
+    if not WORKER and not KEEP:
+        for left in ALL.glob(f"*/{BUILT}"):
+            left.unlink()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -260,13 +271,23 @@ def demo(world: World) -> Demo:
     """One worker after the other: the first one has no account and no packages, and sees what check mode touches."""
     with open(ALL / "demo.lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        caches = [folder / world.root.name / "cache" / "uv" for folder in ALL.iterdir() if folder != BASE]
-        fetched = next((cache for cache in caches if cache.exists()), None)
-        if fetched and not (world.root / "cache").exists():
-            (world.root / "cache").mkdir(mode=0o777)
-            (world.root / "cache").chmod(0o777)
-            subprocess.run(["cp", "-al", fetched, world.root / "cache" / "uv"], check=True)
-        return make_demo(world)
+        other = next((path for path in ALL.iterdir() if path != BASE and (path / BUILT).exists()), None)
+        if other and not (world.root / "envs").exists():
+            take_up(world.root, other / world.root.name, (other / BUILT).read_text(encoding="utf-8"))
+        made = make_demo(world)
+        python = json.loads((made.folder / "launch.json").read_text(encoding="utf-8"))["python"]
+        (BASE / BUILT).write_text(Path(python).parents[1].name, encoding="utf-8")
+        return made
+
+
+def take_up(root: Path, other: Path, environment: str) -> None:
+    """Have packages and environment of another root as hard links, and its base model, which tests damage."""
+    for name in ("cache", "envs"):
+        (root / name).mkdir()
+        (root / name).chmod(0o777)
+    subprocess.run(["cp", "-al", other / "cache/uv", root / "cache/uv"], check=False)  # uv may be at work there
+    subprocess.run(["cp", "-al", other / "envs" / environment, root / "envs" / environment], check=True)
+    subprocess.run(["cp", "-a", other / "models", root / "models"], check=True)
 
 
 def make_demo(world: World) -> Demo:
@@ -286,7 +307,7 @@ def make_demo(world: World) -> Demo:
     touched = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
     record = BASE / "make-train.jsonl"
     record.unlink(missing_ok=True)
-    extra = json.dumps(world.variables)
+    extra = json.dumps({**world.variables, **LINES})
     done = world.shell(
         ["make", "train", f"ARGS=-e '{extra}'"],
         env={**os.environ, **world.environment(record), "PATH": SYSTEM_PATH},

@@ -1,8 +1,8 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`make soak [PART=faults|hosts|recipes]`: long campaigns, and their tables in docs/soak.md. What follows PART is for
-pytest, as in PART="recipes -k dora".
+"""`make soak [PART=faults|nodes|hosts|recipes|parsers]`: long campaigns, and their tables in docs/soak.md. What follows
+PART is for pytest, as in PART="recipes -k dora".
 
 Takes the world of the end-to-end tests: a fresh clone, a real environment, real training.
 """
@@ -20,7 +20,13 @@ import pytest
 from .conftest import REPOSITORY
 
 PAGE = REPOSITORY / "docs" / "soak.md"
-PARTS = {"faults": "What is killed", "hosts": "What befalls hosts", "recipes": "Recipes"}
+PARTS = {
+    "faults": "What is killed",
+    "nodes": "What befalls nodes",
+    "hosts": "What befalls hosts",
+    "recipes": "Recipes",
+    "parsers": "What is refused",
+}
 """By file soak_….py: the heading of its table."""
 REPORT: list[str] = []
 """Rows of the part that is running, the head first."""

@@ -33,9 +33,10 @@ def test_ansible_core_2_21_on_python_3_12(world: World, demo: Demo) -> None:
     assert newer, "no Python 3.12 or 3.13 on this machine: install one to test ansible-core 2.21"
     venv = BASE / "core-2.21"
     if not venv.exists():
-        subprocess.run([newer, "-m", "venv", venv], check=True)
-        lock = str(world.clone / "requirements/controller.txt")
-        subprocess.run([venv / "bin/pip", "install", "-q", "--require-hashes", "-r", lock], check=True)
+        uv, lock = world.clone / ".venv/bin/uv", world.clone / "requirements/controller.txt"
+        subprocess.run([uv, "venv", "--quiet", "--python", newer, venv], check=True)
+        into = ["--quiet", "--require-hashes", "--python", venv]
+        subprocess.run([uv, "pip", "sync", *map(str, into), lock], check=True)
     version = subprocess.run([venv / "bin/ansible", "--version"], capture_output=True, text=True, check=True).stdout
     print(version.splitlines()[0], newer, file=sys.stderr)
     assert "core 2.21" in version

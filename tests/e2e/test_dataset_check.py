@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 from ..unit.broken_records import ALPACA, alpaca, table, write_table
-from .conftest import BASE, World
+from .conftest import BASE, Demo, World
+from .test_demo_run import node_python
 
 
 def check(world: World, path: Path, **options: object) -> tuple[int, str]:
@@ -38,7 +39,7 @@ def test_it_passes_good_records_and_names_bad_ones(world: World, demo: object, t
     assert rc != 0 and "There is no file" in text
 
 
-def test_the_environment_reads_what_the_python_of_the_node_cannot(world: World, demo: object) -> None:
+def test_the_environment_reads_what_the_python_of_the_node_cannot(world: World, demo: Demo) -> None:
     """A parquet file on a node without pyarrow; while its environment is damaged too, once that is mended."""
     bare = Path(sys.base_prefix) / "bin" / "python3"
     assert subprocess.run([bare, "-c", "import pyarrow"], capture_output=True, check=False).returncode != 0
@@ -50,7 +51,7 @@ def test_the_environment_reads_what_the_python_of_the_node_cannot(world: World, 
         "train_eval_datasets": [],
         "train_state": "staged",
     }
-    pyarrow = next((world.root / "envs").glob("*/lib/python3.*/site-packages/pyarrow"))
+    pyarrow = next(Path(node_python(world, demo)).parents[1].glob("lib/python3.*/site-packages/pyarrow"))
 
     write_table(path, table([ALPACA, alpaca(output=None)]))
     refused = world.play("train.yml", "--check", variables=wanted)

@@ -53,7 +53,7 @@ def test_a_renamed_host_is_the_same_run(world: World, demo: Demo) -> None:
     assert again.plan["id"] == demo.folder.name and again.changed == []
 
 
-@pytest.mark.parametrize("written", ["1e-5", 1e-5, "1.0e-5", "0.00001"])
+@pytest.mark.parametrize("written", ["1e-5", 0.00001])
 def test_a_number_is_the_same_number_however_it_is_written(world: World, demo: Demo, written: object) -> None:
     plan = world.play("llmops.finetune.plan", variables={"train_args": {"learning_rate": written}}).plan
     node = plan["nodes"]["localhost"]

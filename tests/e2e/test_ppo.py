@@ -19,7 +19,7 @@ from .conftest import REPOSITORY, Demo, Outcome, World, processes
 from .recipes import apply, finished
 from .test_agreement import combinations, compare, extracted, twins
 
-STEPS: dict[str, t.Any] = {"max_steps": 12, "save_steps": 4, "logging_steps": 2, "max_new_tokens": 48}
+STEPS: dict[str, t.Any] = {"max_steps": 12, "save_steps": 4, "logging_steps": 2, "max_new_tokens": 16}
 
 
 @dataclass
@@ -124,10 +124,10 @@ def test_the_reward_model_is_the_same_in_both_environments(demo: Demo, ppo: Ppo)
 
 
 def test_what_its_llamafactory_refuses_is_refused_and_nothing_else_but_what_fails_later(ppo: Ppo) -> None:
-    configurations = [*twins("ppo"), *combinations("ppo", 200, seed=20261125)]
+    configurations = [*twins("ppo"), *combinations("ppo", 80, seed=20261125)]
     wrong, refused = compare(ppo.python, configurations)
     assert wrong == []
-    assert 30 < refused < len(configurations) - 30
+    assert 20 < refused < len(configurations) - 20
 
 
 def test_the_stored_schema_is_what_its_llamafactory_says(ppo: Ppo, tmp_path: Path) -> None:
@@ -136,8 +136,7 @@ def test_the_stored_schema_is_what_its_llamafactory_says(ppo: Ppo, tmp_path: Pat
 
 
 def test_a_folder_without_a_reward_model_is_refused_in_no_time(world: World, ppo: Ppo) -> None:
-    for path, says in ((ppo.reward.parent, "no reward model"), (ppo.reward / "nothing", "no reward model")):
-        named = {"train_reward_from": "", "train_set": f"reward_model={path}"}
-        refused = world.play(variables={**ppo.asked, **named}, **STEPS)
-        assert refused.rc != 0 and says in refused.message and "recipe reward" in refused.message
-        assert "train_set, key reward_model" in refused.message
+    named = {"train_reward_from": "", "train_set": f"reward_model={ppo.reward.parent}"}
+    refused = world.play(variables={**ppo.asked, **named}, **STEPS)
+    assert refused.rc != 0 and "no reward model" in refused.message and "recipe reward" in refused.message
+    assert "train_set, key reward_model" in refused.message

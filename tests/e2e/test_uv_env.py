@@ -231,18 +231,24 @@ def test_refusals_touch_nothing_and_name_the_remedy(site: Site) -> None:
     old = fake_python(site, [3, 10, 12])
     before = tree(site.folder)
     for variables, words in (
-        ({"uv_env_python": old}, ("Python 3.10.12", "apt install python3.11", "uv_env_python")),
-        ({"uv_env_python": "/nowhere/python"}, ("no file that this user can reach", "uv_env_python")),
-        ({"uv_env_find_links": "/nowhere"}, ("no folder /nowhere", "uv_env_find_links")),
-        ({"uv_env_root": "relative"}, ("not an absolute path", "uv_env_root")),
-        ({"uv_env_lock": "nowhere.txt"}, ("no lock", "uv_env_lock")),
-        ({"uv_env_user": "no-such-user"}, ("no user 'no-such-user'",)),
+        ({"python": old}, ("Python 3.10.12", "apt install python3.11", "uv_env_python")),
+        ({"python": "/nowhere/python"}, ("no file that this user can reach", "uv_env_python")),
+        ({"find_links": "/nowhere"}, ("no folder /nowhere", "uv_env_find_links")),
+        ({"root": "relative"}, ("not an absolute path", "uv_env_root")),
+        ({"user": "no-such-user"}, ("no user 'no-such-user'",)),
     ):
-        for options in (("--check",), ()):
-            refused = site.play(*options, **variables)
-            assert refused.rc != 0
-            assert not [word for word in words if word not in refused.result["msg"]], refused.result["msg"]
-            assert "Traceback" not in refused.output
+        for check in (True, False):
+            with pytest.raises(FinetuneError) as refusal:
+                site.apply(check, **variables)
+            told = refusal.value.message()
+            assert not [word for word in words if word not in told], told
+    for options, asked, words in (
+        (("--check",), {"uv_env_lock": "nowhere.txt"}, ("no lock", "uv_env_lock")),
+        ((), {"uv_env_python": old}, ("Python 3.10.12", "uv_env_python")),
+    ):
+        refused = site.play(*options, **asked)
+        assert refused.rc != 0 and not [word for word in words if word not in refused.result["msg"]], refused.result
+        assert "Traceback" not in refused.output
     assert tree(site.folder) == before
 
 
@@ -352,16 +358,18 @@ def test_source_packages_are_built_with_pinned_tools(site: Site) -> None:
     constraints = site.folder / "build-tools.txt"
 
     def made_with(text: str) -> str:
-        constraints.write_text(text)
         shutil.rmtree(site.root, ignore_errors=True)
-        variables = {"uv_env_build_constraints": str(constraints) if text else "", "uv_env_imports": ["tiny_source"]}
-        done = site.play(**variables)
-        if done.rc != 0:
-            return str(done.result["msg"])
-        return next(Path(done.result["path"]).rglob("tiny_source.py")).read_text().strip()
+        done = site.apply(imports=["tiny_source"], build_constraints=text)
+        return next(Path(done["path"]).rglob("tiny_source.py")).read_text().strip()
 
     assert made_with("") == "made_with = 2"
-    assert made_with(older) == "made_with = 1"
     assert made_with(newer) == "made_with = 2"
-    assert "hash" in made_with(re.sub(r"sha256:.{4}", "sha256:0000", older))
-    assert "exact version" in made_with("tiny_backend==1")
+    with pytest.raises(FinetuneError, match="hash"):
+        made_with(re.sub(r"sha256:.{4}", "sha256:0000", older))
+    shutil.rmtree(site.root)
+    constraints.write_text(older)
+    done = site.play(uv_env_build_constraints=str(constraints), uv_env_imports=["tiny_source"])
+    assert done.rc == 0, done.output
+    assert next(Path(done.result["path"]).rglob("tiny_source.py")).read_text().strip() == "made_with = 1"
+    constraints.write_text("tiny_backend==1")
+    assert "exact version" in site.play(uv_env_build_constraints=str(constraints)).result["msg"]

@@ -14,7 +14,8 @@ import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import files, state
 
 from ..vram import rows
-from .conftest import BASE, REPOSITORY, World
+from .conftest import BASE, REPOSITORY, Demo, World
+from .test_demo_run import node_python
 
 FOLDER = REPOSITORY / "tests" / "vram"
 AGAIN = ("qwen2.5-0.5b:lora", "qwen2.5-0.5b:dpo full", "qwen2.5-0.5b:rm full")
@@ -52,7 +53,7 @@ def test_it_says_what_fits_and_refuses_what_it_cannot_read(world: World, demo: o
         assert rc != 0 and word in text and "Traceback" not in text, text
 
 
-def test_a_chain_is_estimated_before_its_first_run_is_there(world: World, demo: object) -> None:
+def test_a_chain_is_estimated_before_its_first_run_is_there(world: World, demo: Demo) -> None:
     """A model of which all but one weight is missing: nothing is trained."""
     model = world.root / "models" / "llama"
     model.mkdir(parents=True)
@@ -74,9 +75,9 @@ def test_a_chain_is_estimated_before_its_first_run_is_there(world: World, demo: 
     assert sizes[0] == sizes[1] > 600_000_000
 
 
-def test_what_is_measured_on_gpus_trains_as_llamafactory_does(world: World, demo: object, tmp_path: Path) -> None:
+def test_what_is_measured_on_gpus_trains_as_llamafactory_does(world: World, demo: Demo, tmp_path: Path) -> None:
     """All of the way but the GPU: without one nothing is measured, and rows say so."""
-    environment = next((world.root / "envs").glob("*/bin/python")).parents[1]
+    environment = Path(node_python(world, demo)).parents[1]
     written = tmp_path / "measured.csv"
     chosen = "--only 02 --only '17 ' --only '26 '"
     asked = f"ARGS=--tiny --out {written} --limit 300 {chosen}"
@@ -92,7 +93,7 @@ def test_what_is_measured_on_gpus_trains_as_llamafactory_does(world: World, demo
     assert "3 rows are there" in again.stdout and rows.records(written) == found
 
 
-def test_a_plan_is_corrected_by_what_a_finished_run_took(world: World, demo: object) -> None:
+def test_a_plan_is_corrected_by_what_a_finished_run_took(world: World, demo: Demo) -> None:
     """Its GPU is faked: the run is made up from a plan for a GPU that nobody has."""
     folder = BASE / "learned"
     model, root = folder / "model", folder / "root"
@@ -123,11 +124,11 @@ def test_a_plan_is_corrected_by_what_a_finished_run_took(world: World, demo: obj
     assert plan() == first, "it is not what the run left"
 
 
-def test_the_environment_computes_the_same_peaks_again(world: World, demo: object, tmp_path: Path) -> None:
+def test_the_environment_computes_the_same_peaks_again(world: World, demo: Demo, tmp_path: Path) -> None:
     """Another transformers, PEFT or PyTorch in the lock shows here."""
-    python = next((world.root / "envs").glob("*/bin/python"))
+    python = node_python(world, demo)
     written = tmp_path / "truth.csv"
-    done = world.shell([str(python), "-m", "tests.vram.fake", str(FOLDER / "configs"), str(written), *AGAIN])
+    done = world.shell([python, "-m", "tests.vram.fake", str(FOLDER / "configs"), str(written), *AGAIN])
     assert done.returncode == 0, done.stderr
     known = {tuple(record[key] for key in KEYS): record for record in rows.records(FOLDER / "truth.csv")}
     found = rows.records(written)

@@ -67,7 +67,8 @@ def prepare(home: Path) -> None:
         (home / ".config" / "pip").symlink_to(settings)
 
 
-def run(copy_tree: t.Callable[[Path], Path], folder: Path) -> Report:
+def run(copy_tree: t.Callable[[Path], Path], folder: Path, *, without: t.Sequence[str] = ()) -> Report:
+    """without: folders whose files are not looked at."""
     tree = copy_tree(folder / "ansible_collections" / "llmops" / "finetune")
     subprocess.run(["git", "init", "--quiet"], cwd=tree, check=True)
     subprocess.run(["git", "add", "--all"], cwd=tree, check=True)
@@ -83,6 +84,7 @@ def run(copy_tree: t.Callable[[Path], Path], folder: Path) -> Report:
             PYTHON,
             "--color",
             "no",
+            *(f"--exclude={name}/" for name in without),
         ],
         cwd=tree,
         env={

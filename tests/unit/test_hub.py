@@ -108,16 +108,18 @@ def test_without_the_hub_it_is_the_commit_that_the_last_run_took_if_that_is_here
 
 
 @pytest.mark.parametrize(
-    ("model", "revision", "token", "kind"),
+    ("model", "revision", "token", "kind", "what", "change"),
     [
-        ("org/none", "main", "", "missing"),
-        ("org/m", "v9", "", "revision"),
-        ("org/gated", "main", "", "gated"),
-        ("org/gated", "main", "wrong", "gated"),
-        ("org/gated", "main", "right", ""),
+        ("org/none", "main", "", "missing", "has no model org/none", "correct train_model"),
+        ("org/m", "v9", "", "revision", "has no revision v9", "correct train_model_revision"),
+        ("org/gated", "main", "", "gated", "is gated", "HF_TOKEN"),
+        ("org/gated", "main", "wrong", "gated", "is gated", "accept its terms"),
+        ("org/gated", "main", "right", "", "", ""),
     ],
 )
-def test_why_a_hub_does_not_give_it(hub: Hub, tmp_path: Path, model: str, revision: str, token: str, kind: str) -> None:
+def test_why_a_hub_does_not_give_it(
+    hub: Hub, tmp_path: Path, model: str, revision: str, token: str, kind: str, what: str, change: str
+) -> None:
     for name in ("org/m", "org/gated"):
         hub.push(name, {"config.json": b"{}"})
     hub.gated["org/gated"] = "right"
@@ -125,7 +127,7 @@ def test_why_a_hub_does_not_give_it(hub: Hub, tmp_path: Path, model: str, revisi
     assert answer.get("kind", "") == kind
     if kind:
         refusal = _hub.refusal(answer, model, revision, "train_model")
-        assert model in refusal.what and refusal.change
+        assert model in refusal.what and what in refusal.what and change in refusal.change
 
 
 @pytest.mark.parametrize("answer", [b"", b"[]", b"{}", b"<html>", b'{"siblings": [{}]}'])

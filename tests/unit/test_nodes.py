@@ -91,6 +91,12 @@ def test_processes_share_the_cpus_and_the_demo_takes_the_threads_it_was_made_wit
     assert (launch["nproc_per_node"], launch["environment"]["OMP_NUM_THREADS"]) == (processes, threads)
 
 
+def test_ranks_start_no_processes_that_compile() -> None:
+    """With CPUs and with GPUs: those that torch starts when it is imported take seconds of each rank's start."""
+    for gpus in (0, 2):
+        assert make({"a": node(gpus=gpus)}).nodes["a"]["launch"]["environment"]["TORCH_WARM_POOL"] == "0"
+
+
 def test_paths_lie_under_the_root_and_are_named_by_content() -> None:
     plan = make({"a": node()}, (DATA, HELD_OUT), train_name="x")
     here = plan.nodes["a"]
