@@ -150,14 +150,14 @@ def test_upgrades_leave_it_alone(host: Host) -> None:
 
 def test_nothing_is_changed_under_a_run(host: Host) -> None:
     host.sh("apt-mark unhold nvidia-persistenced")
-    lock = "import fcntl, json, time; f = open('/srv/leases/cpu', 'r+'); fcntl.flock(f, fcntl.LOCK_EX)"
+    lock = "import fcntl, json, time; f = open('/srv/leases/cpu', 'r+'); fcntl.flock(f, fcntl.LOCK_EX); f.truncate(0)"
     lock += "; json.dump({'run': 'demo-1', 'user': 'admin', 'pid': 1}, f); f.flush(); time.sleep(600)"
     host.sh(f'systemd-run --quiet --unit=holder python3 -c "{lock}"; sleep 1')
-    for arguments in (["--check"], []):
-        done = host.play(*arguments)
+    refused = [host.play(*arguments) for arguments in (["--check"], [])]
+    host.sh("systemctl stop holder")
+    for done in refused:
         assert done.rc != 0 and "held by run demo-1" in done.message and "stop" in done.message
     assert "nvidia-persistenced" not in host.sh("apt-mark showhold").split()
-    host.sh("systemctl stop holder")
     assert host.play().changes[-1] == ("hold", "nvidia-persistenced")
 
 

@@ -94,7 +94,8 @@ END
 # --- packages ---------------------------------------------------------------
 
 pack() { # name version needs: what lies in $tree as a package
-  mkdir -p "$tree"
+  mkdir -p "$tree/usr/share/stand-in"
+  touch "$tree/usr/share/stand-in/$1"
   "pack_$kind" "$@"
   rm -rf "$tree"
 }
@@ -175,7 +176,7 @@ case $kind in
     gpg --batch --yes --quiet --clearsign --digest-algo SHA512 -o InRelease Release
     ;;
   rpm)
-    rpmsign --define '_gpg_name Stand-in' --addsign ./*.rpm > /dev/null
+    rpmsign --define '_gpg_name Stand-in' --define "__gpg $(command -v gpg)" --addsign ./*.rpm > /dev/null
     createrepo_c --quiet .
     { stream 580-open 580.178.04 580.200.01 && stream 595-open 595.91.07; } > "$work/modules.yaml"
     modifyrepo_c --mdtype=modules "$work/modules.yaml" repodata > /dev/null

@@ -233,7 +233,7 @@ def test_dnf_names_versions_and_frees_what_it_had_locked(monkeypatch: pytest.Mon
 def test_a_command_that_fails_is_told_with_its_last_lines() -> None:
     with pytest.raises(FinetuneError) as error:
         packages.run("sh", "-c", "echo one; echo two >&2; exit 3", change="do so")
-    assert "sh -c failed" in error.value.what and "two" in error.value.where and error.value.change == "do so"
+    assert error.value.what == "sh failed." and "two" in error.value.where and error.value.change == "do so"
     with pytest.raises(FinetuneError, match="no no-such-tool on this host"):
         packages.run("no-such-tool")
 

@@ -214,7 +214,10 @@ def test_debian_gets_nvidias_packages(system: str, key: str) -> None:
 def test_debians_own_packages(system: str, branch: int, suite: str) -> None:
     made = decided(host(A10G, system=system), source="distribution")
     assert names(made) == ["nvidia-open-kernel-dkms", "nvidia-smi", "libcuda1", "nvidia-persistenced"]
-    assert made.branch == branch and f"Suites: {suite}\nComponents: contrib non-free\n" in made.repositories[0].text
+    assert (
+        made.branch == branch
+        and f"Suites: {suite}\nComponents: contrib non-free non-free-firmware\n" in made.repositories[0].text
+    )
     assert names(decided(host(V100, system=system), source="distribution"))[0] == "nvidia-kernel-dkms"
 
 

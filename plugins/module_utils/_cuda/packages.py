@@ -65,7 +65,7 @@ def run(*command: str, change: str = "", extra: t.Mapping[str, str] | None = Non
     if done.returncode != 0:
         said = [line for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
         raise FinetuneError(
-            f"{' '.join(command[:2])} failed.",
+            f"{command[0]} failed.",
             where="\n          ".join([" ".join(command), *said[-8:]]),
             change=change or "see what it says; the same apply goes on from here",
         )

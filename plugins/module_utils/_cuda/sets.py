@@ -131,7 +131,12 @@ def container_repository(system: table.System, machine: str, wish: Wish) -> Repo
 def own_repository(system: table.System) -> Repository:
     """Debian's parts that hold its driver, whose key the system has."""
     path = f"{_APT_SOURCES}/llmops-cuda-debian.sources"
-    text = _deb822(table.DEBIAN_ARCHIVE, system.codename, "contrib non-free", f"{_APT_KEYS}/debian-archive-keyring.gpg")
+    text = _deb822(
+        table.DEBIAN_ARCHIVE,
+        system.codename,
+        "contrib non-free non-free-firmware",
+        f"{_APT_KEYS}/debian-archive-keyring.gpg",
+    )
     return Repository(path, text, "", "", "")
 
 
