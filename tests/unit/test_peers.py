@@ -9,9 +9,10 @@ import functools
 import threading
 import time
 import typing as t
+from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils._engine import peers, rank
+from ansible_collections.llmops.finetune.plugins.module_utils._engine import files, peers, rank
 
 from .test_exchange import Memory
 
@@ -109,6 +110,31 @@ def test_what_follows_from_a_lost_node_is_told_as_that() -> None:
     assert rank.told(here, closed, "Node 2 fell silent.")["message"] == "Node 2 fell silent."
     assert rank.told(here, closed)["message"] == str(closed)
     assert rank.told(here, ValueError("no such column"), "Node 2 fell silent.")["type"] == "ValueError"
+
+
+@pytest.mark.parametrize(("why", "shared"), [("Node 0, where ranks meet, fell silent.", 0), ("", 1)])
+def test_a_silent_store_is_told_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str, shared: int) -> None:
+    """Who asks it waits for its answer, and the rank stays."""
+    asked: list[int] = []
+
+    def fail(*of: object) -> t.NoReturn:
+        raise RuntimeError("Connection closed by peer")
+
+    def share(store: object, number: int, *more: object) -> dict[int, t.Any]:
+        asked.append(number)
+        return {}
+
+    (tmp_path / "logs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rank, "die_with_parent", lambda: None)
+    monkeypatch.setattr(files, "locked", lambda path: True)
+    monkeypatch.setattr(rank, "_train", fail)
+    monkeypatch.setattr(peers, "here", lambda: peers.Node(1, 0, 1, 3, 3))
+    monkeypatch.setattr(peers, "connect", Memory)
+    monkeypatch.setattr(peers, "share_error", share)
+    monkeypatch.setattr(peers.Liveness, "why", why)
+    assert rank.main() == 1 and len(asked) == shared
+    assert files.read_json(tmp_path / "logs" / "error-rank1.json")["message"] == (why or "Connection closed by peer")
 
 
 def test_a_beating_node_is_not_lost_and_one_that_is_done_need_not_beat(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ def main() -> int:
         if liveness:
             liveness.over.set()
         _note(run, here, own)
-        if store and here.nodes > 1:
+        if store and here.nodes > 1 and own["type"] != peers.PeerLost.__name__:  # whose store may answer no more
             with contextlib.suppress(Exception):
                 for heard in peers.share_error(store, here.rank, here.world_size, own).values():
                     _note(run, here, heard)
