@@ -107,7 +107,7 @@ molecule: setup-dev ## a scenario: make molecule SCENARIO=systemd ARGS="-e uv_en
 	$(RUN) molecule test -s $(SCENARIO) -- $(ARGS)
 
 PART =
-soak: setup-dev ## long campaigns, in docs/soak.md; make soak PART=recipes (or faults, nodes, parsers; hosts: root and podman)
+soak: setup-dev ## long campaigns, in docs/soak.md; make soak PART=recipes (or faults, parsers; hosts: root and podman)
 	$(RUN) python -m tests.e2e.soak $(PART)
 
 bench: setup-dev ## ratios, side by side; report in docs/bench.md; make bench PART=records

@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`make soak [PART=faults|nodes|hosts|recipes|parsers]`: long campaigns, and their tables in docs/soak.md. What follows
+"""`make soak [PART=faults|hosts|recipes|parsers]`: long campaigns, and their tables in docs/soak.md. What follows
 PART is for pytest, as in PART="recipes -k dora".
 
 Takes the world of the end-to-end tests: a fresh clone, a real environment, real training.
@@ -22,7 +22,6 @@ from .conftest import REPOSITORY
 PAGE = REPOSITORY / "docs" / "soak.md"
 PARTS = {
     "faults": "What is killed",
-    "nodes": "What befalls nodes",
     "hosts": "What befalls hosts",
     "recipes": "Recipes",
     "parsers": "What is refused",

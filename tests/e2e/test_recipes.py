@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A tenth of the recipes, drawn by RECIPES_SEED, trains for real on the CPU; `make soak PART=recipes` trains all."""
+"""A quarter of the recipes, drawn by RECIPES_SEED, trains for real on the CPU; `make soak PART=recipes` trains all."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .recipes import RUNS, apply, data, finished
 ELSEWHERE = {"reward", "ppo", "multimodal_sft", "lora_sft", "full_sft"}
 """Those that other files train: test_ppo.py, test_media.py, test_demo_run.py, test_engines.py."""
 DRAWN = sorted(
-    random.Random(os.environ.get("RECIPES_SEED", "5")).sample(sorted(RUNS.keys() - ELSEWHERE), len(RUNS) // 10)
+    random.Random(os.environ.get("RECIPES_SEED", "5")).sample(sorted(RUNS.keys() - ELSEWHERE), len(RUNS) // 4)
 )
 
 
