@@ -224,6 +224,7 @@ def test_debians_own_packages_are_real(up: None) -> None:
     debian = Host(DEBIANS)
     debian.stand_in("deb")
     debian.sh("rm -rf /srv/recorded/bus/pci/devices/0000:1[89ab]:00.0")  # Debian has no fabric manager for switches
+    debian.sh("find /srv/recorded/bus/pci/devices -name driver -delete")  # nobody would take them from nouveau
     debian.sh("printf 'deb [trusted=yes] file:/srv/cuda/debian12/x86_64 /\\n' > /etc/apt/sources.list.d/headers.list")
     debian.sh(
         "printf 'Package: *nvidia* libcuda1\\nPin: release l=NVIDIA CUDA\\nPin-Priority: -1\\n' > /etc/apt/preferences"
