@@ -195,7 +195,7 @@ def test_dnf_installs_one_set_of_a_module_stream(rocky: Host) -> None:
     before, boot = rocky.paths(), rocky.boot()
     predicted = rocky.play("--check")
     assert predicted.rc == 0, predicted.text
-    assert {path for path in rocky.paths() ^ before if "/dnf" not in path and "/rpm" not in path} == set()
+    assert {path for path in rocky.paths() ^ before if "/dnf" not in path and "rpm" not in path} == set()
     applied = rocky.play()
     assert applied.rc == 0, applied.text
     assert predicted.changes[: len(predicted.changes) // 2] == applied.changes[: len(predicted.changes) // 2]
@@ -223,6 +223,8 @@ def test_debians_own_packages_are_real(up: None) -> None:
     """There is no GPU and no kernel of Debian's here: it ends where the module would be loaded, with what is wrong."""
     debian = Host(DEBIANS)
     debian.stand_in("deb")
+    debian.sh("rm -rf /srv/recorded/bus/pci/devices/0000:1[89ab]:00.0")  # Debian has no fabric manager for switches
+    debian.sh("find /srv/recorded/bus/pci/devices -name driver -delete")  # nobody would take them from nouveau
     debian.sh("printf 'deb [trusted=yes] file:/srv/cuda/debian12/x86_64 /\\n' > /etc/apt/sources.list.d/headers.list")
     debian.sh(
         "printf 'Package: *nvidia* libcuda1\\nPin: release l=NVIDIA CUDA\\nPin-Priority: -1\\n' > /etc/apt/preferences"

@@ -35,6 +35,7 @@ case $kind in
     key=D42D0685.pub
     manager=nvidia-fabricmanager
     modules=kmod-nvidia-open-dkms
+    printf '[main]\nenabled = 0\n' > /etc/dnf/plugins/local.conf # Debian's has a repository without a key
     rm /etc/os-release
     printf 'ID="rocky"\nVERSION_ID="9.5"\n' > /etc/os-release
     ;;

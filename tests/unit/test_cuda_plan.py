@@ -87,7 +87,7 @@ def test_the_default_is_a_branch_that_drives_every_gpu_and_has_a_version() -> No
         ([A10G], {"branch": 620}, "No version of driver branch 620 is locked", "cuda_version"),
         ([A10G], {"branch": 42}, "branch 42 is not known", "use one of 535, 550, 580"),
         ([A10G], {"branch": 580, "version": "595.91.07"}, "cuda_version 595.91.07 is not of cuda_branch 580", "leave"),
-        ([B200], {"source": "distribution"}, "535 is too old for GPUs of Blackwell", "cuda_source: nvidia"),
+        ([RTX], {"source": "distribution"}, "535 is too old for GPUs of Blackwell", "cuda_source: nvidia"),
         ([L4], {"source": "distribution", "branch": 580}, "packs branch 535, not 580", "cuda_source: nvidia"),
     ],
 )
@@ -208,6 +208,12 @@ def test_debian_gets_nvidias_packages(system: str, key: str) -> None:
     assert repository.key.endswith(f"/{key}.pub") and repository.pin.endswith(key.upper())
     assert "Signed-By: /usr/share/keyrings/llmops-cuda.asc" in repository.text
     assert [one.name for one in made.tools] == ["linux-headers-6.1.0-35-cloud-amd64", "dkms"]
+
+
+@pytest.mark.parametrize(("system", "branch", "suite"), [("debian 12", 535, "bookworm"), ("debian 13", 550, "trixie")])
+def test_debian_has_no_fabric_manager_of_its_own(system: str, branch: int, suite: str) -> None:
+    error = refused(host(*[H100] * 8, system=system, switches=4), source="distribution")
+    assert "no fabric manager" in error.what and "cuda_source: nvidia" in error.change
 
 
 @pytest.mark.parametrize(("system", "branch", "suite"), [("debian 12", 535, "bookworm"), ("debian 13", 550, "trixie")])

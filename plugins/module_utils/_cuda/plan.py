@@ -99,6 +99,12 @@ def _set(facts: Facts, wish: Wish) -> Plan:
             where="cuda_source",
             change=f"say {kept}, or remove that driver's packages first",
         )
+    if source == "distribution" and "debian" in system.ids and (hardware.manager or hardware.rack):
+        raise FinetuneError(
+            "Debian packs no fabric manager and no IMEX, which the GPUs of this host need.",
+            where="cuda_source",
+            change="set cuda_source: nvidia",
+        )
     flavour = _flavour(facts, wish)
     branch = _branch(facts, wish, system, source, flavour)
     version = _version(facts, wish, system, source, branch)
