@@ -10,7 +10,6 @@ import os
 import shutil
 import tarfile
 import tempfile
-import urllib.request
 from hashlib import sha256
 from pathlib import Path
 
@@ -37,10 +36,12 @@ def add(one: Repository) -> None:
 
 
 def _fetch(address: str) -> bytes:
+    from ansible.module_utils import urls  # only where a repository is added
+
     try:
-        with urllib.request.urlopen(address, timeout=60) as answer:  # noqa: S310 - https or a mirror that was named
+        with urls.open_url(address, timeout=60) as answer:
             return bytes(answer.read())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, urls.ConnectionError) as error:
         raise FinetuneError(
             f"{address} cannot be fetched: {error}.",
             where="this host",
