@@ -94,7 +94,7 @@ def account(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> t.Iterator[A
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(botocore.session, "create_loader", lambda _path=None: LOADER)
     monkeypatch.setattr(apply, "_POLL", 0.05)
-    monkeypatch.setattr(apply, "_PATIENCE", 1.5)
+    monkeypatch.setattr(apply, "_PAUSES", (0.01, 0.01))
     yield Account(endpoint)
     endpoint.reset()
 

@@ -14,8 +14,8 @@ from . import addresses, client, deadline, errors, fleet, interfaces, naming, pl
 from .addresses import Change
 
 _POLL = 3
-_PATIENCE = 60
-"""Seconds for what EC2 does not know at once: a new profile, a new instance, a rate that was exceeded."""
+_PAUSES = (1, 2, 4, 8, 15, 30)
+"""Seconds between tries, for what EC2 does not take at once: a new profile, a new instance, too many requests."""
 
 
 def present(
@@ -190,15 +190,14 @@ def _run(aws: client.Aws, asked: dict[str, t.Any], dry: bool) -> list[t.Any]:
 
 
 def _patiently(ask: t.Callable[[], t.Any], passes: t.Callable[[client.Refused], bool]) -> t.Any:
-    end, pause = time.monotonic() + _PATIENCE, 1.0
-    while True:
+    for pause in _PAUSES:
         try:
             return ask()
         except client.Refused as error:
-            if not passes(error) or time.monotonic() + pause > end:
+            if not passes(error):
                 raise
             time.sleep(pause)
-            pause = min(pause * 2, 10)
+    return ask()
 
 
 def _spec(aws: client.Aws, wanted: t.Mapping[str, t.Any], made: plan.Plan, facts: survey.Facts) -> request.Spec:
