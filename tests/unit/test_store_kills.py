@@ -104,7 +104,7 @@ def test_senders_that_are_killed_leave_nothing_torn_and_lose_nothing(
     seconds = [typical(forks, "upload", node) for node in nodes]
     step, hits, halves = 1, 0, 0
     after = s3.whole(2)
-    while hits < KILLS:
+    while hits < KILLS or halves <= KILLS // 4:  # until enough came in the middle
         before = after
         if numbers.random() < 0.5:  # training goes on meanwhile
             step += 1
@@ -116,7 +116,6 @@ def test_senders_that_are_killed_leave_nothing_torn_and_lose_nothing(
         newest = sorted({*before, *after})[-2:]
         assert set(after) >= set(newest), "what was whole, and is among the newest two, is still there"
         halves += len(s3.names("checkpoints/")) > 6 * len(after)
-    assert halves > KILLS // 4, "kills came in the middle"
     for node in nodes:
         assert not forks.run("upload", node)[0]
     assert s3.whole(2)[-1].step == step
@@ -138,9 +137,10 @@ def test_fetchers_that_are_killed_take_nothing_torn(s3: S3, nodes: list[Node], f
     seconds = typical(forks, "restore", Node(tmp_path / "first", 1, 2))
     step, hits, hosts, wholes = 1, 0, 0, 0
     fresh = Node(tmp_path / "new0", 1, 2)
-    while hits < KILLS:
+    while hits < KILLS or not wholes:  # until some came to their end, in several goes
         killed, _seconds = forks.run("restore", fresh, numbers.uniform(0, 1.1) * seconds)
         hits += killed
+        seconds *= 1.02 if killed else 1  # a machine that has become busy
         for found in fresh.steps():
             assert fresh.content(found) == nodes[1].content(found), "what counts here is what was saved"
         if fresh.steps():
@@ -152,7 +152,6 @@ def test_fetchers_that_are_killed_take_nothing_torn(s3: S3, nodes: list[Node], f
             save(nodes, step)
             for node in nodes:
                 forks.run("upload", node)
-    assert wholes, "some came to their end in several goes"
     assert not forks.run("restore", fresh)[0] and fresh.content(step) == nodes[1].content(step)
     names = sorted(path.name for path in fresh.run.output.iterdir() if not path.name.startswith(".checkpoint"))
     assert names[0] == f"checkpoint-{step}" and set(names[1:]) <= {"trainer_log.jsonl"}
