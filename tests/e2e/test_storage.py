@@ -62,6 +62,7 @@ def test_a_run_goes_on_from_the_store_when_all_that_its_host_had_is_gone(
     explained = world.play("llmops.finetune.explain", variables={"train_run_id": folder.name})
     assert "EC2 terminates this spot instance at 2026-11-29T05:02:00Z." in explained.text
 
+    metadata.said = {}  # a fresh instance has no notice
     shutil.rmtree(folder)
     for name in ("datasets", "models", "secrets"):
         shutil.rmtree(world.root / name, ignore_errors=True)
