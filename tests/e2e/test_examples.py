@@ -46,7 +46,7 @@ REFUSED = {
     "ascend/qwen3moe_full_sft_fsdp": "for NPUs",
     "ascend/qwen3vlmoe_full_sft_fsdp2": "for NPUs",
     "ascend/qwen3vlmoe_lora_sft_fsdp": "for NPUs",
-    "extras/apollo/llama3_full_sft": "layer-wise APOLLO",
+    "extras/apollo/llama3_full_sft": "Layer-wise APOLLO",
     "extras/asft/llama2_full_asft": _UNKNOWN,
     "extras/asft/qwen2_full_asft": _UNKNOWN,
     "extras/fp8/llama3_fp8_deepspeed_sft": "WANDB_API_KEY",

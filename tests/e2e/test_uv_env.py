@@ -36,14 +36,14 @@ def site(tmp_path: Path) -> Site:
 
 
 def test_story(site: Site) -> None:
-    """Check mode, apply, again, check mode again, absent; with the number of module executions."""
+    """Check mode, apply, again, check mode again, absent; with the number of module executions, the driver's one too."""
     before = tree(site.folder)
     predicted = site.play("--check")
-    assert (predicted.rc, predicted.result["changed"], predicted.executions) == (0, True, 1)
+    assert (predicted.rc, predicted.result["changed"], predicted.executions) == (0, True, 2)
     assert tree(site.folder) == before
 
     first = site.play()
-    assert (first.rc, first.result["changed"], first.executions) == (0, True, 2), first.output
+    assert (first.rc, first.result["changed"], first.executions) == (0, True, 3), first.output
     assert first.result["changes"] == predicted.result["changes"]
     assert [change["action"] for change in first.result["changes"]] == ["create", "build"]
     assert first.result["path"] == str(site.path)
@@ -57,7 +57,7 @@ def test_story(site: Site) -> None:
     before = tree(site.folder)
     for options in ((), ("--check",)):
         again = site.play(*options)
-        assert (again.rc, again.result["changed"], again.result["changes"], again.executions) == (0, False, [], 1)
+        assert (again.rc, again.result["changed"], again.result["changes"], again.executions) == (0, False, [], 2)
         assert tree(site.folder) == before
 
     predicted = site.play("--check", uv_env_state="absent")
