@@ -51,7 +51,7 @@ REFUSED = {
     "extras/asft/qwen2_full_asft": _UNKNOWN,
     "extras/fp8/llama3_fp8_deepspeed_sft": "WANDB_API_KEY",
     "extras/fp8/llama3_fp8_fsdp_sft": "WANDB_API_KEY",
-    "extras/galore/llama3_full_sft": "layer-wise GaLore",
+    "extras/galore/llama3_full_sft": "Layer-wise GaLore",
     "extras/mod/llama3_full_sft": "transformers before 4.45",
     "extras/nlg_eval/llama3_lora_predict": "there to evaluate or to predict",
     "extras/oft/llama3_oft_sft": _TWICE,

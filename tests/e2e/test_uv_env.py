@@ -36,7 +36,7 @@ def site(tmp_path: Path) -> Site:
 
 
 def test_story(site: Site) -> None:
-    """Check mode, apply, again, check mode again, absent; with the number of module executions, the driver's one too."""
+    """Check mode, apply, again, check mode again, absent; with the number of module executions, two of them looks."""
     before = tree(site.folder)
     predicted = site.play("--check")
     assert (predicted.rc, predicted.result["changed"], predicted.executions) == (0, True, 2)
