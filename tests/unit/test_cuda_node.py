@@ -150,6 +150,12 @@ def test_what_dpkg_tells() -> None:
     assert there == {"a": "1:2-3", "b": "4"} and held == {"b"}
 
 
+def test_where_the_system_has_its_packages_from() -> None:
+    text = "http://a/security bookworm-security main\nhttp://a/debian bookworm contrib\nhttp://b/debian bookworm main\n"
+    assert packages.parse_targets(text, "bookworm") == "http://b/debian"
+    assert packages.parse_targets(text, "trixie") == packages.parse_targets("", "trixie") == ""
+
+
 def test_what_rpm_tells() -> None:
     there = packages.parse_rpm("kernel-devel 5.14.0-503.el9 kernel-devel-5.14.0-503.el9.x86_64\n")
     assert Package("kernel-devel-5.14.0-503.el9.x86_64").is_in(there) and there["kernel-devel"] == "5.14.0-503.el9"

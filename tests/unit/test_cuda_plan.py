@@ -18,6 +18,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils._gpu.pci import Ca
 
 V100, P100, T4, A100, A10G, L4, L40S = "1db1", "15f8", "1eb8", "20b2", "2237", "27b8", "26b9"
 H100, H200, B200, B300, RTX, GB200, GB10 = "2330", "2335", "2901", "3182", "2bb5", "2941", "2e12"
+MIRROR = "http://mirror.example/debian"
 SILENT = Problem("8 GPUs are there, and no driver has it.", "install NVIDIA's driver", blocks=True)
 KERNELS = {"ubuntu": "6.8.0-1021-aws", "debian": "6.1.0-35-cloud-amd64", "amzn": "6.12.40-64.114.amzn2023.x86_64"}
 
@@ -218,13 +219,14 @@ def test_debian_has_no_fabric_manager_of_its_own(system: str, branch: int, suite
 
 @pytest.mark.parametrize(("system", "branch", "suite"), [("debian 12", 535, "bookworm"), ("debian 13", 550, "trixie")])
 def test_debians_own_packages(system: str, branch: int, suite: str) -> None:
-    made = decided(host(A10G, system=system), source="distribution")
+    made = decided(host(A10G, system=system, archive=MIRROR), source="distribution")
     assert names(made) == ["nvidia-open-kernel-dkms", "nvidia-smi", "libcuda1", "nvidia-persistenced"]
-    assert (
-        made.branch == branch
-        and f"Suites: {suite}\nComponents: contrib non-free non-free-firmware\n" in made.repositories[0].text
-    )
-    assert names(decided(host(V100, system=system), source="distribution"))[0] == "nvidia-kernel-dkms"
+    there = f"URIs: {MIRROR}\nSuites: {suite}\nComponents: contrib non-free non-free-firmware\n"
+    assert made.branch == branch and there in made.repositories[0].text
+    older = decided(host(V100, system=system, archive=MIRROR), source="distribution")
+    assert names(older)[0] == "nvidia-kernel-dkms"
+    error = refused(host(A10G, system=system), source="distribution")
+    assert f"main part of {suite}" in error.what and "cuda_source: nvidia" in error.change
 
 
 @pytest.mark.parametrize(
@@ -402,7 +404,7 @@ def test_the_toolkit_is_no_newer_than_the_driver() -> None:
     made = decided(host(A10G), toolkit="12.8")
     assert made.extras == [Package("cuda-toolkit-12-8")] and len(made.repositories) == 1
     assert decided(host(A10G), toolkit="13.0").extras == [Package("cuda-toolkit-13-0")]
-    error = refused(host(A10G), toolkit="13.0", source="distribution")
+    error = refused(host(A10G, archive=MIRROR), toolkit="13.0", source="distribution")
     assert "newer than driver 535" in error.what and "CUDA 12" in error.change
     assert "name a release" in refused(host(A10G), toolkit="latest").change
 

@@ -18,7 +18,8 @@ class Facts:
     """A node as it is. cards: NVIDIA's GPUs on its bus. kernels: those installed, oldest first. product: what the
     hypervisor calls the machine. packages: versions by name. loaded: version of the kernel module. driver: what
     nvidia-smi tells; empty where it does not answer. problems: of the GPUs. sources: files of package sources that name
-    NVIDIA's repository. record: what this role did here. held: packages that are not upgraded."""
+    NVIDIA's repository. archive: where Debian's own packages come from; empty where that is not asked. record: what
+    this role did here. held: packages that are not upgraded."""
 
     system: str
     version: str
@@ -38,6 +39,7 @@ class Facts:
     driver: str = ""
     problems: t.Tuple[Problem, ...] = ()
     sources: t.Tuple[str, ...] = ()
+    archive: str = ""
     efa: int = 0
     efa_installed: str = ""
     uuids: t.Tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from pathlib import Path
 from .. import _host
 from .._engine import files
 from .._gpu import detect, pci, tool
-from . import packages
+from . import packages, table
 from .facts import Facts
 
 RECORD = Path("/var/lib/llmops-cuda/record.json")
@@ -35,6 +35,7 @@ def look(sys: Path, seconds: float) -> Facts:
     gpus = tuple(card for card in pci.gpus(cards) if card.driver != "vfio-pci")
     report = detect.look(seconds, bus) if gpus else detect.Report()
     kernel = platform.release()
+    known = table.system(*release)
     return Facts(
         release[0],
         release[1],
@@ -54,6 +55,7 @@ def look(sys: Path, seconds: float) -> Facts:
         report.driver,
         tuple(report.problems),
         tools.sources("/compute/cuda/repos/"),
+        tools.archive(known.codename) if gpus and known and known.own else "",
         efa(bus),
         _efa_installed(),
         tuple(gpu.uuid for gpu in report.gpus if gpu.uuid),

@@ -32,6 +32,9 @@ class Manager(t.Protocol):
     def sources(self, part: str) -> t.Tuple[str, ...]:
         """Files of sources, but for this role's, that name an address with such a part."""
 
+    def archive(self, suite: str) -> str:
+        """Where this host has the system's own packages from; empty for nowhere."""
+
     def refresh(self) -> None: ...
 
     def enable(self, stream: str) -> None: ...
@@ -100,6 +103,10 @@ class Apt:
     def sources(self, part: str) -> t.Tuple[str, ...]:
         return _naming(Path("/etc/apt/sources.list.d"), part)
 
+    def archive(self, suite: str) -> str:
+        form = ("--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages")
+        return parse_targets(quiet("apt-get", "indextargets", *form), suite)
+
     def refresh(self) -> None:
         run(
             *_APT,
@@ -140,6 +147,12 @@ class Apt:
 
 _APT = ("apt-get", "-o", "DPkg::Lock::Timeout=600", "-q")
 """Unattended upgrades may hold the lock in a machine's first minutes."""
+
+
+def parse_targets(text: str, suite: str) -> str:
+    """The address of the first source that has the suite's main part: a mirror of this site, where it has one."""
+    found = (line.split() for line in text.splitlines())
+    return next((words[0] for words in found if words[1:] == [suite, "main"]), "")
 
 
 def parse_dpkg(text: str) -> t.Tuple[t.Dict[str, str], t.FrozenSet[str]]:
@@ -185,6 +198,9 @@ class Dnf:
 
     def sources(self, part: str) -> t.Tuple[str, ...]:
         return _naming(Path("/etc/yum.repos.d"), part)
+
+    def archive(self, suite: str) -> str:
+        return ""
 
     def refresh(self) -> None: ...
 

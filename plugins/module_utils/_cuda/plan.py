@@ -115,7 +115,13 @@ def _set(facts: Facts, wish: Wish) -> Plan:
     if source == "nvidia":
         plan.repositories = [] if facts.sources else [sets.repository(system, facts.machine, wish)]
     elif "debian" in system.ids:
-        plan.repositories = [sets.own_repository(system)]
+        if not facts.archive:
+            raise FinetuneError(
+                f"No source of this host has the main part of {system.codename}, beside which Debian's driver is.",
+                where="cuda_source; apt-get indextargets",
+                change="give the host a source of Debian's, or set cuda_source: nvidia",
+            )
+        plan.repositories = [sets.own_repository(system, facts.archive)]
     if system.modular:
         plan.stream = f"{branch.number}-{'open' if flavour == table.OPEN else 'dkms'}"
     plan.files[sets.MODPROBE] = sets.modprobe(gsp=wish.gsp, rack=hardware.rack)

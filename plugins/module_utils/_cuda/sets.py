@@ -128,11 +128,11 @@ def container_repository(system: table.System, machine: str, wish: Wish) -> Repo
     return _repository(system.family, "llmops-nvidia-container", place, f"{root}/gpgkey", table.CONTAINER_PIN)
 
 
-def own_repository(system: table.System) -> Repository:
-    """Debian's parts that hold its driver, whose key the system has."""
+def own_repository(system: table.System, archive: str) -> Repository:
+    """Debian's parts that hold its driver, from where the host has the rest of Debian; the system has their key."""
     path = f"{_APT_SOURCES}/llmops-cuda-debian.sources"
     text = _deb822(
-        table.DEBIAN_ARCHIVE,
+        archive,
         system.codename,
         "contrib non-free non-free-firmware",
         f"{_APT_KEYS}/debian-archive-keyring.gpg",

@@ -181,7 +181,6 @@ EPEL = {
 """DKMS is there; Amazon Linux has it in NVIDIA's repository."""
 
 CUDA_REPOSITORY = "https://developer.download.nvidia.com/compute/cuda/repos"
-DEBIAN_ARCHIVE = "http://deb.debian.org/debian"
 CONTAINER_REPOSITORY = "https://nvidia.github.io/libnvidia-container"
 CONTAINER_PIN = "C95B321B61E88C1809C4F759DDCAE044F796ECB0"
 CONTAINER_VERSION = "1.20.1"
