@@ -121,16 +121,8 @@ options:
     description: How long NVSwitches may take to be set up, in seconds.
     type: float
     default: 180
-attributes:
-  check_mode:
-    description: Predicts RV(changes), refuses what an apply refuses up front, and creates nothing.
-    support: full
-  diff_mode:
-    description: RV(changes) lists what differs.
-    support: none
-  idempotent:
-    description: A second call changes nothing.
-    support: full
+extends_documentation_fragment:
+  - llmops.finetune.predicted
 """
 
 EXAMPLES = r"""

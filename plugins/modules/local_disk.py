@@ -30,16 +30,8 @@ options:
     type: list
     elements: str
     default: [instance_store]
-attributes:
-  check_mode:
-    description: Predicts RV(changes) and writes nothing.
-    support: full
-  diff_mode:
-    description: RV(changes) lists what differs.
-    support: none
-  idempotent:
-    description: A second call changes nothing.
-    support: full
+extends_documentation_fragment:
+  - llmops.finetune.predicted
 """
 
 EXAMPLES = r"""

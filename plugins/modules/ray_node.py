@@ -56,16 +56,8 @@ options:
     description: What the token is disguised with on its way back. Set by the action plugin.
     type: str
     default: "0"
-attributes:
-  check_mode:
-    description: Predicts RV(changes) and creates nothing.
-    support: full
-  diff_mode:
-    description: RV(changes) lists what differs.
-    support: none
-  idempotent:
-    description: A node that is as wanted is left alone.
-    support: full
+extends_documentation_fragment:
+  - llmops.finetune.predicted
 """
 
 EXAMPLES = r"""

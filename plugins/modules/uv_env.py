@@ -86,16 +86,8 @@ options:
     description: The controller's C(uv). Set by the action plugin.
     type: dict
     default: {}
-attributes:
-  check_mode:
-    description: Predicts RV(changes), refuses what an apply refuses up front, and creates nothing.
-    support: full
-  diff_mode:
-    description: RV(changes) lists what differs.
-    support: none
-  idempotent:
-    description: A second call changes nothing.
-    support: full
+extends_documentation_fragment:
+  - llmops.finetune.predicted
 """
 
 EXAMPLES = r"""
