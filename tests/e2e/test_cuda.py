@@ -232,7 +232,8 @@ def test_debians_own_packages_are_real(up: None) -> None:
     boot = debian.boot()
     done = debian.play(cuda_source="distribution")
     assert done.rc != 0 and "was rebooted, and still the kernel module does not load" in done.message
-    assert "modprobe: FATAL: Module nvidia not found" in done.message and debian.boot() != boot
+    told = "modprobe: ERROR: could not insert 'nvidia'"  # an alias of Debian's for modules that were not built here
+    assert told in done.message and debian.boot() != boot
     assert "535." in debian.sh("dpkg-query -W -f '${Version}' nvidia-open-kernel-dkms")
     held = set(debian.sh("apt-mark showhold").split())
     assert held == {"nvidia-open-kernel-dkms", "nvidia-smi", "libcuda1", "nvidia-persistenced"}
