@@ -218,6 +218,8 @@ HOSTS = [
         ("pythonhosted", "org"),
         ("download", "pytorch", "org"),
         ("galaxy", "ansible", "com"),
+        ("deb", "debian", "org"),
+        ("registry", "npmjs", "org"),
     )
 ]
 FOLDERS = ["root", "work", "tmp/lab"]
