@@ -21,7 +21,8 @@ def test_faults_in_one_run(cluster: Cluster) -> None:
     steps = {**STEPS, "max_steps": 64 * FAULTS}  # on the quickest of machines some seven a second
     quiet = cluster.play("train.yml", name="soak-hosts", **steps)
     assert quiet.rc == 0, quiet.text
-    test_cluster_faults.befall(cluster, str(quiet.plan["id"]), FAULTS, steps)
+    loss = test_cluster_faults.last_loss(str(quiet.plan["id"]))
+    test_cluster_faults.befall(cluster, loss, FAULTS, steps)
     kinds = ", ".join(fault.__name__.replace("_", " ") for fault in test_cluster_faults.FAULTS)
     REPORT.append(
         f"| of each kind as many (seed {test_cluster_faults.SEED}): {kinds} | {FAULTS} | "
