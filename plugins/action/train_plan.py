@@ -12,7 +12,6 @@ from ansible.plugins.action import ActionBase
 from ..module_utils import (
     _assumed,
     _chain,
-    _config,
     _dataset,
     _describe,
     _lookup,
@@ -29,6 +28,9 @@ from ..module_utils import (
     _wish,
 )
 from ..module_utils._errors import Attempts, FinetuneError
+from ..module_utils._wish import names
+from ..module_utils._wish.imported import Imported
+from ..module_utils._wish.wish import Wish
 from ..plugin_utils import _import, _recipes, _s3
 
 MADE = "llmops_runs"
@@ -46,13 +48,13 @@ class ActionModule(ActionBase):
         register = self._task.args.get("facts")
         try:
             told = Attempts()
-            told(_wish.refuse_misspelt, known)
+            told(names.refuse_misspelt, known)
             secrets = told(_secrets.read, self._templar.template(known.get("train_secrets")))
             schemas = _sources.schemas()
-            variables = {name: self._templar.template(known[name]) for name in _wish.INPUTS if name in known}
+            variables = {name: self._templar.template(known[name]) for name in names.INPUTS if name in known}
             recipes = _recipes.read()
 
-            def read(given: dict[str, t.Any]) -> _wish.Wish:
+            def read(given: dict[str, t.Any]) -> Wish:
                 wish = _wish.read(given, schemas, recipes, self._imported(given, known, schemas))
                 _profile.refuse_missing(wish)
                 return wish
@@ -111,7 +113,7 @@ class ActionModule(ActionBase):
 
     def _recorded(
         self,
-        wish: _wish.Wish,
+        wish: Wish,
         sources: t.Sequence[_dataset.Source],
         facts: t.Mapping[str, t.Any],
         model: _sent_model.Sent | None,
@@ -130,7 +132,7 @@ class ActionModule(ActionBase):
 
     def _imported(
         self, variables: dict[str, t.Any], known: t.Mapping[str, t.Any], schemas: t.Mapping[str, _schema.Schema]
-    ) -> _config.Imported | None:
+    ) -> Imported | None:
         """The file of train_config, where there is one."""
         wanted = str(variables.get("train_config") or "")
         return _import.find(wanted, _lookup.folders(known), schemas) if wanted else None

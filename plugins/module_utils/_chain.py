@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing as t
 
 from ._errors import FinetuneError
-from ._wish import DEMO_MODEL
+from ._wish.wish import DEMO_MODEL
 
 KEYS = (
     "train_name",

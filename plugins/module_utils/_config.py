@@ -10,7 +10,6 @@ import math
 import re
 import shlex
 import typing as t
-from dataclasses import dataclass, field
 
 from ._errors import FinetuneError
 
@@ -54,36 +53,6 @@ _VARIABLES = {
     "swanlab_api_key": "SWANLAB_API_KEY",
 }
 """Keys that are secrets, and the environment variable that stands in for each."""
-
-NOT_WRITTEN = "LLaMA-Factory's default"
-"""Origin of a key that a file leaves out."""
-
-
-@dataclass
-class Imported:
-    """One file, read."""
-
-    file: str = ""
-    """Its name."""
-    arguments: dict[str, t.Any] = field(default_factory=dict)
-    """LLaMA-Factory's keys, typed, without those that a variable or the run decides."""
-    origins: dict[str, str] = field(default_factory=dict)
-    """File and line of each of them."""
-    model: str = ""
-    revision: str = ""
-    datasets: list[t.Any] = field(default_factory=list)
-    """Entries as in train_datasets."""
-    eval_datasets: list[t.Any] = field(default_factory=list)
-    refused: dict[str, FinetuneError] = field(default_factory=dict)
-    """By variable: why its datasets cannot be taken, told where the variable does not stand in for them."""
-    described: dict[str, str] = field(default_factory=dict)
-    """By name of a dataset: where it is described, as refusals tell it."""
-    dataset_dir: str = "data"
-    media_folders: list[str] = field(default_factory=list)
-    """Where it has its media: its media_dir, looked for as dataset_dir is, and LLaMA-Factory's default, dataset_dir."""
-    engine: str = ""
-    """train_engine for its `deepspeed` or `fsdp`."""
-    notices: list[str] = field(default_factory=list)
 
 
 def scalar(value: t.Any) -> t.Any:

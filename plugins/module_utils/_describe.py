@@ -12,7 +12,7 @@ from ._dataset import Source
 from ._engine.state import EARLIER
 from ._plan import Plan
 from ._ranks import Facts
-from ._wish import DEMO_MODEL
+from ._wish.wish import DEMO_MODEL
 
 
 def lines(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Facts]) -> list[str]:

@@ -18,7 +18,7 @@ from ._ranks import Facts
 from ._vram import advise, choose, options
 from ._vram.choose import ACCUMULATION, BITS, FUSED, MICRO, PLAIN, Choice, Run, Tried
 from ._vram.estimate import gib
-from ._wish import ASKED, Wish
+from ._wish.wish import ASKED, Wish
 
 ORIGIN = "train_fit"
 CHOSEN = tuple(sorted((MICRO, ACCUMULATION, PLAIN, FUSED, BITS)))

@@ -16,7 +16,7 @@ from ._vram import advise, choose, estimate, learned, options, shape, speed
 from ._vram.estimate import GIB, Estimate, gib
 from ._vram.hardware import Gpu
 from ._vram.options import Situation
-from ._wish import DEMO_MODEL, Wish
+from ._wish.wish import DEMO_MODEL, Wish
 
 ADAPTER = ("finetuning_type", "lora_rank", "lora_target", "lora_dropout", "use_dora", "oft_block_size")
 """LLaMA-Factory's keys that decide how large an adapter is."""

@@ -26,7 +26,7 @@ from ._engine import base_model, lease
 from ._engine.state import EARLIER
 from ._env import RANKS_PATH, environment_path
 from ._ranks import Facts
-from ._wish import DEMO_MODEL, Wish
+from ._wish.wish import DEMO_MODEL, Wish
 
 if t.TYPE_CHECKING:
     from ._plan import Plan

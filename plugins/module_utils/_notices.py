@@ -10,7 +10,7 @@ import typing as t
 
 from . import _nodes, _parallel, _template, _tools
 from ._dataset import Source
-from ._wish import DEMO_MODEL, Wish
+from ._wish.wish import DEMO_MODEL, Wish
 
 if t.TYPE_CHECKING:
     from ._plan import Plan

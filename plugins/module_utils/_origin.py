@@ -16,7 +16,7 @@ from dataclasses import replace
 from . import _model_place, _template
 from ._engine.state import EARLIER
 from ._errors import FinetuneError
-from ._wish import Wish
+from ._wish.wish import Wish
 
 if t.TYPE_CHECKING:
     from ._ranks import Facts

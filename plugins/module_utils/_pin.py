@@ -10,7 +10,7 @@ import typing as t
 from . import _hub
 from ._errors import FinetuneError
 from ._ranks import Facts
-from ._wish import Wish
+from ._wish.wish import Wish
 
 _NEEDS_IT = ("finished", "staged")
 """States of a run that has its model on the node."""

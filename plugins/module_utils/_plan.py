@@ -42,7 +42,7 @@ from ._dataset import Source
 from ._engine import base_model
 from ._errors import FinetuneError
 from ._ranks import Facts
-from ._wish import ASKED, DEMO_MODEL, Wish
+from ._wish.wish import ASKED, DEMO_MODEL, Wish
 
 
 @dataclass

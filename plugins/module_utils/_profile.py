@@ -12,7 +12,7 @@ from pathlib import Path
 from . import _lock, _lookup, _recipe
 from ._env import environment_digest
 from ._errors import FinetuneError
-from ._wish import Wish
+from ._wish.wish import Wish
 
 REQUIREMENTS = Path(__file__).absolute().parents[2] / "requirements"
 _EMPTY = {"mcore-adapter": "0.0.1"}

@@ -10,7 +10,7 @@ import typing as t
 from ._cuda import table, torch
 from ._errors import FinetuneError
 from ._gpu.card import label
-from ._wish import Wish
+from ._wish.wish import Wish
 
 Facts = dict[str, t.Any]
 """What node_info returned for a host."""

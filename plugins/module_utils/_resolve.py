@@ -11,7 +11,7 @@ from . import _config, _parallel, _ranks, _schema, _sent_model, _template
 from ._dataset import Source
 from ._engine import base_model
 from ._ranks import Facts
-from ._wish import DEMO_MODEL, Wish
+from ._wish.wish import DEMO_MODEL, Wish
 
 
 def resolve(

@@ -14,7 +14,7 @@ from ._errors import FinetuneError
 from ._model import Model
 from ._ranks import Facts
 from ._vram import shape
-from ._wish import Wish
+from ._wish.wish import Wish
 
 
 def refuse_what_cannot_run(

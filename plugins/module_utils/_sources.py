@@ -20,7 +20,7 @@ from ._errors import FinetuneError
 from ._formats import PAIRS
 from ._media import Media
 from ._ranks import Facts
-from ._wish import Wish
+from ._wish.wish import Wish
 
 COLLECTION = Path(__file__).absolute().parents[2]
 FILES = COLLECTION / "roles" / "train" / "files"

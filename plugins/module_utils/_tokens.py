@@ -21,7 +21,7 @@ from . import _dataset, _media_set, _schema
 from ._dataset import Source
 from ._errors import FinetuneError
 from ._ranks import Facts
-from ._wish import Wish
+from ._wish.wish import Wish
 
 if t.TYPE_CHECKING:
     from ._plan import Plan

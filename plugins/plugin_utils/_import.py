@@ -9,8 +9,8 @@ import typing as t
 from pathlib import Path
 
 from ..module_utils import _config, _lookup, _parallel, _recipe, _schema
-from ..module_utils._config import Imported
 from ..module_utils._errors import FinetuneError
+from ..module_utils._wish.imported import NOT_WRITTEN, Imported
 from . import _import_data, _import_engine, _import_yaml
 
 _OTHERS = (
@@ -107,7 +107,7 @@ def read(text: str, name: str, schemas: t.Mapping[str, _schema.Schema], folders:
     _refuse_nothing_to_do(found, name)
     for key in ("stage", "finetuning_type", "per_device_train_batch_size", "gradient_accumulation_steps"):
         if key not in found.arguments:
-            found.arguments[key], found.origins[key] = schema.keys[key].default, _config.NOT_WRITTEN
+            found.arguments[key], found.origins[key] = schema.keys[key].default, NOT_WRITTEN
     return found
 
 

@@ -10,8 +10,8 @@ import typing as t
 from pathlib import Path
 
 from ..module_utils import _dataset, _sources
-from ..module_utils._config import Imported
 from ..module_utils._errors import FinetuneError
+from ..module_utils._wish.imported import Imported
 from . import _import_json
 
 _KEPT = ("formatting", "ranking", "columns", "tags", "split", "subset", "num_samples")

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import yaml
-from ansible_collections.llmops.finetune.plugins.module_utils import _config, _dataset, _plan, _sources, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _plan, _sources, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import base_model
+from ansible_collections.llmops.finetune.plugins.module_utils._wish.imported import Imported
 from ansible_collections.llmops.finetune.plugins.plugin_utils import _recipes
 
 DEFAULTS: dict[str, t.Any] = {
@@ -80,7 +81,7 @@ def make(
     sources: t.Sequence[_dataset.Source] = (DATA,),
     lock: t.Any = None,
     addresses: dict[str, str] | None = None,
-    imported: _config.Imported | None = None,
+    imported: Imported | None = None,
     **wish: t.Any,
 ) -> _plan.Plan:
     read = _wish.read({**DEFAULTS, "train_datasets": [{"file": "a.json"}], **wish}, SCHEMAS, RECIPES, imported)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible_collections.llmops.finetune.plugins.module_utils import _config, _sources, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils import _sources, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+from ansible_collections.llmops.finetune.plugins.module_utils._wish.imported import Imported
 from ansible_collections.llmops.finetune.plugins.plugin_utils import _import, _recipes
 
 SCHEMAS = _sources.schemas()
@@ -38,7 +39,7 @@ eval_strategy: no
 """
 
 
-def read(text: str) -> _config.Imported:
+def read(text: str) -> Imported:
     return _import.read(text, "my.yaml", SCHEMAS)
 
 

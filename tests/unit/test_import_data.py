@@ -13,6 +13,7 @@ import pytest
 import yaml
 from ansible_collections.llmops.finetune.plugins.module_utils import _sources, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+from ansible_collections.llmops.finetune.plugins.module_utils._wish.wish import Wish
 from ansible_collections.llmops.finetune.plugins.plugin_utils import _import, _recipes
 
 SCHEMAS = _sources.schemas()
@@ -91,7 +92,7 @@ def test_a_dataset_that_dataset_info_does_not_describe_is_refused_with_that_file
         assert [dataset.name for dataset in wish.datasets] == ["a"], "as the remedy says"
 
 
-def wish(folder: Path, text: str, info: t.Any = None) -> _wish.Wish:
+def wish(folder: Path, text: str, info: t.Any = None) -> Wish:
     """The wish of a file with these lines, and with this data/dataset_info.json beside it."""
     text = f"model_name_or_path: org/m\nstage: sft\ndo_train: true\n{text}"
     (folder / "my.yaml").write_text(text, encoding="utf-8")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible_collections.llmops.finetune.plugins.module_utils import _config, _sources, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils import _sources, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+from ansible_collections.llmops.finetune.plugins.module_utils._wish.imported import Imported
 from ansible_collections.llmops.finetune.plugins.plugin_utils import _import, _recipes
 
 SCHEMAS = _sources.schemas()
@@ -23,7 +24,7 @@ DEFAULTS: dict[str, t.Any] = yaml.safe_load(
 START = "model_name_or_path: org/model\nstage: sft\ndo_train: true\n"
 
 
-def read(text: str, folders: t.Sequence[Path] = ()) -> _config.Imported:
+def read(text: str, folders: t.Sequence[Path] = ()) -> Imported:
     return _import.read(START + text, "my.yaml", SCHEMAS, folders)
 
 

@@ -12,6 +12,7 @@ import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _parallel, _profile, _recipe, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._env import environment_digest
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+from ansible_collections.llmops.finetune.plugins.module_utils._wish.wish import Wish
 
 from .plans import DEFAULTS, RECIPES, SCHEMAS
 
@@ -22,7 +23,7 @@ def lock(*pins: str) -> str:
     return "".join(f"{pin} --hash=sha256:{'0' * 64}\n" for pin in pins)
 
 
-def wish(**asked: t.Any) -> _wish.Wish:
+def wish(**asked: t.Any) -> Wish:
     return _wish.read({**DEFAULTS, **asked}, SCHEMAS, RECIPES)
 
 

@@ -11,8 +11,9 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _records, _schema, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _records, _schema
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+from ansible_collections.llmops.finetune.plugins.module_utils._wish import names
 
 from . import plans
 from .broken_records import BROKEN, FORMS
@@ -20,7 +21,7 @@ from .rule_cases import cases, situations
 
 MAIN = situations.MAIN
 GROUPS = sorted({key.group for key in MAIN.keys.values()})
-VARIABLES = (*_wish.INPUTS, *_wish.OTHERS)
+VARIABLES = (*names.INPUTS, *names.OTHERS)
 ODD: tuple[t.Any, ...] = (
     None,
     "",

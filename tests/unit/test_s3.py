@@ -11,8 +11,9 @@ from pathlib import Path
 
 import boto3
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _config, _dataset, _request, _sources, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _request, _sources, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+from ansible_collections.llmops.finetune.plugins.module_utils._wish.imported import Imported
 from ansible_collections.llmops.finetune.plugins.plugin_utils import _import_data, _s3
 from moto.server import ThreadedMotoServer
 
@@ -170,7 +171,7 @@ def test_what_is_no_object_is_refused_at_once(entry: t.Any, said: str) -> None:
 def test_llamafactorys_own_word_for_it_is_taken_over(tmp_path: Path) -> None:
     text = '{"a": {"cloud_file_name": "%s"}, "b": {"cloud_file_name": "gs://records/a.jsonl"}}'
     (tmp_path / "dataset_info.json").write_text(text % ADDRESS)
-    found = _config.Imported(file="x.yaml", datasets=["a"], eval_datasets=["b"], dataset_dir=".")
+    found = Imported(file="x.yaml", datasets=["a"], eval_datasets=["b"], dataset_dir=".")
     _import_data.describe(found, tmp_path / "x.yaml")
     assert found.datasets == [{"name": "a", "s3": ADDRESS}]
     assert "neither file_name nor hf_hub_url" in str(found.refused["train_eval_datasets"])

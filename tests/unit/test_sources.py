@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import yaml
 from ansible_collections.llmops.finetune.plugins.module_utils import (
-    _config,
     _dataset,
     _profile,
     _recipe,
@@ -21,6 +20,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils import (
 )
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import files
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+from ansible_collections.llmops.finetune.plugins.module_utils._wish.imported import Imported
 from ansible_collections.llmops.finetune.plugins.plugin_utils import _recipes
 
 DEFAULTS: dict[str, t.Any] = {
@@ -82,7 +82,7 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def find_media(folder: Path, imported: _config.Imported | None = None, **wish: t.Any) -> _dataset.Source:
+def find_media(folder: Path, imported: Imported | None = None, **wish: t.Any) -> _dataset.Source:
     variables = {**DEFAULTS, "train_datasets": [{"file": "data/a.jsonl"}], **wish}
     (source,) = _sources.sources(_wish.read(variables, SCHEMAS, RECIPES, imported), [folder], {})
     return source
@@ -91,7 +91,7 @@ def find_media(folder: Path, imported: _config.Imported | None = None, **wish: t
 def test_media_are_looked_for_in_media_dir_then_where_train_config_has_them_then_beside_the_data(
     pictures: Path,
 ) -> None:
-    imported = _config.Imported(arguments={"stage": "sft", "finetuning_type": "lora"}, model="org/m")
+    imported = Imported(arguments={"stage": "sft", "finetuning_type": "lora"}, model="org/m")
     imported.media_folders = [str(pictures / "imported")]
     for media_dir in ("media", str(pictures / "media")):
         source = find_media(pictures, imported, train_args={"media_dir": media_dir})

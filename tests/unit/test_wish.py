@@ -13,6 +13,8 @@ import pytest
 import yaml
 from ansible_collections.llmops.finetune.plugins.module_utils import _sources, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
+from ansible_collections.llmops.finetune.plugins.module_utils._wish import names
+from ansible_collections.llmops.finetune.plugins.module_utils._wish.wish import Wish
 from ansible_collections.llmops.finetune.plugins.plugin_utils import _recipes
 
 DEFAULTS: dict[str, t.Any] = {
@@ -25,7 +27,7 @@ SCHEMAS = _sources.schemas()
 RECIPES = _recipes.read()
 
 
-def read(**variables: t.Any) -> _wish.Wish:
+def read(**variables: t.Any) -> Wish:
     return _wish.read({**DEFAULTS, **variables}, SCHEMAS, RECIPES)
 
 
@@ -178,14 +180,14 @@ def test_all_that_is_wrong_is_told_at_once(variables: dict[str, t.Any], places: 
 )
 def test_a_misspelt_variable_is_refused_with_the_one_that_is_meant(name: str, near: str) -> None:
     with pytest.raises(FinetuneError) as refusal:
-        _wish.refuse_misspelt(["ansible_user", name, *_wish.INPUTS])
+        names.refuse_misspelt(["ansible_user", name, *names.INPUTS])
     assert (refusal.value.where, near in refusal.value.change) == (name, True)
     with pytest.raises(FinetuneError, match="2 things are wrong"):
-        _wish.refuse_misspelt([name, "train_egine"])
+        names.refuse_misspelt([name, "train_egine"])
 
 
 def test_the_inventorys_own_variables_are_left_alone() -> None:
-    _wish.refuse_misspelt([*_wish.INPUTS, *_wish.OTHERS, "train_bucket", "train_model_dir", "training_model", "train"])
+    names.refuse_misspelt([*names.INPUTS, *names.OTHERS, "train_bucket", "train_model_dir", "training_model", "train"])
 
 
 @pytest.mark.parametrize(
@@ -238,7 +240,7 @@ def test_what_a_run_begins_with_is_a_full_path_or_on_a_hub() -> None:
 def test_every_input_of_the_role_is_known() -> None:
     specs = (Path(__file__).parents[2] / "roles/train/meta/argument_specs.yml").read_text(encoding="utf-8")
     options = yaml.safe_load(specs)["argument_specs"]["main"]["options"]
-    assert {*_wish.INPUTS, *_wish.OTHERS} == options.keys() == DEFAULTS.keys()
+    assert {*names.INPUTS, *names.OTHERS} == options.keys() == DEFAULTS.keys()
 
 
 def test_one_name_does_not_stand_for_two_datasets() -> None:

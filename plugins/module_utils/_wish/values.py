@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 import typing as t
 
-from . import _config
-from ._errors import FinetuneError
+from .. import _config
+from .._errors import FinetuneError
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
