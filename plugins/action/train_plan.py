@@ -12,16 +12,14 @@ from ansible.plugins.action import ActionBase
 from ..module_utils import (
     _assumed,
     _chain,
-    _dataset,
     _describe,
+    _identity,
     _lookup,
     _plan,
     _profile,
     _ranks,
-    _request,
     _schema,
     _secrets,
-    _sent_model,
     _sources,
     _store,
     _trackers,
@@ -88,17 +86,16 @@ class ActionModule(ActionBase):
             model = _sources.model(wish, _lookup.folders(known))
             profile = _profile.find(wish.environment, wish.lock, _lookup.folders(known))
             schema = schemas[wish.environment]
-            facts = self._recorded(wish, sources, facts, model, made, secrets)
+            corpus = _sources.corpus_digest()
+            who = _identity.find(wish, sources, facts, corpus_digest=corpus, model=model, made=made)
+            facts = self._recorded(who, facts, secrets)
             plan = _plan.make(
-                wish,
+                who,
                 sources,
                 facts,
-                corpus_digest=_sources.corpus_digest(),
                 schema=schema._replace(packages=profile.packages or schema.packages),
                 addresses={host: str(known["hostvars"][host].get("train_address") or "") for host in facts},
                 environment=profile.identity,
-                model=model,
-                made=made,
                 variables=_trackers.told(secrets),
                 store=_profile.find(_store.ENVIRONMENT, "", []).identity["digest"] if wish.store else "",
             )
@@ -112,23 +109,13 @@ class ActionModule(ActionBase):
         return {"changed": False, "plan": result, "ansible_facts": {MADE: {**made, plan.name: run}}}
 
     def _recorded(
-        self,
-        wish: Wish,
-        sources: t.Sequence[_dataset.Source],
-        facts: t.Mapping[str, t.Any],
-        model: _sent_model.Sent | None,
-        made: dict[str, t.Any],
-        secrets: dict[str, t.Any],
+        self, who: _identity.Identity, facts: t.Mapping[str, t.Any], secrets: dict[str, t.Any]
     ) -> t.Mapping[str, t.Any]:
         """The facts, with what the store has recorded of a run that the hosts know nothing of."""
-        if not wish.store or not facts or wish.state not in ("finished", "staged"):
+        if not who.wish.store or not who.wish.present or not _store.unrecorded(who.id, facts):
             return facts
-        corpus = _sources.corpus_digest()
-        run_id = _request.run_id(_plan.identify(wish, sources, facts, corpus_digest=corpus, model=model, made=made)[1])
-        if not _store.unrecorded(run_id, facts):
-            return facts
-        record = _s3.record(f"{wish.store}/{run_id}", secrets)
-        return _store.with_record(run_id, record, facts, wish.output_root)
+        record = _s3.record(f"{who.wish.store}/{who.id}", secrets)
+        return _store.with_record(who.id, record, facts, who.wish.output_root)
 
     def _imported(
         self, variables: dict[str, t.Any], known: t.Mapping[str, t.Any], schemas: t.Mapping[str, _schema.Schema]

@@ -40,6 +40,11 @@ def variables(place: Address) -> dict[str, str]:
     return dict.fromkeys(names, place.interface) if place.interface else {}
 
 
+def meet(hosts: t.Mapping[str, t.Sequence[Interface]], asked: t.Mapping[str, str]) -> dict[str, Address]:
+    """Where the ranks of each host find the others'."""
+    return choose(hosts, asked) if len(hosts) > 1 else dict.fromkeys(hosts, LOOPBACK)
+
+
 def choose(hosts: t.Mapping[str, t.Sequence[Interface]], asked: t.Mapping[str, str]) -> dict[str, Address]:
     """An address for every host, in rank order. asked: train_address by host.
 

@@ -58,6 +58,8 @@ def over(assumed: Assumed | None, facts: t.Mapping[str, dict[str, t.Any]]) -> di
     return {host: {**node, **own} for host, node in facts.items()}
 
 
-def notice(assumed: Assumed) -> str:
+def notices(assumed: Assumed | None) -> list[str]:
+    if assumed is None:
+        return []
     count, known = assumed
-    return f"Each host is taken to have {count} × {known.name} ({VARIABLE}), with compilers and memory enough."
+    return [f"Each host is taken to have {count} × {known.name} ({VARIABLE}), with compilers and memory enough."]

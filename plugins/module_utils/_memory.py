@@ -88,6 +88,11 @@ def smallest(wish: Wish, facts: t.Mapping[str, Facts]) -> Device | None:
     return min(found, key=lambda device: device.free, default=None)
 
 
+def unlearned(facts: t.Mapping[str, Facts]) -> dict[str, Facts]:
+    """Facts without what other runs took, which corrects estimates."""
+    return {host: {**node, "peaks": {}} for host, node in facts.items()}
+
+
 def used(wish: Wish, node: Facts) -> list[dict[str, t.Any]]:
     """The GPUs of a host that has what is asked for."""
     return _ranks.gpus(wish.gpus, node["gpus"], "")

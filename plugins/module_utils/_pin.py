@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import typing as t
 
-from . import _hub
+from . import _hub, _sent_model
 from ._errors import FinetuneError
 from ._ranks import Facts
 from ._wish.wish import Wish
 
-_NEEDS_IT = ("finished", "staged")
-"""States of a run that has its model on the node."""
 _SPARE = 1.02
 """Of the disk, for what lies beside the files while they come."""
 
@@ -24,11 +22,14 @@ class Pin(t.NamedTuple):
     """Why the hub did not tell: the commit is the one that the last run took."""
 
 
-def choose(wish: Wish, facts: t.Mapping[str, Facts], recorded: str) -> Pin:
+def choose(wish: Wish, facts: t.Mapping[str, Facts], recorded: str, sent: _sent_model.Sent | None = None) -> Pin:
     """The commit that the hub told the first host that it answered; else the recorded one, or one that lies on a host.
 
-    recorded: the commit that this run was resolved to; empty where it is new.
+    recorded: the commit that this run was resolved to; empty where it is new. sent: a model of the controller, which
+    its content stands for.
     """
+    if not wish.hub:
+        return Pin(sent.digest if sent else "")
     told = [node["hub"] for node in facts.values() if node["hub"]]
     if not told:  # an earlier run has it pinned already
         return Pin(wish.model_revision)
@@ -37,11 +38,16 @@ def choose(wish: Wish, facts: t.Mapping[str, Facts], recorded: str) -> Pin:
             return Pin(answer["revision"])
     first = told[0]
     here = next((answer["revision"] for answer in told if answer.get("revision")), "")
-    if recorded or wish.state not in _NEEDS_IT:
+    if recorded or not wish.present:
         return Pin(recorded or here or wish.model_revision)
     if here:
         return Pin(here, old=first["said"])
     raise _hub.refusal(first, wish.model, wish.model_revision, wish.model_place)
+
+
+def notices(pin: Pin) -> list[str]:
+    old = f"The hub could not be asked ({pin.old}): the model is the one that the last run took."
+    return [old] if pin.old else []
 
 
 def refuse_full_disks(wish: Wish, revision: str, facts: t.Mapping[str, Facts]) -> None:
@@ -50,11 +56,7 @@ def refuse_full_disks(wish: Wish, revision: str, facts: t.Mapping[str, Facts]) -
     for host, node in facts.items():
         told = node["hub"]
         needed = int(told.get("bytes", 0) * _SPARE) - told.get("begun", 0)
-        if (
-            wish.state in _NEEDS_IT
-            and _hub.folder_name(wish.model, revision) not in node["models"]
-            and needed > node["disk_free"]
-        ):
+        if wish.present and _hub.folder_name(wish.model, revision) not in node["models"] and needed > node["disk_free"]:
             raise FinetuneError(
                 f"Model {wish.model} takes {size(needed)} on {host}, which has {size(node['disk_free'])} free.",
                 where="train_root",

@@ -17,8 +17,6 @@ from ._wish.wish import Wish
 REQUIREMENTS = Path(__file__).absolute().parents[2] / "requirements"
 _EMPTY = {"mcore-adapter": "0.0.1"}
 """What the public registry has under a name, and is none of it."""
-_MADE = ("finished", "staged")
-"""States of a run that has an environment."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def find(environment: str, own: str, folders: t.Sequence[Path]) -> Profile:
 
 def refuse_missing(wish: Wish) -> None:
     """A run that is to be there, in an environment without a lock. With assumed GPUs nothing comes of it anyway."""
-    if wish.lock or wish.assumed or wish.environment not in _recipe.UNLOCKED or wish.state not in _MADE:
+    if wish.lock or wish.assumed or wish.environment not in _recipe.UNLOCKED or not wish.present:
         return
     raise FinetuneError(
         f"The collection has no lock for the environment node-{wish.environment}, which this run needs.",

@@ -28,6 +28,13 @@ def local(wish: Wish, host: str, node: Facts) -> int:
     return len(used) or wish.processes_per_node or 1
 
 
+def by_host(wish: Wish, facts: t.Mapping[str, Facts]) -> dict[str, int]:
+    """Processes on each node, where all of them can be ranks of one run."""
+    _refuse_mixed(wish, facts)
+    _refuse_shared_root(facts)
+    return {host: local(wish, host, node) for host, node in facts.items()}
+
+
 def refuse_incomplete(expected: t.Mapping[str, t.Any]) -> None:
     """expected: train_nodes by host. A run on fewer nodes would begin, or go on, without a word."""
     for host, number in expected.items():
@@ -39,7 +46,7 @@ def refuse_incomplete(expected: t.Mapping[str, t.Any]) -> None:
             )
 
 
-def refuse_mixed(wish: Wish, facts: t.Mapping[str, Facts]) -> None:
+def _refuse_mixed(wish: Wish, facts: t.Mapping[str, Facts]) -> None:
     """Ranks on GPUs talk through NCCL and ranks on CPUs through gloo: they cannot meet."""
     used = {host: bool(gpus(wish.gpus, node["gpus"], host)) for host, node in facts.items()}
     without = [host for host, has in used.items() if not has]
@@ -121,7 +128,7 @@ def devices(used: t.Iterable[dict[str, t.Any]]) -> str:
     return ", ".join(f"{names.count(name)} × {name}" for name in dict.fromkeys(names))
 
 
-def refuse_shared_root(facts: t.Mapping[str, Facts]) -> None:
+def _refuse_shared_root(facts: t.Mapping[str, Facts]) -> None:
     """Each host keeps the state of its own ranks under the root; two in one folder would take each other's."""
     seen: dict[str, str] = {}
     for host, node in facts.items():

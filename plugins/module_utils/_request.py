@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who a run is: the request in canonical form, its id, and the difference between two requests."""
+"""The request of a run in canonical form: its id, and the difference between two of them."""
 
 from __future__ import annotations
 

@@ -61,6 +61,11 @@ def find(model: str, folders: t.Sequence[Path], where: str) -> Sent:
     return Sent(str(folder), dict(zip(names, digests)), {**facts, "name": facts["name"] or str(folder)})
 
 
+def over(sent: Sent | None, facts: t.Mapping[str, dict[str, t.Any]]) -> dict[str, dict[str, t.Any]]:
+    """The facts of hosts, with what is known of the model that each of them is sent."""
+    return {host: {**node, "model": sent.facts} if sent else node for host, node in facts.items()}
+
+
 def folder_name(digest: str) -> str:
     """Of the model's folder below `models`."""
     return f"file@{digest[:16]}"

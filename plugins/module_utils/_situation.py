@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import typing as t
-from types import MappingProxyType
 
 from . import _memory, _parallel, _ranks, _rules, _schema, _template, _tools
 from ._dataset import Source
@@ -17,21 +16,21 @@ from ._vram import shape
 from ._wish.wish import Wish
 
 
-def refuse_what_cannot_run(
-    wish: Wish,
-    resolved: t.Mapping[str, t.Any],
-    origins: t.Mapping[str, str],
-    sources: t.Sequence[Source],
-    facts: t.Mapping[str, Facts],
-    schema: _schema.Schema,
-    template: _template.Choice | None = None,
-    variables: t.Mapping[str, str] = MappingProxyType({}),
-) -> None:
-    """Hold the arguments against what LLaMA-Factory would refuse after minutes, or take and do otherwise. variables:
-    what is known of train_secrets."""
-    problems = found(wish, resolved, sources, facts, schema, template, variables)
+def refuse(wish: Wish, problems: t.Sequence[_schema.Problem], origins: t.Mapping[str, str]) -> None:
+    """What LLaMA-Factory would refuse after minutes, or take and do otherwise. problems: that are found."""
     told = [problem._replace(key=wish.model_place) if problem.key == "train_model" else problem for problem in problems]
     _schema.refuse(told, origins)
+
+
+def refuse_missing_model(wish: Wish, facts: t.Mapping[str, Facts]) -> None:
+    """A folder on the nodes that has none."""
+    missing = [host for host, node in facts.items() if node.get("model_missing")]
+    if missing:
+        raise FinetuneError(
+            f"There is no model in {wish.model} on {', '.join(missing)}.",
+            where=wish.model_place,
+            change="correct the path; the folder holds config.json and the weights, and the account may read it",
+        )
 
 
 def found(
@@ -43,6 +42,7 @@ def found(
     template: _template.Choice | None,
     variables: t.Mapping[str, str],
 ) -> list[_schema.Problem]:
+    """What speaks against a run that is resolved so. variables: what is known of train_secrets."""
     gpus = [gpu for host, node in facts.items() for gpu in _ranks.gpus(wish.gpus, node["gpus"], host)]
     situation = _rules.Situation(
         world_size=sum(_ranks.local(wish, host, node) for host, node in facts.items()),

@@ -17,7 +17,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _plan, _sources, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils import _identity, _plan, _sources, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 from ansible_collections.llmops.finetune.plugins.plugin_utils import _import, _recipes
 
@@ -120,9 +120,8 @@ def planned(path: Path) -> tuple[str, bool]:
         imported = _import.find(str(path), [path.parent], SCHEMAS)
         wish = _wish.read(test_import.DEFAULTS, SCHEMAS, RECIPES, imported)
         sources = _sources.sources(wish, [path.parent], facts)
-        plan = _plan.make(
-            wish, sources, facts, corpus_digest="c" * 64, environment=plans.LOCK, schema=SCHEMAS[wish.environment]
-        )
+        who = _identity.find(wish, sources, facts, corpus_digest="c" * 64)
+        plan = _plan.make(who, sources, facts, environment=plans.LOCK, schema=SCHEMAS[wish.environment])
     except FinetuneError as refusal:
         assert refusal.where and refusal.change, refusal
         return str(refusal), False

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import yaml
-from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _plan, _sources, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _identity, _plan, _sources, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import base_model
 from ansible_collections.llmops.finetune.plugins.module_utils._wish.imported import Imported
 from ansible_collections.llmops.finetune.plugins.plugin_utils import _recipes
@@ -86,10 +86,9 @@ def make(
 ) -> _plan.Plan:
     read = _wish.read({**DEFAULTS, "train_datasets": [{"file": "a.json"}], **wish}, SCHEMAS, RECIPES, imported)
     return _plan.make(
-        read,
+        _identity.find(read, sources, facts, corpus_digest=CORPUS),
         sources,
         facts,
-        corpus_digest=CORPUS,
         environment=lock or LOCK,
         schema=SCHEMAS[read.environment],
         addresses=addresses,

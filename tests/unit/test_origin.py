@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _chain, _plan, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils import _chain, _identity, _plan, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
 from .plans import COMMIT, CORPUS, DATA, DEFAULTS, LOCK, RECIPES, SCHEMAS, make, node
@@ -29,8 +29,8 @@ def having(*runs: dict[str, t.Any]) -> dict[str, dict[str, t.Any]]:
 
 def plan(facts: dict[str, dict[str, t.Any]], made: dict[str, t.Any] | None = None, **wish: t.Any) -> _plan.Plan:
     read = _wish.read({**DEFAULTS, "train_datasets": [{"file": "a.json"}], **wish}, SCHEMAS, RECIPES)
-    schema = SCHEMAS[read.environment]
-    return _plan.make(read, (DATA,), facts, corpus_digest=CORPUS, environment=LOCK, schema=schema, made=made)
+    who = _identity.find(read, (DATA,), facts, corpus_digest=CORPUS, made=made)
+    return _plan.make(who, (DATA,), facts, environment=LOCK, schema=SCHEMAS[read.environment])
 
 
 def lines(found: _plan.Plan) -> dict[str, str]:

@@ -9,7 +9,14 @@ import re
 import typing as t
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _describe, _plan, _ranks, _request, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils import (
+    _describe,
+    _identity,
+    _plan,
+    _ranks,
+    _request,
+    _wish,
+)
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import base_model
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
@@ -129,7 +136,7 @@ def test_each_input_of_the_author_is_in_the_id(inputs: Variables) -> None:
 
 def test_the_text_of_the_demo_model_is_in_the_id() -> None:
     wish = _wish.read({**DEFAULTS, "train_datasets": ["demo"]}, SCHEMAS, RECIPES)
-    requests = [_plan.request(wish, [DATA], digest) for digest in ("c", "d")]
+    requests = [_identity.request(wish, [DATA], digest) for digest in ("c", "d")]
     assert _request.run_id(requests[0]) != _request.run_id(requests[1])
 
 

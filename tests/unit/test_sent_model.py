@@ -13,6 +13,7 @@ import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import (
     _changes,
     _describe,
+    _identity,
     _media_send,
     _models,
     _node,
@@ -47,8 +48,8 @@ def plan(folder: Path, **asked: t.Any) -> _plan.Plan:
     )
     facts = {"a": node(hub={})}
     sent = _sources.model(wish, [folder.parent])
-    schema = SCHEMAS["main"]
-    return _plan.make(wish, (DATA,), facts, corpus_digest=CORPUS, environment=LOCK, schema=schema, model=sent)
+    who = _identity.find(wish, (DATA,), facts, corpus_digest=CORPUS, model=sent)
+    return _plan.make(who, (DATA,), facts, environment=LOCK, schema=SCHEMAS["main"])
 
 
 @pytest.fixture(autouse=True)

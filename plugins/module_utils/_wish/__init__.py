@@ -32,8 +32,8 @@ def read(
     the recipe; its model and data count where the variables are the role's defaults.
     """
     first, told = Attempts(), Attempts()  # without the first ones there is nothing to hold the others against
-    name = str(variables.get("train_recipe") or "") if imported is None else IMPORTED
-    recipe = first(_recipe.find, name, recipes) if imported is None else _recipe.Recipe()
+    recipe_name = str(variables.get("train_recipe") or "") if imported is None else IMPORTED
+    recipe = first(_recipe.find, recipe_name, recipes) if imported is None else _recipe.Recipe()
     given = imported or Imported()
     written = {
         "train_args": first(arguments.from_args, variables),
@@ -47,25 +47,25 @@ def read(
         raise together([*first.errors, *told.errors])
     if engine == _parallel.AUTO:
         engine = given.engine or recipe.engine or engine
-    asked = arguments.over(name, recipe, given, written, engine, schemas, told)
+    asked = arguments.over(recipe_name, recipe, given, written, engine, schemas, told)
     datasets, eval_datasets = told(data.read, variables, imported, asked.stage) or ([], [])
-    base, revision, place = told(model.read, variables, imported) or ("", "", "")
-    template = _template.choose(base, asked.schema) if base and base != DEMO_MODEL else None
+    model_name, revision, place = told(model.read, variables, imported) or ("", "", "")
+    template = _template.choose(model_name, asked.schema) if model_name not in ("", DEMO_MODEL) else None
     insisted = told(settings.insisted, variables)
-    called = told(values.name, str(variables.get("train_name") or name.replace("_", "-")))
+    name = told(values.name, str(variables.get("train_name") or recipe_name.replace("_", "-")))
     rewarded_by = told(model.rewarded_by, variables, asked.stage)
     folders = told(model.folders, asked)
     fit = told(settings.fit, variables)
     told.refuse()
     return Wish(
-        name=called,
-        recipe=name,
+        name=name,
+        recipe=recipe_name,
         args=asked.args,
         origins=asked.origins,
         environment=asked.environment,
         base=asked.base,
         notices=asked.notices,
-        model=base,
+        model=model_name,
         model_revision=revision,
         begins_with=str(variables.get("train_from") or ""),
         rewarded_by=rewarded_by,

@@ -94,6 +94,11 @@ class Wish:
     adapter."""
 
     @property
+    def present(self) -> bool:
+        """It is to be on its nodes with all that it needs, ready to train or trained."""
+        return self.state in ("finished", "staged")
+
+    @property
     def objects(self) -> list[str]:
         """Addresses of what is in S3."""
         return [dataset.where for dataset in (*self.datasets, *self.eval_datasets) if dataset.source == "s3"]
