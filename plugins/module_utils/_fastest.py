@@ -15,9 +15,10 @@ from . import _memory, _parallel
 from ._errors import FinetuneError
 from ._memory import Wrong
 from ._ranks import Facts
-from ._vram import advise, choose, options
+from ._vram import advise, choose
 from ._vram.choose import ACCUMULATION, BITS, FUSED, MICRO, PLAIN, Choice, Run, Tried
 from ._vram.estimate import gib
+from ._vram.keys import DEFAULTS
 from ._wish.wish import ASKED, Wish
 
 ORIGIN = "train_fit"
@@ -140,7 +141,7 @@ def _with(resolved: Resolved, origins: Origins, option: choose.Option) -> tuple[
     arguments, origins = dict(resolved["arguments"]), dict(origins)
     values = option.over({})
     for key in CHOSEN:
-        if values[key] != arguments.get(key, options.DEFAULTS[key]):
+        if values[key] != arguments.get(key, DEFAULTS[key]):
             arguments[key], origins[key] = values[key], ORIGIN
     engine = _parallel.pick(option.engine, arguments, resolved["world_size"])
     return {**resolved, "arguments": arguments, "engine": engine}, origins

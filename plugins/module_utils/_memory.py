@@ -15,6 +15,7 @@ from ._ranks import Facts
 from ._vram import advise, choose, estimate, learned, options, shape, speed
 from ._vram.estimate import GIB, Estimate, gib
 from ._vram.hardware import Gpu
+from ._vram.keys import DEFAULTS
 from ._vram.options import Situation
 from ._wish.wish import DEMO_MODEL, Wish
 
@@ -146,7 +147,7 @@ def _loaded(wish: Wish, arguments: t.Mapping[str, t.Any]) -> t.Mapping[str, t.An
 
 def left(wish: Wish, resolved: t.Mapping[str, t.Any], facts: t.Mapping[str, Facts]) -> dict[str, t.Any]:
     """What is known before a run of what one that begins with it will find."""
-    arguments = {**options.DEFAULTS, **_loaded(wish, resolved["arguments"])}
+    arguments = {**DEFAULTS, **_loaded(wish, resolved["arguments"])}
     adapts = arguments["finetuning_type"] in ("lora", "oft")
     adapter = {key: arguments[key] for key in ADAPTER} if adapts else {}
     return {"config": dict(config(wish, facts)), "adapter": adapter}

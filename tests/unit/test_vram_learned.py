@@ -182,7 +182,7 @@ def test_a_run_keeps_its_kind_and_the_estimate_before_corrections(keys: Told, me
 
 
 PINNED = {
-    1: {
+    2: {
         ("llama3-8b", "lora", 1, 2048): 21_592_670_208,
         ("qwen2.5-0.5b", "full", 4, 2048): 25_449_504_768,
         ("qwen3-4b", "full", 1, 4096): 69_282_612_736,

@@ -14,16 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
-from ansible_collections.llmops.finetune.plugins.module_utils._vram import hardware, optimizers, options, shape
-from ansible_collections.llmops.finetune.plugins.module_utils._vram.options import (
-    FORMULA,
-    REPLAYED,
-    UNVERIFIED,
-    Situation,
+from ansible_collections.llmops.finetune.plugins.module_utils._vram import (
+    hardware,
+    optimizers,
+    options,
+    shape,
+    trust,
 )
+from ansible_collections.llmops.finetune.plugins.module_utils._vram.options import Situation
 from ansible_collections.llmops.finetune.plugins.module_utils._vram.physics import Physics
 from ansible_collections.llmops.finetune.plugins.module_utils._vram.stages import Run
 from ansible_collections.llmops.finetune.plugins.module_utils._vram.tape import FULL, HALF
+from ansible_collections.llmops.finetune.plugins.module_utils._vram.trust import FORMULA, REPLAYED, UNVERIFIED
 from ansible_collections.llmops.finetune.plugins.module_utils._vram.walk import Job
 
 GIB = 1 << 30
@@ -229,11 +231,12 @@ def _profile(record: Record) -> Parts | str:
         if "8-bit" in record["notes"] or "lora" in method:  # the table adds one technique to another, offloading before
             physics = _replaced(physics, checkpointing="host")
         physics = _replaced(physics, fused=True, autocast=False, trained_width=HALF, adapter_width=HALF)
-        physics = _replaced(physics, loss="chunked" if "chunked" in record["loss_kernel"] else "plain")
-        return _replaced(physics, layerwise=in_backward, outputs_in_full=False), optimizer, 1, False, FORMULA
+        physics = _replaced(physics, loss="parts" if "chunked" in record["loss_kernel"] else "plain")
+        tag = FORMULA if optimizer in trust.OPTIMIZERS else UNVERIFIED
+        return _replaced(physics, layerwise=in_backward, outputs_in_full=False), optimizer, 1, False, tag
     if "Unsloth" in record["engine"]:
-        physics = _replaced(physics, fused=True, loss="chunked", checkpointing="host")
-        return physics, "adamw_torch", accumulation, False, FORMULA
+        physics = _replaced(physics, fused=True, loss="kept", checkpointing="host")
+        return physics, "adamw_torch", accumulation, False, UNVERIFIED  # as estimates of runs with unsloth are
     if "swift" in source and method == "full":  # its weights stay in half, as their size shows
         physics = _replaced(physics, trained_width=HALF)
     told = "PEFT" in source or _gpu(record["gpu"])

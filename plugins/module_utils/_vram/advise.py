@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 from .._errors import FinetuneError
 from .._gpu import catalogue
-from . import estimate, options
+from . import estimate
 from .choose import ACCUMULATION, BITS, FUSED, MICRO, PLAIN, Run, can_fuse
 from .estimate import Estimate, gib
 from .hardware import find
+from .keys import DEFAULTS
 
 EVALUATED = "per_device_eval_batch_size"
 NEAREST = 3
@@ -51,7 +52,7 @@ class Way:
 
 def changes(run: Run) -> list[Change]:
     """What this run could give up, from what costs least on: nothing but time, then what is learned."""
-    given = {**options.DEFAULTS, **run.arguments}
+    given = {**DEFAULTS, **run.arguments}
     world, method = run.situation.world, str(given["finetuning_type"])
     length, found = int(given["cutoff_len"]), []
     evaluates = given["do_eval"] or float(given["val_size"]) > 0 or given["eval_strategy"] != "no"

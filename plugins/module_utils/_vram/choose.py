@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from . import estimate, options, shape, speed
 from .estimate import Estimate
+from .keys import DEFAULTS
 from .options import Situation
 
 Arguments = t.Mapping[str, t.Any]
@@ -119,7 +120,7 @@ class Run:
 
 def asked(run: Run) -> Option:
     """The run as its arguments have it."""
-    given = {**options.DEFAULTS, **run.arguments}
+    given = {**DEFAULTS, **run.arguments}
     engine = "ddp" if run.situation.engine == "auto" else run.situation.engine
     return Option(
         engine,

@@ -116,7 +116,7 @@ def attend(
     if step.mask is not None:  # all heads have keys and values then, and the mask becomes a bias
         if k.count < q.count:
             k, v = ops.gather(tape, k, q.count), ops.gather(tape, v, q.count)
-        bias = tape.empty(step.mask.count, HALF)
+        bias = step.mask if physics.biased else tape.empty(step.mask.count, HALF)
     return kernels.flash(tape, q, k, v, shape.heads, head_dim, (step.batch, step.length), bias)
 
 
@@ -154,7 +154,7 @@ class Layer:
     def __call__(self, tape: Tape, x: Tensor, step: Step) -> Tensor:
         if not self.weights.engine.sharded_weights:
             return self.run(tape, x, step)
-        window = _Window(tape, self.weights.elements * HALF)
+        window = _Window(tape, self.weights.whole)
         return window.leave(tape, self.run(tape, window.enter(tape, x), step))
 
     def run(self, tape: Tape, x: Tensor, step: Step) -> Tensor:

@@ -8,19 +8,15 @@ from __future__ import annotations
 import typing as t
 from dataclasses import asdict, dataclass, field, replace
 
-from . import learned, options, shape
+from . import learned, options, shape, tower
 from .engines import COLLECTIVE
 from .hardware import Gpu
-from .options import FORMULA, REPLAYED, UNVERIFIED, Situation
+from .options import Situation
 from .tape import FULL, HALF
+from .trust import BAND, QUICK, REPLAYED
 from .walk import Job, Walk, walk
 
 GIB = 1 << 30
-BAND = {REPLAYED: 0.04, FORMULA: 0.06, UNVERIFIED: 0.20}
-"""By how much of itself an estimate may be too low. `replayed` covers what the allocator was seen to do (docs/vram.md);
-the others are a judgement until something is measured."""
-QUICK = 0.03
-"""And by how much more, where a few layers of each kind stand for all: some of what is reserved is missed."""
 PROCESS = 4 * GIB
 """Memory of the host for Python, PyTorch and the file of weights that is being read; not measured."""
 UNKNOWN_CONTEXT = 448 << 20
@@ -137,17 +133,17 @@ def of_job(
     patches: int = 0,
     thorough: bool = False,
 ) -> Estimate:
-    walked = walk(job, thorough)
-    seen = _vision(job, patches)
-    moments = {name: round(size + seen) for name, size in _told(walked).items()}
+    walked, seeing = walk(job, thorough), tower.of(job, patches)
+    moments = {name: round(size + seeing.at(name)) for name, size in _told(walked).items()}
+    elements, trained = round(walked.elements) + seeing.elements, round(walked.trained) + seeing.trained
     tensors = max(moments.values())
     allocated, reserved = round(tensors + walked.unsplit), round(tensors + walked.cached)
     context = (gpu.context if gpu else UNKNOWN_CONTEXT) + (COLLECTIVE if job.engine.world > 1 else 0)
     process, band = reserved + context, BAND[tag] + (0 if thorough else QUICK)
     return Estimate(
-        parameters=round(walked.elements),
-        trainable=round(walked.trained),
-        resident=round(walked.resident + seen),
+        parameters=elements,
+        trainable=trained,
+        resident=round(walked.resident + seeing.resident),
         moments=moments,
         binding=max(moments, key=lambda name: moments[name]),
         tensors=tensors,
@@ -156,8 +152,8 @@ def of_job(
         context=context,
         process=process,
         bound=round(process * (1 + band)),
-        host=round(PROCESS + job.engine.on_host(walked.elements, walked.trained) + _on_host(job, walked)),
-        checkpoint=round(_checkpoint(job, walked)),
+        host=round(PROCESS + job.engine.on_host(elements, trained) + _on_host(job, walked)),
+        checkpoint=round(_checkpoint(job, elements, trained, walked.states + seeing.states)),
         tag=tag,
         band=band,
         reasons=list(reasons),
@@ -193,26 +189,18 @@ def _told(walked: Walk) -> dict[str, float]:
     return found
 
 
-def _vision(job: Job, patches: int) -> float:
-    """Weights of the tower, frozen, and the widest layer of a forward pass over the patches of one record."""
-    tower = job.shape.vision
-    if tower is None:
-        return 0
-    return tower.parameters * HALF + patches * (8 * tower.hidden + 3 * tower.intermediate) * HALF
-
-
 def _on_host(job: Job, walked: Walk) -> float:
     """Inputs of layers that wait there for backward, and states that may be paged out."""
     kept = job.shape.layers * job.run.tokens * job.shape.hidden * HALF if job.physics.checkpointing == "host" else 0
     return kept + (walked.states if job.optimizer.paged else 0)
 
 
-def _checkpoint(job: Job, walked: Walk) -> float:
+def _checkpoint(job: Job, elements: float, trained: float, kept: float) -> float:
     """Weights as they are saved, and the states of the optimizer."""
     engine = job.engine
     adapters = job.physics.rank or job.physics.method == "oft"
     width = HALF if engine.half_weights or job.physics.trained_width == HALF else FULL
-    saved = walked.trained * width if adapters else walked.elements * width
+    saved = trained * width if adapters else elements * width
     share = engine.share()
-    states = walked.states / share if share else 3 * FULL * walked.trained
+    states = kept / share if share else 3 * FULL * trained
     return saved + states

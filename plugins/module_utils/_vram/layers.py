@@ -42,7 +42,7 @@ class Weights:
         kept = engine.kept(count, width) if trained else None
         if physics.layerwise and trained:
             kept = 0  # the optimizer takes each gradient as it comes
-        stored = engine.stored(count, width)
+        stored = engine.stored(count, width, trained)
         later = width == FULL and not adapter and not engine.sharded_weights
         made = Parameter(self.tape, rows, columns, width, trained, count * HALF if later else stored, kept)
         if later:
@@ -56,7 +56,7 @@ class Weights:
         if own and own.method != BNB:
             sizes = own.sizes(rows, columns)
         else:
-            share = self.engine.stored(1, 1)
+            share = 0 if self.engine.weights_on_host else self.engine.part
             sizes = packed.bitsandbytes(rows * columns, physics.quantization, physics.double_quantization, share)
         self.stored += [Storage(self.tape.meter, size) for size in sizes]
         self.quantized_count += rows * columns
@@ -78,7 +78,16 @@ class Weights:
 
     @property
     def elements(self) -> int:
-        return sum(one.count for one in (*self.found, *self.frozen)) + self.quantized_count
+        return self.plain + self.quantized_count
+
+    @property
+    def plain(self) -> int:
+        return sum(one.count for one in (*self.found, *self.frozen))
+
+    @property
+    def whole(self) -> float:
+        """Bytes of it when all ranks' parts are gathered: in half, or as it is quantized."""
+        return self.plain * HALF + self.quantized_count * self.physics.quantization / 8
 
 
 class Linear:
@@ -244,6 +253,9 @@ CHUNKS = 4
 alone is overrated, what is kept for backward is not."""
 
 
+_GATED = ("gate_proj", "up_proj", "down_proj")
+
+
 class Mixture:
     """Experts behind a router: all have weights, a token goes through some of them."""
 
@@ -251,9 +263,10 @@ class Mixture:
         self.shape, self.wide = shape, wide
         self.router = weights.parameter(self.wide.count, shape.hidden)
         per = self.wide.count / CHUNKS
+        names = shape.mlp_names if len(shape.mlp_names) == len(_GATED) else _GATED
         # Weights of all experts of a turn together; an adapter of each is as many times as large.
         self.turns = [
-            [_Stack(weights, per, self.wide.intermediate, shape.hidden, name) for name in shape.mlp_names]
+            [_Stack(weights, per, self.wide.intermediate, shape.hidden, name) for name in names]
             for _turn in range(CHUNKS)
         ]
         self.shared = Mlp(weights, shape, self.wide.shared) if self.wide.shared else None

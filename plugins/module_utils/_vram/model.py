@@ -79,9 +79,9 @@ class Model:
         self.layers = [(name, layer, bool(weights.found)) for name, layer, weights in layers]
         self.trained: list[Parameter] = [one for part in parts for one in part.found]
         self.tables = [Storage(tape.meter, shape.head_dim // 2 * FULL) for _each in range(2)]
-        self.gathered = ends.elements * HALF if engine.sharded_weights else 0
+        self.gathered = ends.whole if engine.sharded_weights else 0
         self.elements = sum(part.elements for part in parts)
-        self.largest = max(part.elements for part in parts[1:])
+        self.largest = max(part.whole for part in parts[1:])
 
     def hidden(self, tape: Tape, tokens: Tensor, step: Step, states: list[Tensor] | None = None) -> Tensor:
         """The last hidden state, behind the norm. states: to be filled with those of all layers."""
@@ -92,7 +92,7 @@ class Model:
         positions = tape.empty(step.length, LONG)
         step.cos, step.sin = (tape.empty(step.length * shape.head_dim, x.width) for _each in range(2))
         if physics.attention == "eager" or (physics.padded and physics.attention == "sdpa"):
-            width = x.width if physics.attention == "eager" else BYTE
+            width = x.width if physics.attention == "eager" else HALF if physics.biased else BYTE
             step.mask = tape.empty(step.batch * step.length**2, width)
             if shape.soft_capped:  # of layers with a sliding window
                 step.other_mask = tape.empty(step.batch * step.length**2, width)

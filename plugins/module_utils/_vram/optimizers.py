@@ -16,8 +16,23 @@ BLOCKWISE = 256
 """Values that share an fp32 scale in bitsandbytes' 8-bit states; tensors below 4096 keep fp32."""
 SMALLEST_8BIT = 4096
 
-Weight = t.Tuple[int, int, int]
-"""Rows, columns, bytes of an element."""
+
+class Weight(t.NamedTuple):
+    rows: int
+    columns: int
+    """1 of a vector."""
+    width: int
+    """Bytes of an element."""
+    end: bool = False
+    """The embedding or the head, which GaLore, APOLLO and Muon leave to AdamW (LLaMA-Factory,
+    train/trainer_utils.py)."""
+
+    @property
+    def inner(self) -> bool:
+        """A matrix of a layer."""
+        return self.columns > 1 and not self.end
+
+
 Sizes = t.Callable[[Weight], t.Sequence[float]]
 
 
@@ -34,11 +49,11 @@ class Optimizer(t.NamedTuple):
 
 
 def _count(weight: Weight) -> int:
-    return weight[0] * weight[1]
+    return weight.rows * weight.columns
 
 
 def _as_weight(times: int) -> Sizes:
-    return lambda weight: [_count(weight) * weight[2]] * times
+    return lambda weight: [_count(weight) * weight.width] * times
 
 
 def _full(times: int) -> Sizes:
@@ -56,25 +71,25 @@ def _eight_bit(times: int) -> Sizes:
 
 
 def _factored(weight: Weight) -> t.Sequence[float]:
-    rows, columns, _width = weight
+    rows, columns = weight[:2]
     return [rows * FULL, columns * FULL] if columns > 1 else [rows * FULL]
 
 
 def _muon(weight: Weight) -> t.Sequence[float]:
-    """Momentum alone for matrices; those of embedding and head, which are AdamW's, are counted with them."""
-    return [_count(weight) * weight[2]] * (1 if weight[1] > 1 else 2)
+    """Momentum alone for matrices of layers."""
+    return [_count(weight) * weight.width] * (1 if weight.inner else 2)
 
 
 def _newton_schulz(weight: Weight) -> t.Sequence[float]:
-    return [_count(weight) * HALF] * 3 if weight[1] > 1 else []
+    return [_count(weight) * HALF] * 3 if weight.inner else []
 
 
 def projected(rank: int, projector: bool) -> Sizes:
     """States of a gradient that is projected to `rank` rows; GaLore keeps the projector, APOLLO makes it again."""
 
     def sizes(weight: Weight) -> t.Sequence[float]:
-        rows, columns, width = weight
-        if columns == 1 or min(rows, columns) <= rank:
+        rows, columns, width, _end = weight
+        if not weight.inner or min(rows, columns) <= rank:
             return _as_weight(2)(weight)
         small, large = sorted((rows, columns))
         return [rank * large * width] * 2 + ([small * rank * width] if projector else [])
@@ -106,7 +121,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "sgd": Optimizer(lambda weight: ()),
     "adagrad": Optimizer(_as_weight(1), together=_as_weight(1)),
     "rmsprop": Optimizer(_as_weight(1), together=_as_weight(1)),
-    "adam_mini": Optimizer(lambda weight: [_count(weight) * FULL, weight[0] * FULL], alone=_full(1)),
+    "adam_mini": Optimizer(lambda weight: [_count(weight) * FULL, weight.rows * FULL], alone=_full(1)),
     "badam": Optimizer(_full(4)),  # a copy, its gradient and two states in fp32, of the active block
     "muon": Optimizer(_muon, alone=_newton_schulz),
 }

@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""LLaMA-Factory's arguments in the words of memory, and how much of that is checked."""
+"""LLaMA-Factory's arguments in the words of memory."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import typing as t
 from dataclasses import dataclass, replace
 
 from .._errors import FinetuneError
-from . import engines, optimizers
+from . import engines, optimizers, trust
 from .engines import Engine
 from .hardware import Gpu
+from .keys import DEFAULTS, UNKNOWN
 from .optimizers import Optimizer
 from .physics import Physics
 from .shape import Shape
@@ -21,85 +22,6 @@ from .walk import Job
 
 if t.TYPE_CHECKING:
     from .learned import Seen
-
-DEFAULTS: dict[str, t.Any] = {
-    "additional_target": None,
-    "apollo_layerwise": False,
-    "apollo_rank": 16,
-    "badam_mode": "layer",
-    "bf16": False,
-    "compute_accuracy": False,
-    "create_new_adapter": False,
-    "cutoff_len": 2048,
-    "disable_gradient_checkpointing": False,
-    "do_eval": False,
-    "double_quantization": True,
-    "enable_liger_kernel": False,
-    "eval_strategy": "no",
-    "finetuning_type": "lora",
-    "flash_attn": "auto",
-    "fp16": False,
-    "freeze_trainable_layers": 2,
-    "freeze_vision_tower": True,
-    "galore_layerwise": False,
-    "galore_rank": 16,
-    "gradient_accumulation_steps": 1,
-    "image_max_pixels": 589824,
-    "lora_dropout": 0.0,
-    "lora_rank": 8,
-    "lora_target": "all",
-    "max_new_tokens": 1024,
-    "neat_packing": False,
-    "oft_block_size": 32,
-    "optim": "adamw_torch_fused",
-    "packing": None,
-    "per_device_eval_batch_size": 8,
-    "per_device_train_batch_size": 8,
-    "pref_loss": "sigmoid",
-    "pure_bf16": False,
-    "quantization_bit": None,
-    "quantization_method": "bnb",
-    "ref_model": None,
-    "reward_model_type": "lora",
-    "stage": "sft",
-    "use_adam_mini": False,
-    "use_apollo": False,
-    "use_asft_loss": False,
-    "use_badam": False,
-    "use_dora": False,
-    "use_galore": False,
-    "use_kt": False,
-    "use_mca": False,
-    "use_muon": False,
-    "use_reentrant_gc": True,
-    "use_unsloth": False,
-    "use_unsloth_gc": False,
-    "val_size": 0.0,
-}
-"""Of LLaMA-Factory 0.9.5, for the keys that are looked at."""
-
-UNSEEN: dict[str, t.Any] = {
-    "adapter_name_or_path": None,
-    "fp8": False,
-    "mixture_of_depths": None,
-    "predict_with_generate": False,
-    "resize_vocab": False,
-    "shift_attn": False,
-    "torch_compile": False,
-    "upcast_layernorm": False,
-    "upcast_lmhead_output": False,
-    "use_dft_loss": False,
-    "use_eaft_loss": False,
-}
-"""Keys that change what is kept, and of which estimates know nothing, with their defaults."""
-
-UNKNOWN = {"use_kt": "KTransformers", "use_mca": "Megatron"}
-"""Keys of what keeps other things on a GPU than is walked here, and its name."""
-
-REPLAYED, FORMULA, UNVERIFIED = "replayed", "formula", "unverified"
-"""Checked against measured peaks, or the real classes on tensors without content; derived from code that is, or from
-published numbers of a part; read from code, and checked against nothing."""
-
 
 @dataclass(frozen=True)
 class Situation:
@@ -144,7 +66,7 @@ def read(shape: Shape, arguments: t.Mapping[str, t.Any], situation: Situation) -
     physics = _physics(shape, given, situation, engine, batch)
     name, optimizer = _optimizer(given, arguments, situation)
     run = Run(batch, length, str(given["pref_loss"]), int(given["max_new_tokens"]) if stage == "ppo" else 0)
-    evaluates = given["do_eval"] or float(given["val_size"]) > 0 or given["eval_strategy"] != "no"
+    evaluates = bool(given["do_eval"]) or float(given["val_size"]) > 0 or given["eval_strategy"] != "no"
     job = Job(
         shape,
         physics,
@@ -157,16 +79,7 @@ def read(shape: Shape, arguments: t.Mapping[str, t.Any], situation: Situation) -
         not (situation.expandable or _packed(given)),
         situation.gpu.workspace if situation.gpu else 0,
     )
-    tag, reasons = _tag(shape, given, physics, engine, name, stage)
-    merged = (
-        {"adapter_name_or_path"} if given["create_new_adapter"] else set()
-    )  # into weights, before a new one is made
-    unseen = [
-        f"{key}, which is not looked at"
-        for key, default in UNSEEN.items()
-        if given.get(key, default) != default and key not in merged
-    ]
-    tag, reasons = (UNVERIFIED, [*unseen, *reasons]) if unseen else (tag, reasons)
+    tag, reasons = trust.tag(shape, given, physics, engine, name, evaluates)
     patches = int(given["image_max_pixels"]) // shape.vision.patch**2 if shape.vision else 0
     full = _packed(given) and bool(arguments.get("skip_memory_metrics", True))  # else transformers resets the counters
     return Reading(job, tag, reasons, patches, _method(physics, name), full)
@@ -185,7 +98,7 @@ def _engine_name(given: t.Mapping[str, t.Any], situation: Situation) -> str:
 
 def _physics(shape: Shape, given: t.Mapping[str, t.Any], situation: Situation, engine: Engine, batch: int) -> Physics:
     method, stage = str(given["finetuning_type"]), str(given["stage"])
-    padded = (batch > 1 or stage in PAIRED) and not _packed(given) if situation.padded is None else situation.padded
+    padded = _padded(given, stage, batch) if situation.padded is None else situation.padded
     attention = {"auto": "sdpa", "disabled": "eager"}.get(str(given["flash_attn"]), str(given["flash_attn"]))
     bits = int(given["quantization_bit"] or 0)
     if attention == "sdpa" and shape.soft_capped:
@@ -208,17 +121,19 @@ def _physics(shape: Shape, given: t.Mapping[str, t.Any], situation: Situation, e
         dropout=float(given["lora_dropout"]),
         dora=bool(given["use_dora"]),
         turned=int(given["oft_block_size"]) if method == "oft" else 0,
+        sees=not given["freeze_vision_tower"] and method != "freeze",
         trains_ends="embed" in extra or "lm_head" in extra,
         quantization=shape.packed.bits if shape.packed else bits,
         double_quantization=shape.packed.double if shape.packed else bool(given["double_quantization"]),
         packed=shape.packed,
         trained_layers=int(given["freeze_trainable_layers"]) if method == "freeze" else None,
         checkpointing=_checkpointing(given),
-        reentrant=bool(given["use_reentrant_gc"]) and engine.buckets != "fsdp",
+        reentrant=bool(given["use_reentrant_gc"]) and engine.name != engines.FSDP2,
         attention=attention,
         fused=bool(given["enable_liger_kernel"] or given["use_unsloth"]),
         loss="plain" if own_loss else _loss(given, stage),
         padded=padded,
+        biased=bool(given["neat_packing"]),
         layerwise=bool(
             (given["use_galore"] and given["galore_layerwise"]) or (given["use_apollo"] and given["apollo_layerwise"])
         ),
@@ -232,6 +147,14 @@ def _physics(shape: Shape, given: t.Mapping[str, t.Any], situation: Situation, e
     return _precision(found, given, engine)
 
 
+def _padded(given: t.Mapping[str, t.Any], stage: str, batch: int) -> bool:
+    """Whether attention gets a mask. Sequences that are packed neatly are kept apart by one, but with FlashAttention's
+    own kernels (data/collator.py)."""
+    if given["neat_packing"]:
+        return given["flash_attn"] != "fa2"
+    return (batch > 1 or stage in PAIRED) and not _packed(given)
+
+
 def _checkpointing(given: t.Mapping[str, t.Any]) -> str:
     """unsloth has its own, whatever is asked for (model/model_utils/unsloth.py)."""
     if given["disable_gradient_checkpointing"] and not given["use_unsloth"]:
@@ -242,7 +165,7 @@ def _checkpointing(given: t.Mapping[str, t.Any]) -> str:
 def _loss(given: t.Mapping[str, t.Any], stage: str) -> str:
     if stage not in ("pt", "sft"):
         return "plain"
-    return "chunked" if given["use_unsloth"] else "liger" if given["enable_liger_kernel"] else "plain"
+    return "kept" if given["use_unsloth"] else "liger" if given["enable_liger_kernel"] else "plain"
 
 
 def _packed(given: t.Mapping[str, t.Any]) -> bool:
@@ -286,42 +209,3 @@ def _optimizer(
 def _version(text: str) -> tuple[int, int]:
     numbers = [int("".join(filter(str.isdigit, part)) or 0) for part in text.split("+")[0].split(".")[:2]]
     return (numbers[0], numbers[1] if len(numbers) > 1 else 0)
-
-
-_REPLAYED_FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "glm4"]
-"""Those of tests/vram/truth.csv."""
-
-
-def _tag(
-    shape: Shape, given: t.Mapping[str, t.Any], physics: Physics, engine: Engine, optimizer: str, stage: str
-) -> tuple[str, list[str]]:
-    """The weakest of what the run uses."""
-    unverified = {
-        f"engine {engine.name} on {engine.world} ranks": engine.world > 1,
-        f"model type {shape.family or 'unnamed'}, taken for a plain decoder": not shape.known,
-        "experts": shape.experts is not None,
-        "latent attention": shape.latent is not None,
-        "a tower that sees": shape.vision is not None,
-        f"stage {stage}": stage == "ppo",
-        "the loss of ASFT": physics.anchored,
-        f"optimizer {optimizer}": optimizer not in ("adamw_torch", "adamw_torch_fused", "sgd"),
-        shape.packed.words() if shape.packed else "": shape.packed is not None,
-        "quantization in 8 bits": physics.quantization == 8 and not shape.packed,
-        "quantization other than bitsandbytes": bool(physics.quantization)
-        and not shape.packed
-        and given["quantization_method"] != "bnb",
-        "unsloth": bool(given["use_unsloth"]),
-        "inputs of layers on the host (use_unsloth_gc)": bool(given["use_unsloth_gc"]),
-        "additional_target": physics.trains_ends,
-        "predictions that are kept in evaluation": bool(given["compute_accuracy"]),
-    }
-    formula = {
-        f"model type {shape.family}": shape.family not in _REPLAYED_FAMILIES,
-        "Liger's kernels": bool(given["enable_liger_kernel"]),
-        "flash_attn fa2": physics.attention == "fa2",
-        "evaluation": bool(given["do_eval"]),
-        "DoRA on quantized weights": physics.dora and bool(physics.quantization),
-    }
-    reasons = [what for what, holds in unverified.items() if holds]
-    weaker = [what for what, holds in formula.items() if holds]
-    return (UNVERIFIED if reasons else FORMULA if weaker else REPLAYED), reasons + weaker

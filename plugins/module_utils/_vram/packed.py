@@ -12,6 +12,7 @@ import typing as t
 from dataclasses import dataclass, field
 
 from .._errors import FinetuneError
+from .fields import Fields
 from .tape import FULL, HALF
 
 BNB, GPTQ, AWQ = "bitsandbytes", "gptq", "awq"
@@ -19,6 +20,9 @@ BLOCK = 64
 """Weights that share a scale in 4 bits of bitsandbytes."""
 BLOCK_OF_SCALES = 256
 """Scales that share one, with double quantization."""
+WHERE = "config.json, quantization_config"
+WHOLE_ROW = -1
+"""As a group's size."""
 UNPACKED = ("fp8", "mxfp4")
 """LLaMA-Factory makes 16 bits of these while it loads them (model/model_utils/quantization.py)."""
 UNPACKING = 7
@@ -69,14 +73,15 @@ def read(config: t.Mapping[str, t.Any]) -> Packed | None:
     method = str(given.get("quant_method") or (BNB if "load_in_4bit" in given else ""))
     if method in UNPACKED:
         return Packed(method)
-    bits = _number(given, "bits", "w_bit")
+    number = Fields({key: value for key, value in given.items() if value != WHOLE_ROW}, WHERE).maybe
+    bits = number("bits", "w_bit", most=16)
     if method == BNB:
         bits = 4 if given.get("load_in_4bit") else 8 if given.get("load_in_8bit") else 0
     if not bits or method not in (BNB, GPTQ, AWQ):
         raise FinetuneError(
             f"The model's weights are quantized already ({method or 'how is not told'}), and what they take is not "
             "known here.",
-            where="config.json, quantization_config",
+            where=WHERE,
             change=f"take a model of {BNB}, {GPTQ}, {AWQ} or {' or '.join(UNPACKED)}, or one that is not quantized",
         )
     left = given.get("llm_int8_skip_modules") or given.get("modules_to_not_convert") or ()
@@ -86,11 +91,7 @@ def read(config: t.Mapping[str, t.Any]) -> Packed | None:
         method,
         bits,
         bool(given.get("bnb_4bit_use_double_quant")),
-        max(0, _number(given, "group_size", "q_group_size")),
+        number("group_size", "q_group_size"),
         frozenset(name[-1] for name in names if name not in single),
         len(single),
     )
-
-
-def _number(given: t.Mapping[str, t.Any], *keys: str) -> int:
-    return next((given[key] for key in keys if isinstance(given.get(key), int)), 0)

@@ -34,6 +34,8 @@ class Physics:
     dora: bool = False
     turned: int = 0
     """oft_block_size, where adapters turn inputs in blocks (OFT)."""
+    sees: bool = False
+    """The tower of a model that sees is trained too."""
     trains_ends: bool = False
     """Embedding and head are trained beside the adapters."""
     quantization: int = 0
@@ -52,9 +54,12 @@ class Physics:
     fused: bool = False
     """Norm, rotary embedding and MLP are one kernel each, as Liger's are; about what torch.compile makes of them."""
     loss: str = "plain"
-    """plain; liger, where head and loss are one; chunked, where logits stay in half and are looked at in parts."""
+    """plain; liger, where head and loss are one; kept, where one kernel looks at logits in half and writes gradients over
+    them (unsloth); parts, where it does so for some tokens at a time, whose logits are made apart (torchtune)."""
     padded: bool = False
     """Batches come with a mask."""
+    biased: bool = False
+    """Which is in half already, and one for all layers (neat_packing); else each layer makes a bias of it."""
     keeps_outputs: bool = False
     """The logits live while backward runs."""
     outputs_in_full: bool = True

@@ -10,9 +10,9 @@ from dataclasses import dataclass, fields
 
 from .._errors import FinetuneError
 from . import packed
+from .families import FAMILIES, PLAIN, SEEING, TIED, TURNED
+from .fields import DEEPEST, LARGEST, Config, Fields
 from .packed import Packed
-
-Config = t.Mapping[str, t.Any]
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,11 @@ class Vision:
     patch: int = 14
     """Pixels of its side."""
 
-    @property
-    def parameters(self) -> int:
-        return self.layers * (4 * self.hidden**2 + (2 + self.gated) * self.hidden * self.intermediate)
+    def parameters(self, text: int) -> int:
+        """With what leads to the hidden size of the text; without biases and norms."""
+        layer = 4 * self.hidden**2 + (2 + self.gated) * self.hidden * self.intermediate
+        joined = self.hidden * self.merge
+        return self.layers * layer + 3 * self.patch**2 * self.hidden + joined**2 + joined * text
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Shape:
     family: str = ""
     """model_type, as config.json has it."""
     known: bool = True
-    """The family is one of those below; else it is taken for the common kind of decoder."""
+    """The family is one of families.py; else it is taken for the common kind of decoder."""
     activation: str = "silu"
     """hidden_act."""
     norm: str = "rms"
@@ -118,51 +120,6 @@ class Shape:
         return self.layers * layer + inner + self.vocab * self.hidden * (1 if self.tied else 2)
 
 
-_FUSED = {"fused_qkv": "qkv_proj", "fused_gate": True, "mlp_names": ("gate_up_proj", "down_proj")}
-_GEMMA = {"norm": "gemma", "scaled": True}
-_NEOX = {"norm": "layer", "gated": False, "qkv_bias": True, "output_bias": True, "mlp_bias": True}
-
-FAMILIES: dict[str, dict[str, t.Any]] = {
-    "llama": {},
-    "mistral": {},
-    "qwen2": {"qkv_bias": True},
-    "qwen3": {"qk_norm": True},
-    "qwen3_moe": {"qk_norm": True},
-    "qwen2_moe": {"qkv_bias": True},
-    "mixtral": {},
-    "deepseek_v2": {},
-    "deepseek_v3": {},
-    "gemma": _GEMMA,
-    "gemma2": {**_GEMMA, "post_norms": True, "soft_capped": True},
-    "gemma3_text": {**_GEMMA, "post_norms": True, "qk_norm": True},
-    "phi": {**_NEOX, "parallel": 1, "output_name": "dense", "mlp_names": ("fc1", "fc2"), "head_bias": True},
-    "phi3": _FUSED,
-    "glm": {"fused_gate": True, "mlp_names": ("gate_up_proj", "down_proj")},
-    "glm4": {"fused_gate": True, "mlp_names": ("gate_up_proj", "down_proj"), "post_norms": True},
-    "glm4_moe": {},
-    "chatglm": {
-        "fused_qkv": "query_key_value",
-        "fused_gate": True,
-        "output_name": "dense",
-        "mlp_names": ("dense_h_to_4h", "dense_4h_to_h"),
-        "qkv_bias": True,
-    },
-    "qwen": {"fused_qkv": "c_attn", "qkv_bias": True, "output_name": "c_proj", "mlp_names": ("w1", "w2", "c_proj")},
-    "gpt_neox": {
-        **_NEOX,
-        "parallel": 2,
-        "fused_qkv": "query_key_value",
-        "output_name": "dense",
-        "mlp_names": ("dense_h_to_4h", "dense_4h_to_h"),
-    },
-    "baichuan": {"fused_qkv": "W_pack"},
-    "internlm2": {"fused_qkv": "wqkv", "output_name": "wo", "mlp_names": ("w1", "w3", "w2")},
-}
-"""How the layers of a family differ from Llama's."""
-
-SEEING = {"qwen2_vl": "qwen2", "qwen2_5_vl": "qwen2", "qwen3_vl": "qwen3", "llava": "llama", "gemma3": "gemma3_text"}
-"""Models with a tower that sees, and the family of their text."""
-
 _NAMES = {
     "hidden": ("hidden_size", "n_embd", "d_model"),
     "layers": ("num_hidden_layers", "num_layers", "n_layer"),
@@ -174,29 +131,34 @@ _NAMES = {
 
 
 def read(config: Config, where: str = "config.json") -> Shape:
-    """Refuses what lacks a number that counts."""
+    """Refuses what lacks a number that counts, or has one that cannot be."""
     text = config.get("text_config") or config.get("llm_config")
     text = {**config, **text} if isinstance(text, t.Mapping) else config
+    fields_ = Fields(text, where)
     named = str(config.get("model_type") or "")
     family = SEEING.get(named, str(text.get("model_type") or named))
     own = FAMILIES.get(family)
-    sizes = {name: _number(text, words, where) for name, words in _NAMES.items()}
+    most = {"layers": DEEPEST}
+    sizes = {name: fields_.size(*words, most=most.get(name, LARGEST)) for name, words in _NAMES.items()}
     if family == "qwen":  # the size of both halves of its MLP
-        sizes["intermediate"] //= 2
+        sizes["intermediate"] = max(1, sizes["intermediate"] // 2)
     heads = sizes["heads"]
-    groups = text.get("multi_query_group_num") if text.get("multi_query_attention", True) else None
+    groups = fields_.maybe("multi_query_group_num") if text.get("multi_query_attention", True) else 0
+    head_dim = fields_.maybe("head_dim", "kv_channels", default=sizes["hidden"] // heads)
+    if not head_dim:
+        raise fields_.wrong("num_attention_heads", heads, f"at most the hidden size, {sizes['hidden']},")
     given: dict[str, t.Any] = {
         **sizes,
-        "kv_heads": int(text.get("num_key_value_heads") or groups or heads),
-        "head_dim": int(text.get("head_dim") or text.get("kv_channels") or sizes["hidden"] // heads),
-        "tied": bool(text.get("tie_word_embeddings", family in _TIED)),
+        "kv_heads": fields_.maybe("num_key_value_heads", default=groups or heads),
+        "head_dim": head_dim,
+        "tied": bool(text.get("tie_word_embeddings", family in TIED)),
         "family": family,
         "known": own is not None,
-        "turned": float(text.get("partial_rotary_factor") or text.get("rotary_pct") or _TURNED.get(family, 1.0)),
+        "turned": fields_.number("partial_rotary_factor", "rotary_pct", default=TURNED.get(family, 1.0)),
         "activation": str(text.get("hidden_act") or ("gelu_new" if family == "phi" else "silu")),
-        "experts": _experts(text),
-        "latent": _latent(text),
-        "vision": _vision(config),
+        "experts": _experts(fields_),
+        "latent": _latent(fields_),
+        "vision": _vision(config, where),
         "packed": packed.read(config),
     }
     if text.get("attention_bias"):
@@ -206,70 +168,53 @@ def read(config: Config, where: str = "config.json") -> Shape:
     return Shape(**{key: value for key, value in given.items() if key in _FIELDS})
 
 
-_PLAIN = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "glm", "glm4")
-"""Families whose modules are all of the text, with the names that transformers gives them."""
-
-
 def modules(config: Config) -> list[str]:
     """Names of the modules that have weights, by config.json; empty where that does not tell them for sure."""
     try:
         found = read(config)
-    except (FinetuneError, ArithmeticError, AttributeError, TypeError, ValueError):
+    except FinetuneError:
         return []
-    if found.family not in _PLAIN or found.experts or found.latent or found.vision:
+    if found.family not in PLAIN or found.experts or found.latent or found.vision:
         return []
     attention = [found.fused_qkv] if found.fused_qkv else ["q_proj", "k_proj", "v_proj"]
     return ["embed_tokens", "lm_head", *attention, found.output_name, *found.mlp_names]
 
 
 _FIELDS = {one.name for one in fields(Shape)}
-_TURNED = {"phi": 0.5, "glm": 0.5, "glm4": 0.5, "chatglm": 0.5, "gpt_neox": 0.25}
-_TIED = ("gemma", "gemma2", "gemma3_text")
 
 
-def _number(config: Config, words: t.Sequence[str], where: str) -> int:
-    for word in words:
-        value = config.get(word)
-        if isinstance(value, list) and value:  # one for each layer: the largest decides
-            value = max(value)
-        if isinstance(value, int) and value > 0:
-            return value
-    raise FinetuneError(
-        f"The model's config has no {words[0]}.",
-        where=where,
-        change="give the config.json of a decoder as transformers saves it; adapters and GGUF files have another one",
-    )
-
-
-def _experts(text: Config) -> Experts | None:
-    count = next(
-        (int(text[key]) for key in ("num_experts", "num_local_experts", "n_routed_experts") if text.get(key)), 0
-    )
+def _experts(given: Fields) -> Experts | None:
+    count = given.maybe("num_experts", "num_local_experts", "n_routed_experts")
     if count < 2:
         return None
-    size = int(text.get("moe_intermediate_size") or text.get("intermediate_size") or 0)
-    shared = int(text.get("shared_expert_intermediate_size") or int(text.get("n_shared_experts") or 0) * size)
-    chosen = int(text.get("num_experts_per_tok") or text.get("moe_topk") or 1)
-    return Experts(count, chosen, size, shared, int(text.get("first_k_dense_replace") or 0))
+    size = given.size("moe_intermediate_size", "intermediate_size")
+    shared = given.maybe("shared_expert_intermediate_size", default=given.maybe("n_shared_experts") * size)
+    chosen = given.maybe("num_experts_per_tok", "moe_topk", default=1, most=count)
+    return Experts(count, chosen, size, shared, given.maybe("first_k_dense_replace"))
 
 
-def _latent(text: Config) -> Latent | None:
-    if not text.get("kv_lora_rank"):
+def _latent(given: Fields) -> Latent | None:
+    rank = given.maybe("kv_lora_rank")
+    if not rank:
         return None
-    numbers = [
-        int(text.get(key) or 0)
-        for key in ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-    ]
-    return Latent(*numbers)
+    widths = [given.size(word) for word in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")]
+    return Latent(given.maybe("q_lora_rank"), rank, *widths)
 
 
-def _vision(config: Config) -> Vision | None:
+def _vision(config: Config, where: str) -> Vision | None:
     tower = config.get("vision_config")
     if not isinstance(tower, t.Mapping):
         return None
-    hidden = int(tower.get("embed_dim") or tower.get("hidden_size") or 0)
-    layers = int(tower.get("depth") or tower.get("num_hidden_layers") or 0)
-    inner = int(tower.get("intermediate_size") or hidden * float(tower.get("mlp_ratio") or 4))
-    merge = int(tower.get("spatial_merge_size") or 1) ** 2
-    patch = int(tower.get("patch_size") or 14)
-    return Vision(hidden, layers, inner, str(tower.get("hidden_act")) == "silu", merge, patch) if hidden else None
+    given = Fields(tower, f"{where}, vision_config")
+    hidden = given.maybe("embed_dim", "hidden_size")
+    if not hidden:
+        return None
+    ratio = given.number("mlp_ratio", default=4.0, most=100)
+    return Vision(
+        hidden,
+        given.maybe("depth", "num_hidden_layers", most=DEEPEST),
+        given.maybe("intermediate_size", default=round(hidden * ratio)),
+        str(tower.get("hidden_act")) == "silu",
+        given.maybe("spatial_merge_size", default=1) ** 2,
+        given.maybe("patch_size", default=14),
+    )

@@ -36,6 +36,9 @@ class Run(t.NamedTuple):
     def tokens(self) -> int:
         return self.batch * self.length
 
+    def sequences(self, stage: str) -> int:
+        return self.batch * (2 if stage in PAIRED else 1)
+
 
 def micro_step(tape: Tape, model: Model, run: Run, reference: Model | None = None) -> Tensor | None:
     """Forward and backward of one micro-batch. Returns what the trainer still holds afterwards.
@@ -43,9 +46,8 @@ def micro_step(tape: Tape, model: Model, run: Run, reference: Model | None = Non
     reference: a copy of the model; without one its adapters are switched off for it.
     """
     stage = model.physics.stage
-    paired = stage in PAIRED
     length = run.length + (run.answer if stage == "ppo" else 0)
-    run = run._replace(batch=run.batch * (2 if paired else 1), length=length)
+    run = run._replace(batch=run.sequences(stage), length=length)
     tokens = tape.empty(run.tokens, LONG)
     tape.meter.moment("forward")
     _held = Storage(tape.meter, model.gathered)  # until the step is over
@@ -76,6 +78,8 @@ def _language(tape: Tape, model: Model, tokens: Tensor, run: Run, reference: Mod
         if model.physics.loss == "liger":
             x = model.hidden(tape, tokens, step)
             return kernels.fused_cross_entropy(tape, x, model.head, _shifted(tape, tokens)), None
+        if model.physics.loss == "parts":
+            return _in_parts(tape, model, model.hidden(tape, tokens, step), tokens), None
         logits, last = model.logits(tape, tokens, step)
         loss = _cross_entropy(tape, model, logits, tokens)
         del last
@@ -107,10 +111,25 @@ def _anchored(tape: Tape, model: Model, tokens: Tensor, run: Run, reference: Mod
 
 
 def _cross_entropy(tape: Tape, model: Model, logits: Tensor, tokens: Tensor) -> Tensor:
-    if model.physics.loss == "chunked":
-        return kernels.chunked_cross_entropy(tape, logits, _shifted(tape, tokens))
+    if model.physics.loss == "kept":
+        return kernels.kept_cross_entropy(tape, logits, _shifted(tape, tokens))
     logits = ops.cast(tape, logits, FULL)
     return kernels.cross_entropy(tape, logits, _shifted(tape, tokens))
+
+
+PARTS = 8
+"""torchtune's, by default."""
+
+
+def _in_parts(tape: Tape, model: Model, x: Tensor, tokens: Tensor) -> Tensor:
+    """All logits are there before the loss of the first part; each has a gradient for the head's weight."""
+    rows = x.count // model.shape.hidden // PARTS * model.shape.hidden
+    logits = [ops.linear(tape, ops.split(tape, x, rows), model.head, model.head_bias) for _part in range(PARTS)]
+    labels = _shifted(tape, tokens)
+    loss = tape.empty(1, FULL)
+    while logits:
+        loss = ops.add(tape, loss, kernels.kept_cross_entropy(tape, logits.pop(0), labels))
+    return loss
 
 
 def _shifted(tape: Tape, tokens: Tensor) -> Tensor:

@@ -80,10 +80,11 @@ class Tensor:
 class Parameter(Tensor):
     """A weight of `rows` outputs and `columns` inputs; a vector has one column.
 
-    width: what it is computed with. stored: bytes that a rank holds of it. kept: of its gradient, None is all.
+    width: what it is computed with. stored: bytes that a rank holds of it. kept: of its gradient once it is whole, None
+    is all. Of a weight that is used twice, as a head that is the embedding too, it is whole when both have come.
     """
 
-    __slots__ = ("columns", "kept", "rows")
+    __slots__ = ("columns", "kept", "partial", "rows", "waits")
 
     def __init__(
         self,
@@ -101,6 +102,10 @@ class Parameter(Tensor):
         self.columns = columns
         self.needs = trained
         self.kept = kept
+        self.waits = 0
+        """Uses whose gradient has not come."""
+        self.partial: Tensor | None = None
+        """What has come of it, where a part is kept alone."""
 
 
 Backward = t.Callable[["Tape", "Node", Tensor], t.Sequence[t.Optional[Tensor]]]
@@ -129,7 +134,11 @@ class Node:
 
 def _edge(tensor: Tensor) -> Node | Tensor | None:
     """Where the gradient goes: to the node that made it, into the leaf, or nowhere."""
-    return (tensor.node or tensor) if tensor.needs else None
+    if not tensor.needs:
+        return None
+    if tensor.node is None and isinstance(tensor, Parameter):
+        tensor.waits += 1
+    return tensor.node or tensor
 
 
 class Tape:
@@ -205,8 +214,11 @@ class Tape:
         """The first gradient is taken as it is, unless it is a leaf's and others hold it too. Further ones are added,
         in place where nobody else holds the sum (autograd/input_buffer.cpp, accumulate_grad.h)."""
         leaf = isinstance(edge, Tensor)
+        if isinstance(edge, Parameter):
+            edge.waits -= 1
         if isinstance(edge, Parameter) and edge.kept is not None:
-            if edge.grad is None and edge.kept:
+            edge.partial = (edge.partial or hand.pop()) if edge.waits else None
+            if not edge.waits and edge.grad is None and edge.kept:
                 edge.grad = self.empty(edge.kept, 1)
         elif edge.grad is None:
             edge.grad = hand.pop()

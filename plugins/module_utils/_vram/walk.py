@@ -16,12 +16,12 @@ from . import stages
 from .allocator import Allocator
 from .engines import Engine
 from .model import FROZEN, Groups, Kind, Model, groups
-from .optimizers import Optimizer
+from .optimizers import Optimizer, Weight
 from .physics import Physics
 from .shape import Shape
 from .tape import FULL, Meter, Storage, Tape
 
-FEW, FEW_MIXED = 8, 3
+FEW, FEW_MIXED = 6, 3
 """Layers of a kind that are walked, of a mixture of experts fewer."""
 LENGTHS = (0.4, 0.9, 0.2, 0.7, 0.5, 0.95, 0.3, 0.8, 0.6, 0.1)
 """Parts of the whole length that are trained on first, where lengths vary."""
@@ -103,7 +103,8 @@ def _walk(job: Job, shown: Groups, replays: bool) -> Walk:
     meter.moment("load")
     model = Model(tape, job.shape, job.physics, job.engine, shown)
     trained = sum(one.count for one in model.trained)
-    held = [Storage(meter, job.engine.buffers(job.shape, trained, model.largest))]
+    gradients = sum(one.count * one.width for one in model.trained)
+    held = [Storage(meter, job.engine.buffers(job.shape, trained, gradients, model.largest))]
     reference = None
     if job.physics.reference:
         frozen = replace(job.physics, method=FROZEN, rank=0, turned=0, trains_ends=False, trained_layers=0)
@@ -120,10 +121,13 @@ def _walk(job: Job, shown: Groups, replays: bool) -> Walk:
     meter.moment("optimizer")
     cuts.append(len(meter.events))
     before = meter.live
-    states = _states(job, model, meter)
+    weights = [
+        Weight(one.rows, one.columns, one.width, one is model.embedding or one is model.head) for one in model.trained
+    ]
+    states = _states(job, weights, meter)
     added = meter.live - before
     cuts.append(len(meter.events))
-    _end_step(job, model, meter)
+    _end_step(job, model, weights, meter)
     del outputs
     cuts.append(len(meter.events))
     meter.moment("between steps")
@@ -136,7 +140,7 @@ def _walk(job: Job, shown: Groups, replays: bool) -> Walk:
     peaks = dict(meter.peaks)
     for part in LENGTHS if replays and job.varied else ():
         stages.micro_step(tape, model, job.run._replace(length=max(8, round(job.run.length * part))), reference)
-        _end_step(job, model, meter)
+        _end_step(job, model, weights, meter)
         lengths.append(len(meter.events))
     late = ("load", "optimizer", "between steps", "evaluation")
     moments: dict[str, float] = {name: size + (0 if name in late else added) for name, size in peaks.items()}
@@ -147,22 +151,21 @@ def _walk(job: Job, shown: Groups, replays: bool) -> Walk:
     return found
 
 
-def _states(job: Job, model: Model, meter: Meter) -> list[Storage]:
+def _states(job: Job, weights: t.Sequence[Weight], meter: Meter) -> list[Storage]:
     """Made at the first step, one weight after the other."""
     share, engine = job.engine.share(), job.engine
     found = []
-    for one in model.trained:
-        width = FULL if engine.half_weights else engine.stored_width or one.width
-        sizes = list(job.optimizer.states((one.rows, one.columns, width)))
+    for weight in weights:
+        width = FULL if engine.half_weights else engine.trained_width or weight.width
+        sizes = list(job.optimizer.states(weight._replace(width=width)))
         if engine.half_weights:  # the copy in fp32 that the optimizer works on
-            sizes.append(one.count * FULL)
+            sizes.append(weight.rows * weight.columns * FULL)
         found += [Storage(meter, size * share) for size in sizes if size * share]
     return found
 
 
-def _end_step(job: Job, model: Model, meter: Meter) -> None:
+def _end_step(job: Job, model: Model, weights: t.Sequence[Weight], meter: Meter) -> None:
     share = job.engine.share()
-    weights = [(one.rows, one.columns, one.width) for one in model.trained]
     together = sum(sum(job.optimizer.together(weight)) for weight in weights)
     alone = max((sum(job.optimizer.alone(weight)) for weight in weights), default=0)
     meter.scratch((together + alone) * share + job.engine.in_step(sum(one.count for one in model.trained)))
