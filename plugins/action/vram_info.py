@@ -5,22 +5,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 import typing as t
-from pathlib import Path
 
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
-from ..module_utils import _lookup, _parallel, _rules, _schema, _sources
+from ..module_utils import _model_config, _rules, _schema, _sources
 from ..module_utils._errors import FinetuneError
-from ..module_utils._vram import estimate, hardware, report
+from ..module_utils._vram import engines, estimate, hardware, report
 from ..module_utils._vram.options import Situation
 from ..plugin_utils import _recipes
 
 OPTIONS = (
     "config",
+    "revision",
     "args",
     "recipe",
     "gpu",
@@ -50,12 +49,12 @@ class ActionModule(ActionBase):
                 world=ranks,
                 engine=_engine(str(given.get("engine", "auto"))),
                 gpu=gpu,
-                torch=str(given.get("torch", "2.8.0")),
-                padded=boolean(given["padded"]) if "padded" in given else None,
-                expandable=boolean(given.get("expandable_segments", True)),
+                torch=_version(given.get("torch", "2.8.0")),
+                padded=_yes(given, "padded", None),
+                expandable=_yes(given, "expandable_segments", True),
             )
-            config = self._config(given.get("config"), task_vars or {})
-            found = estimate.estimate(config, _arguments(given), situation, not boolean(given.get("quick", False)))
+            config = _model_config.find(given.get("config"), task_vars or {}, str(given.get("revision", "main")))
+            found = estimate.estimate(config, _arguments(given), situation, not _yes(given, "quick", False))
         except FinetuneError as error:
             return {"failed": True, "msg": str(error)}
         verdict = estimate.verdict(found, gpu.memory, used) if gpu else None
@@ -65,24 +64,18 @@ class ActionModule(ActionBase):
         judged = {"verdict": verdict._asdict()} if verdict else {}
         return {"changed": False, "estimate": found.as_dict(), "told": told, **judged}
 
-    def _config(self, given: t.Any, known: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-        if isinstance(given, t.Mapping):
-            return dict(given)
-        wanted, folders = str(given or ""), _lookup.folders(known)
-        if wanted and any(map(Path.is_dir, _lookup.candidates(wanted, folders))):
-            wanted = str(Path(wanted) / "config.json")
-        change = "give the path of the model's config.json, or of its folder; of a model on a hub, fetch that file"
-        return _read(_lookup.find(wanted, folders, "There", "config", change))
 
-
-def _read(path: Path) -> dict[str, t.Any]:
+def _yes(given: t.Mapping[str, t.Any], option: str, default: bool | None) -> t.Any:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FinetuneError(f"{path} cannot be read: {error}.", where="config", change="fetch it again") from None
-    if not isinstance(found, dict):
-        raise FinetuneError(f"{path} is no JSON object.", where="config", change="give the model's config.json")
-    return found
+        return boolean(given[option]) if option in given else default
+    except TypeError:
+        raise FinetuneError(f"{option} is {given[option]}.", where=option, change="write true or false") from None
+
+
+def _version(given: t.Any) -> str:
+    if not re.match(r"[0-9]+\.[0-9]+", str(given)):
+        raise FinetuneError(f"torch is {given}.", where="torch", change='write a version, as "2.8.0"')
+    return str(given)
 
 
 def _ranks(given: t.Any) -> int:
@@ -93,9 +86,8 @@ def _ranks(given: t.Any) -> int:
 
 
 def _engine(wanted: str) -> str:
-    names = [name for name, engine in _parallel.ENGINES.items() if not engine.unproved and name != "single"]
-    if wanted not in ("auto", *names):
-        raise FinetuneError(f"engine is {wanted!r}.", where="engine", change=f"use auto, {', '.join(names)}")
+    if wanted not in ("auto", *engines.NAMES):
+        raise FinetuneError(f"engine is {wanted!r}.", where="engine", change=f"use auto, {', '.join(engines.NAMES)}")
     return wanted
 
 

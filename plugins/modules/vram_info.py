@@ -23,12 +23,19 @@ author: llmops.finetune contributors (@llmops-finetune)
 options:
   config:
     description:
-      - The model's C(config.json), as a dict, or the path of that file, or of the folder that it is in.
-      - Relative paths are looked for beside the inventory, beside the playbook, and in the current folder. Hubs are not
-        asked; the file of a model on a hub is a few kilobytes to download.
+      - The model's C(config.json), as a dict, or the path of that file, or of the folder that it is in, or the model's
+        id on a hub, such as V(Qwen/Qwen2.5-7B-Instruct).
+      - Relative paths are looked for beside the inventory, beside the playbook, and in the current folder. What is no
+        file there, and looks like an id, is asked of Hugging Face, or with V(modelscope:) in front of ModelScope, from the
+        controller. Of the environment there E(HF_ENDPOINT) and E(HF_TOKEN) count, or E(MODELSCOPE_ENDPOINT) and
+        E(MODELSCOPE_API_TOKEN). Nothing is kept.
       - Where its C(quantization_config) says that the weights are quantized already, that is what is estimated.
     type: raw
     required: true
+  revision:
+    description: Branch, tag or commit of a model of a hub.
+    type: str
+    default: main
   args:
     description:
       - LLaMA-Factory's keys, as in C(train_args). What is left out has LLaMA-Factory's default. Sequences are taken to
@@ -55,15 +62,17 @@ options:
     type: int
     default: 1
   engine:
-    description: How ranks share the work.
+    description:
+      - How ranks share the work, with O(world_size) of them. V(auto) is V(ddp) for several.
+      - V(zero1) and V(fsdp) are for runs of others; this collection starts V(zero2) and V(fsdp2) in their place.
     type: str
-    choices: [auto, ddp, zero0, zero2, zero2_offload, zero3, zero3_offload, fsdp2]
+    choices: [auto, ddp, zero0, zero1, zero2, zero2_offload, zero3, zero3_offload, fsdp, fsdp2]
     default: auto
   padded:
     description: Whether batches are padded to the longest sequence. Not given, it follows from batch size and packing.
     type: bool
   torch:
-    description: Version of PyTorch, which decides LLaMA-Factory's default optimizer.
+    description: Version of PyTorch, which decides LLaMA-Factory's default optimizer. Quoted, for YAML takes 2.10 for 2.1.
     type: str
     default: 2.8.0
   expandable_segments:

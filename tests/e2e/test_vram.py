@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import files, state
 
+from ..hub import Hub
 from ..vram import rows
 from .conftest import BASE, REPOSITORY, Demo, World
 from .test_demo_run import node_python
@@ -23,24 +24,39 @@ AGAIN = ("qwen2.5-0.5b:lora", "qwen2.5-0.5b:dpo full", "qwen2.5-0.5b:rm full")
 KEYS = ("model", "method", "precision", "grad_ckpt", "micro_batch", "seq_len", "optimizer", "note")
 
 
-def ask(world: World, folder: Path, **options: object) -> tuple[int, str]:
+@pytest.fixture
+def hub() -> t.Iterator[Hub]:
+    made = Hub()
+    yield made
+    made.close()
+
+
+def ask(world: World, folder: Path, hub: Hub, **options: object) -> tuple[int, str]:
     command = ["ansible", "localhost", "-m", "llmops.finetune.vram_info", "-a", json.dumps(options)]
-    done = world.shell(command, env=world.environment(folder / "record"))
+    done = world.shell(command, env={**world.environment(folder / "record"), "HF_ENDPOINT": hub.address})
     return done.returncode, done.stdout + done.stderr
 
 
-def test_it_says_what_fits_and_refuses_what_it_cannot_read(world: World, demo: object, tmp_path: Path) -> None:
+def test_it_says_what_fits_and_refuses_what_it_cannot_read(
+    world: World, demo: object, hub: Hub, tmp_path: Path
+) -> None:
     config = str(FOLDER / "configs" / "llama3-8b.json")
     small = {"bf16": True, "per_device_train_batch_size": 1, "cutoff_len": 1024}
-    rc, text = ask(world, tmp_path, config=config, recipe="qlora_sft", args=small, gpu="RTX 4090")
+    rc, text = ask(world, tmp_path, hub, config=config, recipe="qlora_sft", args=small, gpu="RTX 4090")
     assert rc == 0 and "verdict   fits" in text and "fits: true" in text and "changed: false" in text, text
     full = {**small, "finetuning_type": "full"}
-    rc, text = ask(world, tmp_path, config=config, args=full, gpu="H100", world_size=8, engine="zero3")
+    rc, text = ask(world, tmp_path, hub, config=config, args=full, gpu="H100", world_size=8, engine="zero3")
     assert rc == 0 and "unverified" in text and "engine zero3 on 8 ranks" in text, text
-    rc, text = ask(world, tmp_path, config=json.loads(Path(config).read_text()), args=full, gpu="80GB", used="1GiB")
+    rc, text = ask(world, tmp_path, hub, config=json.loads(Path(config).read_text()), args=full, gpu="80GB", used="1GiB")
     assert rc == 0 and "does not fit" in text and "fits: false" in text, text
+    hub.push("owner/small", {"config.json": (FOLDER / "configs" / "qwen2.5-0.5b.json").read_bytes()})
+    rc, text = ask(world, tmp_path, hub, config="owner/small", args=small, engine="fsdp", world_size=2)
+    assert rc == 0 and "0.50 B parameters" in text and "engine fsdp on 2 ranks" in text, text
     for wrong, word in (
-        ({"config": "owner/model"}, "There is no file owner/model on this controller"),
+        ({"config": "owner/model"}, "There is no file owner/model on this controller. The hub has no model owner/model"),
+        ({"config": {**json.loads(Path(config).read_text()), "num_hidden_layers": -1}}, "num_hidden_layers of the model"),
+        ({"config": config, "torch": "new"}, "torch is new"),
+        ({"config": config, "padded": "perhaps"}, "padded is perhaps"),
         ({"config": {"model_type": "llama"}}, "has no hidden_size"),
         ({"config": config, "args": {"cutof_len": 1}}, "use cutoff_len"),
         ({"config": config, "gpu": "T1000"}, "no GPU that is known"),
@@ -49,7 +65,7 @@ def test_it_says_what_fits_and_refuses_what_it_cannot_read(world: World, demo: o
         ({"config": config, "world_size": "many"}, "world_size is many"),
         ({"config": config, "recipe": "none"}, "There is no recipe none"),
     ):
-        rc, text = ask(world, tmp_path, **wrong)
+        rc, text = ask(world, tmp_path, hub, **wrong)
         assert rc != 0 and word in text and "Traceback" not in text, text
 
 
