@@ -11,9 +11,9 @@ import typing as t
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
-from ..module_utils import _model_config, _rules, _schema, _sources
+from ..module_utils import _config, _model_config, _rules, _schema, _sources
 from ..module_utils._errors import FinetuneError
-from ..module_utils._vram import engines, estimate, hardware, report
+from ..module_utils._vram import engines, estimate, hardware, keys, report
 from ..module_utils._vram.options import Situation
 from ..plugin_utils import _recipes
 
@@ -31,6 +31,10 @@ OPTIONS = (
     "expandable_segments",
     "quick",
 )
+
+
+_ENGINE = {key for key, variable in _config.OWNED.items() if variable == "train_engine"} - keys.UNKNOWN.keys()
+"""LLaMA-Factory's keys in whose place stands the option `engine`."""
 
 
 class ActionModule(ActionBase):
@@ -104,6 +108,12 @@ def _arguments(given: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
                 f"There is no recipe {name}.", where="recipe", change=f"use one of {', '.join(sorted(recipes))}"
             )
         base = dict(recipes[name].arguments)
+    for key in _ENGINE & own.keys():
+        raise FinetuneError(
+            f"{key} is a file or a word for how ranks share the work, and is not read here.",
+            where=f"args, key {key}",
+            change=f"remove it, and name the engine: {', '.join(engines.NAMES)}",
+        )
     schema = _sources.schemas()["main"]
     arguments = {**base, **_schema.typed(own, schema, "args")}
     wrong = _rules.problems(arguments, schema, _rules.Situation(), own, _rules.ranges.ESTIMATED)

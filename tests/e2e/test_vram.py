@@ -56,6 +56,7 @@ def test_it_says_what_fits_and_refuses_what_it_cannot_read(
         ({"config": "owner/model"}, "There is no file owner/model on this controller. The hub has no model owner/model"),
         ({"config": {**json.loads(Path(config).read_text()), "num_hidden_layers": -1}}, "num_hidden_layers of the model"),
         ({"config": config, "torch": "new"}, "torch is new"),
+        ({"config": config, "args": {"deepspeed": "ds_z3.json"}}, "name the engine: ddp, zero0, zero1"),
         ({"config": config, "padded": "perhaps"}, "padded is perhaps"),
         ({"config": {"model_type": "llama"}}, "has no hidden_size"),
         ({"config": config, "args": {"cutof_len": 1}}, "use cutoff_len"),

@@ -286,7 +286,13 @@ def test_the_default_optimizer_is_that_of_the_version_of_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "word"), [({"optim": "schedule_free_radam"}, "optim"), ({"quantization_bit": 3}, "quantization_bit")]
+    ("arguments", "word"),
+    [
+        ({"optim": "schedule_free_radam"}, "optim"),
+        ({"quantization_bit": 3}, "quantization_bit"),
+        ({"quantization_bit": 4, "finetuning_type": "full"}, "cannot be trained with finetuning_type full"),
+        ({"quantization_bit": 8, "finetuning_type": "freeze"}, "cannot be trained with finetuning_type freeze"),
+    ],
 )
 def test_what_is_not_known_is_refused(arguments: dict[str, t.Any], word: str) -> None:
     with pytest.raises(FinetuneError, match=word):
@@ -321,6 +327,13 @@ def test_weights_that_are_quantized_lie_there_as_they_are(config: dict[str, t.An
     assert told.resident / GIB == pytest.approx(size, rel=0.005)
     assert told.parameters == found().parameters
     assert (told.tag == "unverified") is bool(config["quantization_config"])
+
+
+def test_all_weights_of_a_packed_model_cannot_be_trained() -> None:
+    with pytest.raises(FinetuneError, match="finetuning_type full") as told:
+        found({"finetuning_type": "full"}, IN_4_BITS)
+    assert told.value.where == "config.json, quantization_config"
+    assert found({"finetuning_type": "full"}, quantized("fp8")).tensors == found({"finetuning_type": "full"}).tensors
 
 
 def test_what_is_kept_of_a_product_is_that_of_the_method() -> None:

@@ -23,6 +23,10 @@ from .walk import Job
 if t.TYPE_CHECKING:
     from .learned import Seen
 
+ADAPTERS = ("lora", "oft")
+"""Methods that leave the model's own weights as they are."""
+
+
 @dataclass(frozen=True)
 class Situation:
     """What is known besides the arguments."""
@@ -106,6 +110,12 @@ def _physics(shape: Shape, given: t.Mapping[str, t.Any], situation: Situation, e
     if bits not in (0, 4, 8) and not shape.packed:
         raise FinetuneError(
             f"quantization_bit is {bits}.", where="args, key quantization_bit", change="use 4 or 8, or leave it out"
+        )
+    if (shape.packed.bits if shape.packed else bits) and method not in ADAPTERS:
+        raise FinetuneError(
+            f"Weights that are quantized cannot be trained with finetuning_type {method}.",
+            where="args, keys quantization_bit, finetuning_type" if bits else "config.json, quantization_config",
+            change="use finetuning_type lora or oft, or weights that are not quantized",
         )
     targets = given["lora_target"]
     names = [str(name).strip() for name in (targets.split(",") if isinstance(targets, str) else targets)]
