@@ -135,7 +135,7 @@ def test_on_cpus_and_without_a_config_it_is_as_asked() -> None:
 
 
 def test_eight_nodes_take_few_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An estimate takes 15 ms, all else next to nothing."""
+    """An estimate takes less than 20 ms, all else next to nothing: planning takes less than half a second."""
     count = 0
     real = estimate.estimate
 
@@ -149,7 +149,7 @@ def test_eight_nodes_take_few_estimates(monkeypatch: pytest.MonkeyPatch) -> None
     for recipe in ("full_sft", "lora_sft"):
         count = 0
         plan = make(facts, **{**FASTEST, "train_global_batch_size": 4096, "train_recipe": recipe})
-        assert plan.resolved["world_size"] == 64 and 0 < count <= 30
+        assert plan.resolved["world_size"] == 64 and 0 < count <= 20
 
 
 def test_links_between_ranks_are_the_slowest_of_all_ways() -> None:
