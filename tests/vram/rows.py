@@ -227,7 +227,7 @@ def _profile(record: Record) -> Parts | str:
     accumulation = int((re.search(r"\bga=(\d+)", record["notes"]) or [0, 1])[1])
     if "torchtune" in source:
         optimizer = _optimizer(record["notes"])
-        in_backward = "optimizer in backward" in record["notes"] or "8-bit" in record["notes"]
+        in_backward = "optimizer in backward" in record["notes"].replace("-", " ") or "8-bit" in record["notes"]
         if "8-bit" in record["notes"] or "lora" in method:  # the table adds one technique to another, offloading before
             physics = _replaced(physics, checkpointing="host")
         physics = _replaced(physics, fused=True, autocast=False, trained_width=HALF, adapter_width=HALF)
