@@ -25,10 +25,10 @@ options:
     description:
       - The model's C(config.json), as a dict, or the path of that file, or of the folder that it is in, or the model's
         id on a hub, such as V(Qwen/Qwen2.5-7B-Instruct).
-      - Relative paths are looked for beside the inventory, beside the playbook, and in the current folder. What is no
-        file there, and looks like an id, is asked of Hugging Face, or with V(modelscope:) in front of ModelScope, from the
-        controller. Of the environment there E(HF_ENDPOINT) and E(HF_TOKEN) count, or E(MODELSCOPE_ENDPOINT) and
-        E(MODELSCOPE_API_TOKEN). Nothing is kept.
+      - Relative paths are looked for beside the inventory, beside the playbook, and in the current folder.
+      - What is no file there, and looks like an id, is asked of Hugging Face, or with V(modelscope:) in front of
+        ModelScope, from the controller. Of the environment there E(HF_ENDPOINT) and E(HF_TOKEN) count, or
+        E(MODELSCOPE_ENDPOINT) and E(MODELSCOPE_API_TOKEN). Nothing is kept.
       - Where its C(quantization_config) says that the weights are quantized already, that is what is estimated.
     type: raw
     required: true
@@ -72,7 +72,8 @@ options:
     description: Whether batches are padded to the longest sequence. Not given, it follows from batch size and packing.
     type: bool
   torch:
-    description: Version of PyTorch, which decides LLaMA-Factory's default optimizer. Quoted, for YAML takes 2.10 for 2.1.
+    description:
+      - Version of PyTorch, which decides LLaMA-Factory's default optimizer. Quoted, for YAML takes 2.10 for 2.1.
     type: str
     default: 2.8.0
   expandable_segments:

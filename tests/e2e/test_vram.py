@@ -47,14 +47,15 @@ def test_it_says_what_fits_and_refuses_what_it_cannot_read(
     full = {**small, "finetuning_type": "full"}
     rc, text = ask(world, tmp_path, hub, config=config, args=full, gpu="H100", world_size=8, engine="zero3")
     assert rc == 0 and "unverified" in text and "engine zero3 on 8 ranks" in text, text
-    rc, text = ask(world, tmp_path, hub, config=json.loads(Path(config).read_text()), args=full, gpu="80GB", used="1GiB")
+    known = json.loads(Path(config).read_text())
+    rc, text = ask(world, tmp_path, hub, config=known, args=full, gpu="80GB", used="1GiB")
     assert rc == 0 and "does not fit" in text and "fits: false" in text, text
     hub.push("owner/small", {"config.json": (FOLDER / "configs" / "qwen2.5-0.5b.json").read_bytes()})
     rc, text = ask(world, tmp_path, hub, config="owner/small", args=small, engine="fsdp", world_size=2)
     assert rc == 0 and "0.50 B parameters" in text and "engine fsdp on 2 ranks" in text, text
     for wrong, word in (
-        ({"config": "owner/model"}, "There is no file owner/model on this controller. The hub has no model owner/model"),
-        ({"config": {**json.loads(Path(config).read_text()), "num_hidden_layers": -1}}, "num_hidden_layers of the model"),
+        ({"config": "owner/model"}, "no file owner/model on this controller. The hub has no model owner/model"),
+        ({"config": {**known, "num_hidden_layers": -1}}, "num_hidden_layers of the model"),
         ({"config": config, "torch": "new"}, "torch is new"),
         ({"config": config, "args": {"deepspeed": "ds_z3.json"}}, "name the engine: ddp, zero0, zero1"),
         ({"config": config, "padded": "perhaps"}, "padded is perhaps"),

@@ -54,8 +54,8 @@ class Physics:
     fused: bool = False
     """Norm, rotary embedding and MLP are one kernel each, as Liger's are; about what torch.compile makes of them."""
     loss: str = "plain"
-    """plain; liger, where head and loss are one; kept, where one kernel looks at logits in half and writes gradients over
-    them (unsloth); parts, where it does so for some tokens at a time, whose logits are made apart (torchtune)."""
+    """plain; liger, where head and loss are one; kept, where one kernel looks at logits in half and writes gradients
+    over them (unsloth); parts, where it does so for some tokens at a time, whose logits are made apart (torchtune)."""
     padded: bool = False
     """Batches come with a mask."""
     biased: bool = False

@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The tower of a model that sees, beside the walk of its text: sizes by formula, of code that was read, not measured."""
+"""The tower of a model that sees, beside the walk of its text: sizes by a formula that nobody measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import typing as t
 from .optimizers import Weight
 from .tape import HALF
 from .walk import Job
-
 
 RUNS = ("forward", "evaluation")
 LEARNS = (*RUNS, "loss, forward", "loss, backward", "backward of the layers", "end of backward")

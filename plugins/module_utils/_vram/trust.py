@@ -29,7 +29,8 @@ def tag(
     shape: Shape, given: t.Mapping[str, t.Any], physics: Physics, engine: Engine, optimizer: str, evaluates: bool
 ) -> tuple[str, list[str]]:
     """And why it is not `replayed`. given: all keys, with their defaults."""
-    merged = {"adapter_name_or_path"} if given["create_new_adapter"] else set()  # into weights, before a new one is made
+    # into weights, before a new one is made
+    merged = {"adapter_name_or_path"} if given["create_new_adapter"] else set()
     unseen = [
         f"{key}, which is not looked at"
         for key, default in UNSEEN.items()
