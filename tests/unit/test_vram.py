@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils._vram import (
     engines,
+    estimate,
     kernels,
     ops,
     optimizers,
@@ -29,9 +30,11 @@ from ansible_collections.llmops.finetune.plugins.module_utils._vram.tape import 
     FULL,
     HALF,
     Meter,
+    Node,
     Parameter,
     Storage,
     Tape,
+    Tensor,
 )
 
 from ..conftest import REPOSITORY
@@ -129,6 +132,39 @@ def test_a_gradient_that_others_hold_is_not_added_to_in_place(held: bool, more: 
     meter.moment("after")
     size = 512 * 512 * HALF
     assert meter.peaks["backward"] - start == (1 + more) * size
+
+
+@pytest.mark.parametrize("uses", [1, 2])
+def test_of_a_gradient_that_is_not_kept_all_is_there_until_all_uses_of_its_weight_have_come(uses: int) -> None:
+    """As of a head that is the embedding too."""
+    tape = Tape(Meter())
+    end, seen = Parameter(tape, 512, 512, HALF, True, kept=0), []
+
+    def look(_tape: Tape, _node: Node, grad: Tensor) -> tuple[Tensor]:
+        seen.append(end.partial is not None)
+        return (grad,)
+
+    x = tape.empty(512 * 512, HALF)
+    x = ops.linear(tape, x, end if uses == 2 else Parameter(tape, 512, 512, HALF, True))
+    x = tape.record(ops.view(x), look, (x,), ())
+    x = ops.linear(tape, x, end)
+    tape.backward(x, ops.like(tape, x))
+    assert seen == [uses == 2]
+    assert (end.partial, end.grad, end.waits) == (None, None, 0)
+
+
+def test_losses_that_look_at_parts_of_logits() -> None:
+    """Those of Llama-3.2-1B, whose head is its embedding and frozen here, beside a loss in fp32."""
+    size, inputs = 2048 * 128256 * HALF, 16 * 2048 * 2048 * HALF
+    known = {"autocast": False, "outputs_in_full": False, "adapter_width": HALF, "fused": True}
+    peaks = {}
+    for loss in ("plain", "kept", "parts"):
+        found = walk.walk(walk.Job(LLAMA, Physics(loss=loss, **known), FUSED, Run(1, 2048)))
+        peak = max(found.moments[name] for name in ("loss forward", "loss backward"))
+        peaks[loss] = peak - found.resident - inputs
+    assert peaks["kept"] == pytest.approx(size, rel=0.05), "gradients lie over the logits"
+    assert peaks["parts"] == pytest.approx(size, rel=0.05), "so they do part by part"
+    assert peaks["plain"] > 5 * size
 
 
 def test_flash_attention_takes_dq_in_fp32_and_all_heads_in_its_backward() -> None:
@@ -239,11 +275,11 @@ def test_lengths_that_vary_cost_memory_without_expandable_segments() -> None:
 
 
 def test_an_estimate_takes_less_than_20_ms() -> None:
-    job = walk.Job(shape.read(CONFIGS["llama3-8b"]), Physics(), FUSED, Run(1, 2048))
+    """With all that is read for it. The quickest of many counts: processors are shared."""
     times = []
-    for _each in range(9):
+    while len(times) < 40 and min(times, default=1) >= 0.02:
         began = time.process_time()
-        walk.walk(job)
+        estimate.estimate(CONFIGS["llama3-8b"], {"bf16": True, "per_device_train_batch_size": 1})
         times.append(time.process_time() - began)
     assert min(times) < 0.02
 

@@ -161,7 +161,7 @@ def _padded(given: t.Mapping[str, t.Any], stage: str, batch: int) -> bool:
     """Whether attention gets a mask. Sequences that are packed neatly are kept apart by one, but with FlashAttention's
     own kernels (data/collator.py)."""
     if given["neat_packing"]:
-        return given["flash_attn"] != "fa2"
+        return str(given["flash_attn"]) != "fa2"
     return (batch > 1 or stage in PAIRED) and not _packed(given)
 
 
