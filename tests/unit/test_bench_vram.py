@@ -89,6 +89,22 @@ def test_a_figure_is_held_against_what_it_is_a_figure_of(changes: dict[str, str]
     assert isinstance(row, rows.Row) and bench_vram.highest(row)[0] == level
 
 
+@pytest.mark.parametrize(
+    ("changes", "tag"),
+    [
+        ({}, "replayed"),
+        ({"source": "LLaMA-Factory wiki", "gpu": "A100 40GB"}, "formula"),
+        ({"source": "LLaMA-Factory wiki", "gpu": "A100 40GB", "engine": "Unsloth single GPU"}, "unverified"),
+        ({"source": "an issue", "gpu": "not told"}, "unverified"),
+        ({"source": "torchtune README/docs"}, "formula"),
+        ({"source": "torchtune README/docs", "notes": "+8-bit AdamW"}, "unverified"),
+    ],
+)
+def test_a_row_is_trusted_as_far_as_an_estimate_of_the_same_run(changes: dict[str, str], tag: str) -> None:
+    row = measured(**changes)
+    assert isinstance(row, rows.Row) and row.tag == tag
+
+
 def test_the_report_counts_rows_errors_and_wrong_verdicts(tmp_path: Path, capsys: t.Any) -> None:
     row = measured(process_gib="1")
     assert isinstance(row, rows.Row)
