@@ -30,7 +30,7 @@ SHORT = {"bf16": True, "per_device_train_batch_size": 1, "cutoff_len": 128}
         ("hidden_size", True, "a whole number"),
         ("hidden_size", {"a": 1}, "a whole number"),
         ("vocab_size", 10**30, "a whole number"),
-        ("num_hidden_layers", 10**12, "a whole number from 1 to 1000"),
+        ("num_hidden_layers", 10**12, "a whole number from 1 to 1000 is due"),
         ("num_hidden_layers", ["a"], "a whole number"),
         ("num_attention_heads", 8192, "at most the hidden size, 4096"),
         ("num_key_value_heads", "8", "a whole number"),

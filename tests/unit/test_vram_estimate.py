@@ -10,15 +10,13 @@ import json
 import typing as t
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _parallel, _sources
+from ansible_collections.llmops.finetune.plugins.module_utils import _sources
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 from ansible_collections.llmops.finetune.plugins.module_utils._vram import (
-    engines,
     estimate,
     hardware,
     keys,
     report,
-    shape,
     trust,
 )
 from ansible_collections.llmops.finetune.plugins.module_utils._vram.options import Situation
@@ -40,92 +38,6 @@ def test_a_quick_estimate_is_decided_on_with_a_wider_bound() -> None:
     exact = estimate.estimate(LLAMA, ONE, thorough=True)
     assert found().tensors == exact.tensors
     assert found().band == exact.band + trust.QUICK
-
-
-# Shapes
-
-MIXTURE = {
-    **CONFIGS["qwen3-4b"],
-    **{"model_type": "qwen3_moe", "hidden_size": 2048, "num_hidden_layers": 48, "num_key_value_heads": 4},
-    **{"moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8, "tie_word_embeddings": False},
-}
-LATENT = {
-    **{"model_type": "deepseek_v2", "hidden_size": 2048, "num_hidden_layers": 27, "num_attention_heads": 16},
-    **{"intermediate_size": 10944, "moe_intermediate_size": 1408, "n_routed_experts": 64, "n_shared_experts": 2},
-    **{"num_experts_per_tok": 6, "first_k_dense_replace": 1, "kv_lora_rank": 512, "qk_nope_head_dim": 128},
-    **{"qk_rope_head_dim": 64, "v_head_dim": 128, "vocab_size": 102400, "tie_word_embeddings": False},
-}
-SEEING = {
-    **CONFIGS["qwen2.5-7b"],
-    "model_type": "qwen2_5_vl",
-    "vision_config": {
-        **{"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "hidden_act": "silu"},
-        **{"spatial_merge_size": 2, "patch_size": 14},
-    },
-}
-
-
-COUNTS: list[tuple[dict[str, t.Any], int]] = [
-    (CONFIGS["qwen2.5-0.5b"], 494_032_768),
-    (CONFIGS["llama3.2-1b"], 1_235_814_400),
-    (CONFIGS["llama3-8b"], 8_030_261_248),
-    (CONFIGS["qwen2.5-7b"], 7_615_616_512),
-    (CONFIGS["qwen3-4b"], 4_022_468_096),
-    (CONFIGS["qwen3-8b"], 8_190_735_360),
-    (CONFIGS["mistral-7b"], 7_248_023_552),
-    (CONFIGS["gemma-2b"], 2_506_172_416),
-    (CONFIGS["gemma2-2b"], 2_614_341_888),
-    (CONFIGS["gemma3-1b"], 999_885_952),
-    (CONFIGS["phi-2"], 2_779_683_840),
-    (CONFIGS["phi3-mini"], 3_821_079_552),
-    (CONFIGS["glm4-9b"], 9_400_279_040),
-    (MIXTURE, 30_532_122_624),
-    (LATENT, 15_706_484_224),
-    (SEEING, 8_292_166_656),  # nearly: of the tower without biases and norms
-]
-
-
-@pytest.mark.parametrize(("config", "count"), COUNTS, ids=[config["model_type"] for config, _count in COUNTS])
-def test_a_model_has_as_many_parameters_as_its_makers_say(config: dict[str, t.Any], count: int) -> None:
-    near = 0.01 if "vision_config" in config else 0
-    assert found({"finetuning_type": "full"}, config).parameters == pytest.approx(count, rel=near, abs=0)
-
-
-@pytest.mark.parametrize(
-    "key", ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"]
-)
-def test_a_config_that_lacks_a_size_is_refused(key: str) -> None:
-    with pytest.raises(FinetuneError, match=key):
-        shape.read({name: value for name, value in LLAMA.items() if name != key})
-
-
-def test_an_unknown_family_is_taken_for_a_plain_decoder_and_said_to_be() -> None:
-    told = found(config={**LLAMA, "model_type": "new"})
-    assert told.tag == "unverified" and "model type new" in told.reasons[0]
-    assert told.tensors == found().tensors
-
-
-def test_a_tower_sees_all_images_of_a_micro_batch_and_takes_more_where_it_learns() -> None:
-    def tower(**keys: t.Any) -> dict[str, float]:
-        told, text = (found({"per_device_train_batch_size": 4, **keys}, of) for of in (SEEING, CONFIGS["qwen2.5-7b"]))
-        return {name: (size - text.moments[name]) / GIB for name, size in told.moments.items()}
-
-    weights = 2 * 671e6 / GIB
-    few, many = tower(image_max_pixels=14 * 14 * 1000), tower(image_max_pixels=14 * 14 * 2000)
-    assert few["loss, backward"] == many["loss, backward"] == pytest.approx(weights, rel=0.02), "its graph is not kept"
-    a_patch = 2 * (8 * 1280 + 3 * 3420)
-    assert many["forward"] - few["forward"] == pytest.approx(4 * 1000 * a_patch / GIB, rel=0.001), "of each record"
-    learns = tower(freeze_vision_tower=False, finetuning_type="full")
-    assert learns["save"] == pytest.approx((4 + 8) / 2 * weights, rel=0.02)
-    assert learns["optimizer step"] == pytest.approx((4 + 4 + 8) / 2 * weights, rel=0.02)
-    assert learns["backward of the layers"] > learns["optimizer step"]
-    adapted = tower(freeze_vision_tower=False)
-    assert weights < adapted["save"] < 1.1 * weights and adapted["loss, backward"] > few["loss, backward"]
-
-
-def test_the_text_of_a_model_that_sees_is_found_in_its_text_config() -> None:
-    text = CONFIGS["qwen2.5-7b"]
-    assert found(config={"model_type": "qwen2_5_vl", "text_config": text}).tensors == found(config=text).tensors
 
 
 # Options
@@ -178,21 +90,6 @@ def test_what_nothing_checked_says_so_and_has_a_wider_bound(arguments: dict[str,
     assert told.bound == round(told.process * (1 + told.band))
 
 
-@pytest.mark.parametrize("engine", engines.NAMES)
-def test_every_engine_is_unverified(engine: str) -> None:
-    told = found({"finetuning_type": "full"}, world=8, engine=engine)
-    assert told.tag == "unverified" and told.reasons == [f"engine {engine} on 8 ranks"]
-    alone = found({"finetuning_type": "full"}, engine=engine)
-    assert (alone.tag, alone.reasons) == (
-        ("replayed", []) if engine == "ddp" else ("unverified", [f"engine {engine}"])
-    ), "DeepSpeed and FSDP on one GPU are not measured either"
-
-
-def test_engines_of_train_engine_are_among_them() -> None:
-    provided = {name for name, one in _parallel.ENGINES.items() if not one.unproved}
-    assert provided - {engines.SINGLE} <= set(engines.NAMES)
-
-
 @pytest.mark.parametrize(
     ("less", "more"),
     [
@@ -217,57 +114,6 @@ def test_engines_of_train_engine_are_among_them() -> None:
 )
 def test_what_needs_more(less: dict[str, t.Any], more: dict[str, t.Any]) -> None:
     assert found(less).tensors < found(more).tensors
-
-
-@pytest.mark.parametrize(
-    ("engine", "resident"),
-    [
-        ("ddp", 12 + 4),  # buckets are copies of the gradients
-        ("zero1", 2 + 12 / 8 + 2 * 2 * 5e8 / 8.03e9),
-        ("zero2", 2 + 12 / 8 + 2 * 2 * 5e8 / 8.03e9),
-        ("zero2_offload", 2 + 2 * 2 * 5e8 / 8.03e9),
-        ("zero3", (2 + 12) / 8),
-        ("zero3_offload", 0),
-        ("fsdp2", (4 + 8) / 8),
-        ("fsdp", (4 + 8) / 8),
-    ],
-)
-def test_what_lies_on_one_of_eight_ranks_between_steps(engine: str, resident: float) -> None:
-    """Bytes for each of 8.03 B parameters."""
-    told = found({"finetuning_type": "full"}, world=8, engine=engine)
-    assert told.resident == pytest.approx(resident * 8.03e9, rel=0.01, abs=1e9)
-
-
-def test_of_a_frozen_model_fsdp2_has_fp32_and_others_half() -> None:
-    told = {name: found({}, world=8, engine=name).resident for name in ("fsdp", "fsdp2", "zero3")}
-    more = (told["fsdp2"] - told["fsdp"]) / (8.03e9 / 8)
-    assert more == pytest.approx(2, rel=0.01) and told["zero3"] == pytest.approx(told["fsdp"], abs=1e9)
-
-
-def test_4_bits_stay_4_bits_where_ranks_share_them() -> None:
-    """Of 6.98 B quantized weights; embedding and head are shared as well."""
-    told = {name: found({"quantization_bit": 4}, world=8, engine=name) for name in ("ddp", "fsdp")}
-    less = told["ddp"].resident - told["fsdp"].resident
-    assert less == pytest.approx((0.5 * 6.98e9 + 2 * 1.05e9) * 7 / 8, rel=0.08)
-
-
-def test_buckets_of_ddp_have_the_width_of_the_gradients() -> None:
-    half = {"finetuning_type": "full", "pure_bf16": True, "bf16": False}
-    assert found(half, world=2).resident == pytest.approx((2 + 4 + 2) * 8.03e9, rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("keys", "more"),
-    [({"use_galore": True}, 8), ({"use_apollo": True}, 8), ({"use_muon": True}, 4)],  # GaLore beside 16 of 4096 rows
-)
-def test_embedding_and_head_are_adamws(keys: dict[str, t.Any], more: float) -> None:
-    """So their states grow with the vocabulary as AdamW's do, by 8 bytes each; all weights have 4 besides."""
-    full = {"finetuning_type": "full", **keys}
-    wide = {**LLAMA, "vocab_size": 2 * LLAMA["vocab_size"]}
-    grown = found(full, wide).resident - found(full).resident
-    assert grown == pytest.approx((4 + 8) * 2 * 128256 * 4096, rel=0.001)
-    layers = found(full).resident - (4 + 8) * 2 * 128256 * 4096
-    assert layers < (4 + more) * 6.98e9 * 1.001, "those of the layers are not"
 
 
 def test_what_is_packed_neatly_has_a_mask() -> None:
