@@ -156,7 +156,7 @@ def test_of_a_gradient_that_is_not_kept_all_is_there_until_all_uses_of_its_weigh
 def test_losses_that_look_at_parts_of_logits() -> None:
     """Those of Llama-3.2-1B, whose head is its embedding and frozen here, beside a loss in fp32."""
     size, inputs = 2048 * 128256 * HALF, 16 * 2048 * 2048 * HALF
-    known = {"autocast": False, "outputs_in_full": False, "adapter_width": HALF, "fused": True}
+    known: dict[str, t.Any] = {"autocast": False, "outputs_in_full": False, "adapter_width": HALF, "fused": True}
     peaks = {}
     for loss in ("plain", "kept", "parts"):
         found = walk.walk(walk.Job(LLAMA, Physics(loss=loss, **known), FUSED, Run(1, 2048)))
@@ -276,7 +276,7 @@ def test_lengths_that_vary_cost_memory_without_expandable_segments() -> None:
 
 def test_an_estimate_takes_less_than_20_ms() -> None:
     """With all that is read for it. The quickest of many counts: processors are shared."""
-    times = []
+    times: list[float] = []
     while len(times) < 40 and min(times, default=1) >= 0.02:
         began = time.process_time()
         estimate.estimate(CONFIGS["llama3-8b"], {"bf16": True, "per_device_train_batch_size": 1})
