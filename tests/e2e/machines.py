@@ -31,8 +31,12 @@ NAMES = tuple(f"{PREFIX}{number}" for number in (1, 2, 3))
 
 
 def address(last: int) -> str:
-    """An address of the hosts' network: their first is .11, this machine is .1."""
+    """An address of the hosts' network: their first is .20, this machine is .1."""
     return f"{SUBNET.rpartition('.')[0]}.{last}"
+
+
+def address_of(host: str) -> str:
+    return address(19 + int(host.removeprefix(PREFIX)))
 
 
 def hosts(*arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
@@ -48,11 +52,20 @@ def sh(host: str, command: str, check: bool = True) -> str:
 
 def root_sh(host: str, command: str) -> str:
     """The same without the host's sshd and sudo."""
+    return podman("exec", host, "sh", "-c", command)
+
+
+def podman(*arguments: str) -> str:
     settings = {**os.environ, "CONTAINERS_CONF": str(STATE / "containers.conf")}
-    done = subprocess.run(
-        ["podman", "exec", host, "sh", "-c", command], env=settings, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(["podman", *arguments], env=settings, capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+def replaced(host: str) -> None:
+    """Another machine comes up at the address of one that is gone: with its disk at /data, all else anew."""
+    subprocess.run(["ssh-keygen", "-R", address_of(host), "-f", STATE / "known_hosts"], capture_output=True, check=True)
+    up = hosts("up", str(len(NAMES)))
+    assert up.returncode == 0, up.stderr
 
 
 def read(host: str, run_id: str, name: str) -> dict[str, t.Any]:

@@ -31,7 +31,7 @@ def test_ports_that_are_closed_one_way_are_named_with_both_hosts(
     cluster: Cluster, first: First, ports: str, told: str
 ) -> None:
     """That of the rendezvous, which is rank 0's; or those that the kernel picks."""
-    sh(NAMES[0], f"iptables -A INPUT -p tcp --syn --dport {ports} -s {machines.address(12)} -j DROP")
+    sh(NAMES[0], f"iptables -A INPUT -p tcp --syn --dport {ports} -s {machines.address_of(NAMES[1])} -j DROP")
     try:
         done = refused(cluster, "closed")
     finally:

@@ -49,7 +49,7 @@ def test_all_hosts_add_up_together_though_they_are_called_one_after_the_other(cl
 
 def test_large_packets_that_are_lost_between_two_hosts_are_told_with_both(cluster: Cluster) -> None:
     """As where an MTU is too small on the way: whatever is small gets through, so do all tries of ports."""
-    rule = f"OUTPUT -p tcp -d {machines.address(12)} -m length --length 1000:65535 -j DROP"
+    rule = f"OUTPUT -p tcp -d {machines.address_of(NAMES[1])} -m length --length 1000:65535 -j DROP"
     sh(NAMES[0], f"iptables -A {rule}")
     try:
         done = cluster.play("train.yml", name="large", asked=FULL, **SHORT)

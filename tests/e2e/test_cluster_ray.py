@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pytest
 
 from .conftest import Outcome
-from .machines import NAMES, ROOT, STATE, Cluster, address, hosts, left, sh
+from .machines import NAMES, ROOT, STATE, Cluster, address_of, hosts, left, sh
 
 HEAD, WORKER = NAMES[:2]
 FOLDER = f"{ROOT}/ray"
@@ -65,7 +65,7 @@ def up(cluster: Cluster) -> Ray:
 
 def test_nodes_sum_a_tensor_together(up: Ray) -> None:
     workers = proof(up.done)["workers"]
-    assert [one["address"] for one in workers] == [address(11), address(12)], "the head is the first host"
+    assert [one["address"] for one in workers] == [address_of(HEAD), address_of(WORKER)], "the head is the first host"
     assert {(one["least"], one["most"]) for one in workers} == {(3.0, 3.0)}
 
 
@@ -76,7 +76,7 @@ def test_check_mode_predicts_it_and_a_second_apply_changes_nothing(up: Ray) -> N
 
 
 def test_a_job_needs_the_token_and_nobody_else_has_it(up: Ray) -> None:
-    assert json.loads(job(":")) == {address(11): True, address(12): False}
+    assert json.loads(job(":")) == {address_of(HEAD): True, address_of(WORKER): False}
     assert "ConnectionError" in job("unset RAY_AUTH_MODE RAY_AUTH_TOKEN_PATH")
     tokens = {sh(host, f"cat {FOLDER}/token") for host in (HEAD, WORKER)}
     assert len(tokens) == 1 and len(token := tokens.pop()) == 64

@@ -37,7 +37,7 @@ DEBIAN=localhost/debian:$SUITE
 NETWORK=$PREFIX-net
 LABEL=llmops-test-hosts=$PREFIX
 NET24=${SUBNET%.*}
-FIRST=11 # PREFIX1 is .11; .1 is this machine
+FIRST=20 # PREFIX1 is .20, which a cloud gives first in the /28 that it is in; .1 is this machine
 
 die() {
   printf 'hosts.sh: %s\n' "$*" >&2
