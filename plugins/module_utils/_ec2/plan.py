@@ -12,6 +12,8 @@ from .._errors import FinetuneError
 from . import fleet, interfaces, limits, naming, price, types
 from .survey import Facts, Subnet
 
+_LARGEST, _SMALLEST = 16, 28
+"""Bits of the networks and subnets that EC2 has."""
 _SLOTS = 3
 """Bits: a subnet for each of up to 8 zones, at its place among all zones of the region, so that it never moves."""
 
@@ -128,7 +130,11 @@ def _subnets(cidr: str, of_region: t.Sequence[str], wanted: t.Sequence[str]) -> 
         raise FinetuneError(
             f"{cidr!r} is no network: {error}.", where="ec2_cidr", change="such as 10.64.0.0/16"
         ) from None
-    if network.prefixlen > 28 - _SLOTS:
+    if network.version != 4 or not _LARGEST <= network.prefixlen <= _SMALLEST:
+        raise FinetuneError(
+            f"{cidr} is no size of a network on EC2.", where="ec2_cidr", change="take an IPv4 network from /16 to /28"
+        )
+    if network.prefixlen > _SMALLEST - _SLOTS:
         if len(wanted) > 1:
             raise FinetuneError(
                 f"{cidr} is too small for subnets in {len(wanted)} zones.",
