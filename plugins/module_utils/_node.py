@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import socket
 import stat
@@ -107,6 +108,7 @@ def facts(
         "root": place,
         "hostname": socket.gethostname(),
         "interfaces": _host.interfaces(),
+        "machine": platform.machine(),
         "cpus": len(os.sched_getaffinity(0)),
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "disk_free": _host.disk_free(place),

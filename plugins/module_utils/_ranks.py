@@ -114,6 +114,12 @@ def _builds(wish: Wish, facts: t.Mapping[str, Facts]) -> list[str]:
     told = []
     for host, node in facts.items() if not wish.lock else ():
         used = gpus(wish.gpus, node["gpus"], host)
+        machine = node.get("machine", table.LOCKED_MACHINE)
+        if used and machine != table.LOCKED_MACHINE:
+            told.append(
+                f"{host}: torch of the environment has no CUDA on {machine}, so ranks see no GPU. Remedy: name a lock "
+                "with a build that has in train_lock."
+            )
         capabilities = [gpu["compute_capability"] for gpu in used if gpu.get("compute_capability")]
         driver = used[0].get("driver", "") if used else ""
         what, change = torch.why_not(table.torch(table.LOCKED_TORCH), driver, capabilities)

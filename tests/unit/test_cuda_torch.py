@@ -67,7 +67,24 @@ def test_why_a_build_does_not_run(build: str, driver: str, capability: float, wh
 
 def test_the_locked_build_is_what_the_locks_have() -> None:
     text = (REPOSITORY / "requirements" / "node-main.txt").read_text(encoding="utf-8")
-    assert "nvidia-cuda-runtime-cu12==12.8." in text and table.LOCKED_TORCH == "cu128"
+    (runtime,) = [line for line in text.splitlines() if line.startswith("nvidia-cuda-runtime-cu12==")]
+    assert "==12.8." in runtime and table.LOCKED_TORCH == "cu128"
+    assert f"platform_machine == '{table.LOCKED_MACHINE}'" in runtime, "elsewhere it comes without CUDA"
+
+
+@pytest.mark.parametrize("capability", [7.0, 7.5, 8.0, 8.6, 8.9, 9.0, 10.0, 10.3, 12.0, 12.1])
+def test_the_locked_build_runs_on_every_gpu_that_ec2_has(capability: float) -> None:
+    """From V100 to B300: so there is one lock, and nothing to choose. With the driver that the role installs."""
+    locked = table.branch(table.DEFAULT_BRANCH)
+    assert locked and torch.why_not(table.torch(table.LOCKED_TORCH), locked.version, [capability]) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("machine", "gpus", "told"), [("aarch64", 1, True), ("aarch64", 0, False), ("x86_64", 1, False)]
+)
+def test_a_plan_says_that_torch_has_no_cuda_there(machine: str, gpus: int, told: bool) -> None:
+    notices = plans.make({"a": plans.node(gpus, machine=machine)}).notices
+    assert any("has no CUDA on aarch64" in notice and "train_lock" in notice for notice in notices) is told
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,8 @@ TORCH = (
     Torch("cu128", 12, 7.0, 12.1, "2.10"),
     Torch("cu126", 12, 5.0, 9.0),
 )
-LOCKED_TORCH = "cu128"
-"""What the wheels of requirements/node-*.txt are: torch 2.8 of the package index, for x86-64."""
+LOCKED_TORCH, LOCKED_MACHINE = "cu128", "x86_64"
+"""What the wheels of requirements/node-*.txt are: torch 2.8 of the package index, which has no CUDA elsewhere."""
 
 
 class System(t.NamedTuple):
