@@ -57,9 +57,9 @@ class Request:
         }
         return [numbered[number] for number in sorted(numbered)]
 
-    def tags(self, prefix: str) -> dict[str, str]:
+    def tags(self, prefix: str = "") -> dict[str, str]:
         """Those of a TagSpecification, or of a request about tags."""
-        names = [name for name in self.params if re.fullmatch(rf"{re.escape(prefix)}\.Tag\.\d+\.Key", name)]
+        names = [name for name in self.params if re.fullmatch(rf"{re.escape(prefix)}\.?Tag\.\d+\.Key", name)]
         return {self.params[name]: self.params[name.removesuffix("Key") + "Value"] for name in names}
 
 

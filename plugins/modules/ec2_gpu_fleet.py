@@ -144,13 +144,22 @@ options:
     type: dict
     default: {}
   ttl_hours:
-    description: When a node ends itself, counted from the full hour after its launch. V(0) for never.
+    description: When a node ends itself, counted from the full hour after its launch or start. V(0) for never.
     type: float
     default: 24
   extend:
     description: Count O(ttl_hours) of nodes that run from now on.
     type: bool
     default: false
+  idle_minutes:
+    description: How long after the end of its last run a node ends itself. V(0) for never.
+    type: int
+    default: 0
+  on_shutdown:
+    description: What a node does that ends itself, or is shut down from inside. Its volumes outlive a stop, and cost.
+    type: str
+    choices: [terminate, stop]
+    default: terminate
   max_nodes:
     description: How many nodes are allowed.
     type: int
@@ -162,6 +171,10 @@ options:
     description: What a node costs, in USD an hour, where you know better. V(0) to ask AWS.
     type: float
     default: 0
+  bucket:
+    description: A bucket that is to be made for the fleet. It is not made here; one of others is refused.
+    type: str
+    default: ""
   timeout:
     description: How long to wait for nodes to run or to end, in seconds.
     type: float
@@ -229,50 +242,8 @@ import typing as t  # noqa: E402
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
 from ..module_utils._ec2 import addresses, apply, client, fleet, naming, plan, survey  # noqa: E402
+from ..module_utils._ec2.inputs import OPTIONS  # noqa: E402
 from ..module_utils._errors import FinetuneError  # noqa: E402
-
-_NAMES = {"type": "list", "elements": "str", "default": []}
-_TEXT = {"type": "str", "default": ""}
-OPTIONS: dict[str, dict[str, t.Any]] = {
-    **client.OPTIONS,
-    "name": {"type": "str", "required": True},
-    "state": {"type": "str", "choices": ["present", "planned", "absent"], "default": "present"},
-    "count": {"type": "int", "default": 1},
-    "allow_scale_down": {"type": "bool", "default": False},
-    "instance_type": {"type": "str"},
-    "market": {"type": "str", "choices": ["on-demand", "spot", "capacity-block"], "default": "on-demand"},
-    "spot_max_usd": {"type": "float", "default": 0},
-    "capacity_reservation_id": _TEXT,
-    "zones": _NAMES,
-    "cidr": {"type": "str", "default": "10.64.0.0/16"},
-    "subnet_ids": _NAMES,
-    "security_group_ids": _NAMES,
-    "ssh_cidrs": _NAMES,
-    "image_id": _TEXT,
-    "image_parameter": {
-        "type": "str",
-        "default": "/aws/service/deeplearning/ami/{architecture}/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id",
-    },
-    "key_name": {"type": "str", "default": "", "no_log": False},
-    "public_key": {"type": "str", "default": "", "no_log": False},
-    "instance_profile": _TEXT,
-    "placement_group": {"type": "str", "default": "auto"},
-    "efa": {"type": "str", "choices": ["auto", "on", "off"], "default": "auto"},
-    "efa_layout": {"type": "str", "choices": ["current", "legacy"], "default": "current"},
-    "public_ip": {"type": "bool", "default": False},
-    "root_gib": {"type": "int", "default": 200},
-    "root_iops": {"type": "int", "default": 0},
-    "root_throughput": {"type": "int", "default": 0},
-    "kms_key_id": {"type": "str", "default": "", "no_log": False},
-    "metadata_hops": {"type": "int", "default": 1},
-    "tags": {"type": "dict", "default": {}},
-    "ttl_hours": {"type": "float", "default": 24},
-    "extend": {"type": "bool", "default": False},
-    "max_nodes": {"type": "int", "default": 8},
-    "max_hourly_usd": {"type": "float"},
-    "price_usd": {"type": "float", "default": 0},
-    "timeout": {"type": "float", "default": 900},
-}
 
 
 def told(one: fleet.Instance) -> dict[str, t.Any]:

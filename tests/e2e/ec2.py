@@ -12,7 +12,7 @@ import botocore.loaders
 import botocore.session
 import pytest
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
-from ansible_collections.llmops.finetune.plugins.module_utils._ec2 import apply
+from ansible_collections.llmops.finetune.plugins.module_utils._ec2 import apply, inputs
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 from ansible_collections.llmops.finetune.plugins.modules import ec2_gpu_fleet
 
@@ -54,7 +54,7 @@ class Account:
             "timeout": 5,
             **given,
         }
-        checked = ArgumentSpecValidator(ec2_gpu_fleet.OPTIONS).validate(asked)
+        checked = ArgumentSpecValidator(inputs.OPTIONS).validate(asked)
         assert not checked.error_messages, checked.error_messages
         result = ec2_gpu_fleet.run(checked.validated_parameters, check)
         return {**result, "changes": [f"{change.action} {change.path}" for change in result["changes"]]}

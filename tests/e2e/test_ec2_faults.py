@@ -24,9 +24,13 @@ def test_no_capacity_anywhere_launches_nothing_and_says_where_it_asked(account: 
     assert len(account.apply()["nodes"]) == 3
 
 
-def test_a_crash_between_launch_and_tagging_leaves_nodes_that_are_taken_up(account: Account) -> None:
+@pytest.mark.parametrize("tagged", [0, 2])
+def test_a_crash_between_launch_and_tagging_leaves_nodes_that_are_taken_up(account: Account, tagged: int) -> None:
+    """tagged: nodes that got their index before."""
+
     def crash(request: Request) -> tuple[str, str] | None:
-        return ("AuthFailure", "AWS was not able to validate") if request.action == "CreateTags" else None
+        late = request.action == "CreateTags" and len(account.endpoint.sent("CreateTags")) > tagged
+        return ("AuthFailure", "AWS was not able to validate") if late else None
 
     account.endpoint.faults.append(crash)
     assert "goes on with the next apply" in account.refused()
@@ -34,7 +38,8 @@ def test_a_crash_between_launch_and_tagging_leaves_nodes_that_are_taken_up(accou
     assert len(launched) == 3, "they run, and carry the fleet's tag"
     account.endpoint.faults.clear()
     made = account.apply()
-    assert made["plan"]["steps"]["adopt"] == [0, 1, 2] and {node["id"] for node in made["nodes"]} == launched
+    assert made["plan"]["steps"]["adopt"] == list(range(tagged, 3))
+    assert {node["id"] for node in made["nodes"]} == launched
     assert len(account.endpoint.sent("RunInstances")) == 1 and account.apply()["changes"] == []
 
 
@@ -55,6 +60,8 @@ def test_an_index_twice_is_not_guessed_about(account: Account) -> None:
     text = account.refused(count=2)
     assert first in text and second in text and "node 0" in text
     assert len(account.instances()) == 2
+    account.ec2.delete_tags(Resources=[second], Tags=[{"Key": "llmops_index"}, {"Key": "llmops_fleet"}])
+    assert account.apply(count=2)["changes"] == ["launch node 1"], "as the message says"
 
 
 def test_a_dry_run_that_is_refused_is_told(account: Account) -> None:
@@ -94,6 +101,8 @@ def test_credentials_that_ran_out(account: Account, code: str) -> None:
     account.endpoint.faults.append(lambda request: (code, "The security token included in the request is expired"))
     text = account.refused()
     assert "does not take the credentials" in text and "AWS_PROFILE" in text and account.endpoint.mutations == []
+    account.endpoint.faults.clear()
+    assert len(account.apply()["nodes"]) == 3
 
 
 def test_no_credentials_at_all(account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +128,8 @@ def test_a_quota_that_does_not_suffice(account: Account, quota: float) -> None:
     account.endpoint.quota = quota
     text = account.refused()
     assert f"may run {quota:g} vCPUs" in text and "L-DB2E81BA" in text and account.endpoint.mutations == []
+    account.endpoint.quota = 12.0
+    assert len(account.apply()["nodes"]) == 3
 
 
 def test_what_runs_counts_for_the_quota(account: Account) -> None:

@@ -8,11 +8,15 @@ What EC2 really does with a request this cannot show; docs/ec2.md lists what els
 
 from __future__ import annotations
 
+import base64
 import typing as t
 
+import boto3
 import pytest
+from ansible_collections.llmops.finetune.plugins.module_utils._ec2 import deadline
 
-from .ec2 import Account, no_capacity
+from ..aws import IMAGE
+from .ec2 import REGION, Account, no_capacity
 
 
 def test_a_fleet_is_made_once(account: Account) -> None:
@@ -25,6 +29,45 @@ def test_a_fleet_is_made_once(account: Account) -> None:
     again = account.apply()
     assert again["changes"] == [] and account.endpoint.mutations == [] and account.nodes == before
     assert again["plan"]["steps"]["keep"] == [0, 1, 2] and again["plan"]["hourly"] == 7.5
+
+
+def test_the_launch_of_a_node_with_one_card_is_this_and_nothing_else(account: Account) -> None:
+    boto3.client("iam", region_name=REGION).create_instance_profile(InstanceProfileName="nodes")
+    asked: dict[str, t.Any] = {"instance_profile": "nodes", "public_ip": True, "root_iops": 6000, "kms_key_id": "key"}
+    account.apply(count=1, metadata_hops=2, root_throughput=500, on_shutdown="stop", idle_minutes=45, **asked)
+    (sent,) = account.endpoint.sent("RunInstances")
+    told = {name: value for name, value in sent.params.items() if not name.startswith("TagSpecification.")}
+    expires = sent.tags("TagSpecification.1")["llmops_expires"]
+    assert base64.b64decode(told.pop("UserData")).decode() == deadline.user_data(expires, 45)
+    assert len(told.pop("ClientToken")) == 64 and told.pop("Version")
+    assert told == {
+        "Action": "RunInstances",
+        "MinCount": "1",
+        "MaxCount": "1",
+        "ImageId": IMAGE,
+        "InstanceType": "g5.xlarge",
+        "InstanceInitiatedShutdownBehavior": "stop",
+        "IamInstanceProfile.Name": "nodes",
+        "MetadataOptions.HttpTokens": "required",
+        "MetadataOptions.HttpEndpoint": "enabled",
+        "MetadataOptions.HttpPutResponseHopLimit": "2",
+        "MetadataOptions.InstanceMetadataTags": "enabled",
+        "BlockDeviceMapping.1.DeviceName": "/dev/sda1",
+        "BlockDeviceMapping.1.Ebs.VolumeType": "gp3",
+        "BlockDeviceMapping.1.Ebs.VolumeSize": "200",
+        "BlockDeviceMapping.1.Ebs.Encrypted": "true",
+        "BlockDeviceMapping.1.Ebs.DeleteOnTermination": "true",
+        "BlockDeviceMapping.1.Ebs.Iops": "6000",
+        "BlockDeviceMapping.1.Ebs.Throughput": "500",
+        "BlockDeviceMapping.1.Ebs.KmsKeyId": "key",
+        "NetworkInterface.1.NetworkCardIndex": "0",
+        "NetworkInterface.1.DeviceIndex": "0",
+        "NetworkInterface.1.InterfaceType": "interface",
+        "NetworkInterface.1.SubnetId": account.subnets[0],
+        "NetworkInterface.1.SecurityGroupId.1": account.group,
+        "NetworkInterface.1.DeleteOnTermination": "true",
+        "NetworkInterface.1.AssociatePublicIpAddress": "true",
+    }
 
 
 def test_the_launch_says_all_that_moto_drops(account: Account) -> None:
@@ -131,6 +174,43 @@ def test_a_stopped_node_is_started(account: Account) -> None:
     account.ec2.stop_instances(InstanceIds=[account.nodes["0"]])
     assert account.apply(count=1)["changes"] == [f"start {account.nodes['0']}"]
     assert [one["State"]["Name"] for one in account.instances()] == ["running"]
+    assert account.apply(count=1)["changes"] == []
+
+
+def test_the_time_of_a_node_that_is_started_is_counted_anew(account: Account) -> None:
+    """Else one whose time is over would end itself at once."""
+    account.apply(count=2)
+    for node, expires in zip(account.nodes.values(), ("2020-01-01T00:00:00Z", "never"), strict=True):
+        account.ec2.create_tags(Resources=[node], Tags=[{"Key": "llmops_expires", "Value": expires}])
+        account.ec2.stop_instances(InstanceIds=[node])
+    first, second = account.nodes.values()
+    changes = account.apply(count=2)["changes"]
+    assert changes == [f"tag node 0 ({first}): llmops_expires", f"start {first}", f"start {second}"]
+    sent = account.endpoint.sent("StartInstances")[0]
+    tagged = account.endpoint.sent("CreateTags")[-1]
+    assert account.endpoint.requests.index(tagged) < account.endpoint.requests.index(sent)
+    assert tagged.tags()["llmops_expires"] > "2026"
+
+
+def test_what_is_not_this_fleets_is_left_on_its_nodes(account: Account) -> None:
+    account.apply(count=1, tags={"team": "nlp"})
+    node = account.nodes["0"]
+    account.ec2.create_tags(Resources=[node], Tags=[{"Key": "owner", "Value": "somebody"}])
+    assert account.apply(count=1, tags={"team": "nlp"})["changes"] == []
+    assert account.apply(count=1, tags={"team": "speech"})["changes"] == [f"tag node 0 ({node}): team"]
+    tags = {tag["Key"]: tag["Value"] for tag in account.instances()[0]["Tags"]}
+    assert (tags["owner"], tags["team"]) == ("somebody", "speech")
+
+
+def test_another_type_image_or_market_is_told_and_touches_no_node(account: Account) -> None:
+    """No second fleet for another image, and no node that is stopped to be resized."""
+    account.apply(count=2)
+    before = account.nodes
+    account.endpoint.requests.clear()
+    asked: dict[str, t.Any] = {"instance_type": "g5.2xlarge", "image_id": "ami-other", "market": "spot"}
+    made = account.apply(count=2, **asked)
+    assert made["changes"] == [] and account.endpoint.mutations == [] and account.nodes == before
+    assert len([line for line in made["plan"]["lines"] if line.startswith("notice  node")]) == 6
 
 
 def test_fewer_nodes_need_a_word_and_the_highest_go_first(account: Account) -> None:
@@ -169,6 +249,8 @@ def test_a_longer_time_is_a_tag(account: Account) -> None:
     longer = account.apply(count=1, ttl_hours=48, extend=True)
     assert longer["changes"] == [f"tag node 0 ({account.nodes['0']}): llmops_expires"]
     assert account.apply(count=1, ttl_hours=1)["changes"] == [], "an apply alone changes no time"
+    idle = account.apply(count=1, idle_minutes=45)
+    assert idle["changes"] == [f"tag node 0 ({account.nodes['0']}): llmops_idle"]
 
 
 def test_nodes_with_several_cards_get_addresses_that_last(account: Account) -> None:

@@ -30,9 +30,13 @@ ORDER = [
     "DeleteRole",
     "DeleteKeyPair",
 ]
+FLEETS: list[t.Any] = [{"Name": "tag:llmops_fleet", "Values": ["demo"]}]
 KINDS = {
     "describe_vpcs": "Vpcs",
     "describe_subnets": "Subnets",
+    "describe_route_tables": "RouteTables",
+    "describe_internet_gateways": "InternetGateways",
+    "describe_vpc_endpoints": "VpcEndpoints",
     "describe_security_groups": "SecurityGroups",
     "describe_volumes": "Volumes",
     "describe_network_interfaces": "NetworkInterfaces",
@@ -100,9 +104,7 @@ def test_the_price_is_told_before_anything_is_made(site: Site, provisioned: Outc
 
 
 def test_only_who_is_named_gets_in_and_nodes_reach_each_other(site: Site, provisioned: Outcome) -> None:
-    (group,) = boto3.client("ec2", region_name=REGION).describe_security_groups(
-        Filters=[{"Name": "tag:llmops_fleet", "Values": ["demo"]}]
-    )["SecurityGroups"]
+    (group,) = boto3.client("ec2", region_name=REGION).describe_security_groups(Filters=FLEETS)["SecurityGroups"]
 
     def rules(name: str) -> set[tuple[str, t.Any, str]]:
         found = set()
@@ -127,10 +129,18 @@ def test_nodes_may_use_one_prefix_of_one_bucket(site: Site, provisioned: Outcome
     allowed = iam.get_role_policy(RoleName=name, PolicyName="bucket")["PolicyDocument"]["Statement"]
     assert {one["Sid"]: one["Resource"] for one in allowed} == {
         "List": "arn:aws:s3:::records-of-demo",
+        "Uploads": "arn:aws:s3:::records-of-demo",
         "Objects": "arn:aws:s3:::records-of-demo/demo/*",
     }
+    assert {action for one in allowed for action in one["Action"]} == {
+        "s3:ListBucket",
+        "s3:ListBucketMultipartUploads",
+        "s3:GetObject",
+        "s3:PutObject",
+        "s3:DeleteObject",
+        "s3:AbortMultipartUpload",
+    }
     assert allowed[0]["Condition"] == {"StringLike": {"s3:prefix": ["demo", "demo/*"]}}
-    assert not [action for one in allowed for action in one["Action"] if "*" in action]
     s3 = boto3.client("s3", region_name=REGION)
     closed = s3.get_public_access_block(Bucket="records-of-demo")["PublicAccessBlockConfiguration"]
     assert all(closed.values()) and "SecureTransport" in s3.get_bucket_policy(Bucket="records-of-demo")["Policy"]
@@ -148,10 +158,30 @@ def test_nodes_are_listed_by_index_and_known_by_their_consoles(site: Site, provi
 
 
 def test_a_second_apply_changes_nothing(site: Site, provisioned: Outcome) -> None:
+    """Tags of others are theirs, such as those that an account puts on all that it has."""
+    ec2, iam = (boto3.client(name, region_name=REGION) for name in ("ec2", "iam"))
+    ours = [one["ResourceId"] for one in ec2.describe_tags(Filters=FLEETS)["Tags"]]
+    assert {one.partition("-")[0] for one in ours} > {"vpc", "igw", "subnet", "rtb", "vpce", "sg", "key", "i"}
+    owner = [{"Key": "owner", "Value": "somebody"}]
+    ec2.create_tags(Resources=ours, Tags=owner)
+    iam.tag_role(RoleName="llmops-demo-us-east-1", Tags=owner)
+    iam.tag_instance_profile(InstanceProfileName="llmops-demo-us-east-1", Tags=owner)
     site.endpoint.requests.clear()
     again = site.play("llmops.finetune.provision")
     assert again.rc == 0 and again.changed == [], again.text
     assert site.endpoint.mutations == []
+
+
+def test_another_tag_makes_nothing_twice(site: Site, provisioned: Outcome) -> None:
+    ec2 = boto3.client("ec2", region_name=REGION)
+    before = {key: getattr(ec2, action)(Filters=FLEETS)[key] for action, key in KINDS.items()}
+    site.endpoint.requests.clear()
+    tagged = site.play("llmops.finetune.provision", ec2_tags={"team": "nlp"})
+    assert tagged.rc == 0, tagged.text
+    assert set(site.endpoint.mutations) <= {"CreateTags", "TagRole", "TagInstanceProfile", "PUT s3"}
+    after = {key: getattr(ec2, action)(Filters=FLEETS)[key] for action, key in KINDS.items()}
+    assert {key: len(found) for key, found in after.items()} == {key: len(found) for key, found in before.items()}
+    assert all({"Key": "team", "Value": "nlp"} in one["Tags"] for one in after["RouteTables"] + after["Vpcs"])
 
 
 def test_a_node_that_is_lost_comes_back_at_its_place(site: Site, provisioned: Outcome) -> None:
@@ -206,7 +236,32 @@ def test_nothing_is_left_also_after_a_teardown_that_broke_off(site: Site, provis
         and not iam.list_roles()["Roles"]
         and not iam.list_instance_profiles()["InstanceProfiles"]
     )
-    tagged = [{"Name": "tag:llmops_fleet", "Values": ["demo"]}]
     for action, key in KINDS.items():
-        assert not getattr(ec2, action)(Filters=tagged)[key], key
+        assert not getattr(ec2, action)(Filters=FLEETS)[key], key
     assert not (site.home / "known_hosts").exists()
+
+
+def test_a_network_of_yours_is_used_and_left_as_it_is(site: Site) -> None:
+    ec2 = boto3.client("ec2", region_name=REGION)
+    vpc = ec2.create_vpc(CidrBlock="10.65.0.0/16")["Vpc"]["VpcId"]
+    made = ec2.create_subnet(VpcId=vpc, CidrBlock="10.65.1.0/24", AvailabilityZone=f"{REGION}a")
+    subnet = made["Subnet"]["SubnetId"]
+    yours: dict[str, t.Any] = {
+        "ec2_name": "guest",
+        "ec2_subnet_ids": [subnet],
+        "ec2_count": 1,
+        "ec2_bucket": "",
+        "ec2_bucket_create": False,
+    }
+    site.endpoint.requests.clear()
+    applied = site.play("llmops.finetune.provision", **yours)
+    assert applied.rc == 0, applied.text
+    assert not {one for one in site.endpoint.mutations if "Vpc" in one or "Subnet" in one or "Route" in one}
+    (launch,) = site.endpoint.sent("RunInstances")
+    assert launch.params["NetworkInterface.1.SubnetId"] == subnet
+    assert launch.params["NetworkInterface.1.AssociatePublicIpAddress"] == "false"
+    ended = site.play("llmops.finetune.teardown", ec2_teardown_confirm="guest", **yours)
+    assert ended.rc == 0, ended.text
+    assert [one["VpcId"] for one in ec2.describe_subnets(SubnetIds=[subnet])["Subnets"]] == [vpc]
+    names = {one["GroupName"] for one in ec2.describe_security_groups()["SecurityGroups"]}
+    assert "llmops-guest" not in names and not site.endpoint.sent("DeleteVpc")

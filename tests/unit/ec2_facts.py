@@ -43,6 +43,8 @@ def facts(**changes: t.Any) -> survey.Facts:
         price=price.Price(55.04, "AWS, list"),
         subnets=[],
         key="",
+        route_table="",
+        bucket=None,
     )
     return known._replace(**changes)
 

@@ -113,6 +113,7 @@ def spec(**changes: t.Any) -> request.Spec:
         market="on-demand",
         reservation="",
         spot_max_usd=0.0,
+        on_shutdown="terminate",
         user_data="",
         hops=1,
         tags={naming.FLEET: "demo"},

@@ -27,9 +27,12 @@ WANTED: dict[str, t.Any] = {
     "market": "on-demand",
     "placement_group": "auto",
     "ttl_hours": 10.0,
+    "idle_minutes": 0,
+    "on_shutdown": "terminate",
     "image_id": "",
     "tags": {},
     "public_key": "",
+    "bucket": "",
 }
 
 
@@ -51,6 +54,49 @@ def test_the_plan_tells_what_it_costs() -> None:
     ):
         assert words in text
     assert made.as_dict()["steps"]["launch"] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "is_"),
+    [
+        ({}, "ends    each node ends itself 10 h after its launch"),
+        ({"idle_minutes": 45}, "ends    each node ends itself 10 h after its launch or 45 min after its last run"),
+        ({"ttl_hours": 0, "idle_minutes": 45}, "ends    each node ends itself 45 min after its last run"),
+        ({"ttl_hours": 0}, "ends    nodes run until llmops.finetune.teardown"),
+        ({"on_shutdown": "stop"}, "ends    each node stops itself 10 h after its launch"),
+    ],
+)
+def test_how_nodes_end(given: dict[str, t.Any], is_: str) -> None:
+    assert is_ in make(**given).lines
+
+
+@pytest.mark.parametrize(
+    ("tags", "why"),
+    [
+        (None, ""),
+        ({"llmops_fleet": "demo", "team": "nlp"}, ""),
+        ({"llmops_fleet": "other"}, "of fleet other"),
+        ({}, "was not made for this fleet"),
+    ],
+)
+def test_a_bucket_of_others_is_not_taken(tags: dict[str, str] | None, why: str) -> None:
+    if why:
+        with pytest.raises(FinetuneError, match=why):
+            make(facts(bucket=tags), bucket="runs")
+    else:
+        make(facts(bucket=tags), bucket="runs")
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"market": "spot", "on_shutdown": "stop"}, "ec2_on_shutdown"),
+        ({"idle_minutes": -1}, "ec2_idle_minutes"),
+    ],
+)
+def test_ends_that_there_are_not(given: dict[str, t.Any], why: str) -> None:
+    with pytest.raises(FinetuneError, match=why):
+        make(**given)
 
 
 @pytest.mark.parametrize(

@@ -85,15 +85,20 @@ def _tag_all(
     dry: bool,
     told: bool = True,
 ) -> None:
-    """Index and name where they lack; on all how many nodes there are, so that one that is gone is missed."""
+    """Index and name where they lack; on all how many nodes there are, so that one that is gone is missed.
+
+    The time of a node that is started is counted anew, as it may be over.
+    """
     for index, one in nodes.items():
         should = {
             naming.INDEX: str(index),
             "Name": naming.node(wanted["name"], index),
             naming.NODES: str(wanted["count"]),
+            naming.IDLE: str(wanted["idle_minutes"]),
             **{key: str(value) for key, value in wanted["tags"].items()},
         }
-        if wanted["extend"] and wanted["ttl_hours"]:
+        again = one.state in fleet.OFF and one.tags.get(naming.EXPIRES) != deadline.NEVER
+        if wanted["ttl_hours"] and (wanted["extend"] or again):
             should[naming.EXPIRES] = request.expires(datetime.now(timezone.utc), wanted["ttl_hours"])
         lacking = {key: value for key, value in should.items() if one.tags.get(key) != value}
         if lacking:
@@ -224,7 +229,8 @@ def _spec(aws: client.Aws, wanted: t.Mapping[str, t.Any], made: plan.Plan, facts
         market=wanted["market"],
         reservation=wanted["capacity_reservation_id"],
         spot_max_usd=wanted["spot_max_usd"],
-        user_data=deadline.user_data(expires),
+        on_shutdown=wanted["on_shutdown"],
+        user_data=deadline.user_data(expires, wanted["idle_minutes"]),
         hops=wanted["metadata_hops"],
         tags=plan.tags_of(wanted, expires),
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from . import client, fleet, naming
+from . import client, fleet, naming, survey
 
 _EC2 = {
     "volumes": ("describe_volumes", "Volumes", "VolumeId"),
@@ -94,13 +94,7 @@ def _iam(aws: client.Aws, iam: str, name: str) -> dict[str, list[dict[str, t.Any
 
 def _made(aws: client.Aws, bucket: str, name: str) -> bool:
     """Whether the bucket was made for the fleet: one that was there before has no tag of it."""
-    try:
-        tags = naming.tags(aws.call("s3", "get_bucket_tagging", Bucket=bucket)["TagSet"])
-    except client.Refused as error:
-        if error.code in ("NoSuchTagSet", "NoSuchBucket"):
-            return False
-        raise
-    return tags.get(naming.FLEET) == name
+    return (survey.bucket(aws, bucket) or {}).get(naming.FLEET) == name
 
 
 def left(found: t.Mapping[str, t.Sequence[t.Mapping[str, t.Any]]]) -> list[str]:

@@ -13,7 +13,8 @@ import typing as t
 from .._errors import FinetuneError
 from . import naming
 
-LIVE = ("pending", "running", "stopping", "stopped")
+OFF = ("stopping", "stopped")
+LIVE = ("pending", "running", *OFF)
 
 
 class Instance(t.NamedTuple):
@@ -108,7 +109,7 @@ def reconcile(found: t.Iterable[Instance], fleet: str, count: int, may_shrink: b
         adopt={index: instance for index, instance in adopt.items() if index < count},
         missing=[index for index in range(count) if index not in stay],
         extra=extra,
-        start=[instance for instance in stay.values() if instance.state in ("stopped", "stopping")],
+        start=[instance for instance in stay.values() if instance.state in OFF],
     )
 
 

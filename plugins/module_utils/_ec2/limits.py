@@ -9,6 +9,7 @@ import ipaddress
 import typing as t
 
 from .._errors import FinetuneError
+from . import naming
 from .types import MARKETS, GpuType
 
 _WIDEST = {4: 8, 6: 32}
@@ -77,6 +78,28 @@ def market(kind: GpuType, asked: str, reservation: str, spot_max_usd: float) -> 
         raise FinetuneError(
             f"ec2_spot_max_usd is for spot, and ec2_market is {asked}.", where="ec2_spot_max_usd", change="leave it out"
         )
+
+
+def bucket(name: str, tags: t.Mapping[str, str] | None, fleet: str) -> None:
+    """What is made for a fleet may go with it, so nobody else's is taken for that. tags: None where it is not there."""
+    owner = fleet if tags is None else tags.get(naming.FLEET, "")
+    if owner != fleet:
+        raise FinetuneError(
+            f"Bucket {name} is there already, {f'of fleet {owner}' if owner else 'and was not made for this fleet'}.",
+            where="ec2_bucket_create",
+            change="say false to use it as it is, or name another ec2_bucket",
+        )
+
+
+def end(market_: str, on_shutdown: str, idle_minutes: int) -> None:
+    if market_ == "spot" and on_shutdown == "stop":
+        raise FinetuneError(
+            "Spot nodes are one-time, and terminate when they are shut down.",
+            where="ec2_on_shutdown",
+            change="say terminate, or choose another ec2_market",
+        )
+    if idle_minutes < 0:
+        raise FinetuneError(f"{idle_minutes} is no number of minutes.", where="ec2_idle_minutes", change="0 is never")
 
 
 def quota_code(kind: GpuType, market_: str) -> str:

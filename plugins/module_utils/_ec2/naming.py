@@ -10,9 +10,10 @@ import typing as t
 
 from .._errors import FinetuneError
 
-FLEET, INDEX, NODES, EXPIRES = "llmops_fleet", "llmops_index", "llmops_nodes", "llmops_expires"
+FLEET, INDEX, NODES = "llmops_fleet", "llmops_index", "llmops_nodes"
+EXPIRES, IDLE = "llmops_expires", "llmops_idle"
 """Tags. The index is given once and kept for life; a replacement gets that of what it replaces."""
-OURS = (FLEET, INDEX, NODES, EXPIRES, "Name")
+OURS = (FLEET, INDEX, NODES, EXPIRES, IDLE, "Name")
 _KEY = re.compile(r"[A-Za-z0-9+=._,:@-]+")
 _NAME = re.compile(r"[a-z][a-z0-9-]{1,29}")
 

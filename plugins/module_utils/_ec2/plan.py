@@ -31,6 +31,8 @@ class Plan(t.NamedTuple):
     """For a network of the fleet's own."""
     vpc: str
     """Of the subnets that are given."""
+    route_table: str
+    """Of a network of the fleet's own; empty where it is not there."""
     partition: str
     ingress: list[dict[str, t.Any]]
     egress: list[dict[str, t.Any]]
@@ -55,6 +57,8 @@ class Plan(t.NamedTuple):
 def make(wanted: t.Mapping[str, t.Any], facts: Facts, region: str) -> Plan:
     logins = limits.networks(wanted["ssh_cidrs"])
     limits.count(wanted["count"], wanted["max_nodes"])
+    limits.bucket(wanted["bucket"], facts.bucket, wanted["name"])
+    limits.end(wanted["market"], wanted["on_shutdown"], wanted["idle_minutes"])
     steps = fleet.reconcile(facts.instances, wanted["name"], wanted["count"], wanted["allow_scale_down"])
     zones = _zones(wanted, facts, fleet.zone(steps.nodes.values()))
     efa = interfaces.wanted(facts.kind, wanted["efa"], wanted["count"])
@@ -75,6 +79,7 @@ def make(wanted: t.Mapping[str, t.Any], facts: Facts, region: str) -> Plan:
         zones=zones,
         subnets=[] if facts.subnets else _subnets(wanted["cidr"], facts.zones, zones),
         vpc=facts.subnets[0].vpc if facts.subnets else "",
+        route_table=facts.route_table,
         partition=facts.partition,
         ingress=[*_logins(logins), _each_other(wanted["name"])],
         egress=[{"proto": "all", "cidr_ip": "0.0.0.0/0"}, _each_other(wanted["name"])],
@@ -155,7 +160,6 @@ def candidates(plan: Plan, subnets: t.Iterable[Subnet]) -> list[Subnet]:
 
 def _lines(plan: Plan, wanted: t.Mapping[str, t.Any], facts: Facts, region: str, notice: str) -> list[str]:
     count, ttl = wanted["count"], wanted["ttl_hours"]
-    ends = f"each node ends itself {ttl:g} h after its launch" if ttl else "nodes run until llmops.finetune.teardown"
     until = f", {plan.total:.2f} in {ttl:g} h" if ttl else ""
     group = f", placement group {plan.placement_group}" if plan.placement_group else ""
     each = f"{facts.price.usd:.3f} a node: {facts.price.source}"
@@ -164,12 +168,20 @@ def _lines(plan: Plan, wanted: t.Mapping[str, t.Any], facts: Facts, region: str,
         f"where   account {facts.account}, {region}, {' or '.join(plan.zones)}{group}",
         f"cost    {plan.hourly:.2f} USD an hour{until} ({wanted['market']}, {each})",
         "        without disks, public addresses and traffic",
-        f"ends    {ends}",
+        f"ends    {_ends(ttl, wanted['idle_minutes'], wanted['on_shutdown'])}",
         f"nodes   {_doing(plan.steps)}",
     ]
     if plan.efa:
         lines.append(f"network EFA on {len(interfaces.layout(facts.kind, True)) - 1} of the network's cards")
     return lines + [f"notice  {text}" for text in [*plan.drift, notice] if text]
+
+
+def _ends(ttl: float, idle: int, on_shutdown: str) -> str:
+    whens = [f"{ttl:g} h after its launch" if ttl else "", f"{idle} min after its last run" if idle else ""]
+    told = " or ".join(filter(None, whens))
+    if not told:
+        return "nodes run until llmops.finetune.teardown"
+    return f"each node {'stops' if on_shutdown == 'stop' else 'ends'} itself {told}"
 
 
 def _doing(steps: fleet.Steps) -> str:

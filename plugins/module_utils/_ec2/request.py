@@ -32,6 +32,7 @@ class Spec(t.NamedTuple):
     market: str
     reservation: str
     spot_max_usd: float
+    on_shutdown: str
     user_data: str
     hops: int
     tags: dict[str, str]
@@ -58,7 +59,7 @@ def launch(spec: Spec, subnet: str, indexes: t.Sequence[int], seen: t.Iterable[s
         "MaxCount": len(indexes),
         "ImageId": spec.image,
         "InstanceType": spec.type,
-        "InstanceInitiatedShutdownBehavior": "terminate",
+        "InstanceInitiatedShutdownBehavior": spec.on_shutdown,
         "MetadataOptions": {
             "HttpTokens": "required",
             "HttpEndpoint": "enabled",

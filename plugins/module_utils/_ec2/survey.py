@@ -46,6 +46,10 @@ class Facts(t.NamedTuple):
     subnets: list[Subnet]
     key: str
     """The public key that is there under the name of the fleet's."""
+    route_table: str
+    """Of the fleet's own network. Its module would look for it by all its tags, and make a second one for others."""
+    bucket: dict[str, str] | None
+    """Tags of the bucket that is to be made, where it is there."""
 
 
 def instance_type(aws: client.Aws, name: str) -> types.GpuType:
@@ -200,6 +204,28 @@ def image(aws: client.Aws, kind: types.GpuType, given: str, parameter: str) -> I
     return seen
 
 
+def bucket(aws: client.Aws, name: str) -> dict[str, str] | None:
+    """Its tags; None where there is no such bucket."""
+    try:
+        return naming.tags(aws.call("s3", "get_bucket_tagging", Bucket=name)["TagSet"])
+    except client.Refused as error:
+        if error.kind == "permission":
+            raise FinetuneError(
+                f"Bucket {name} is somebody else's, or these credentials may not ask for its tags.",
+                where="ec2_bucket",
+                change="name another (all accounts share their names), or allow s3:GetBucketTagging",
+            ) from None
+        if error.code not in ("NoSuchTagSet", "NoSuchBucket"):
+            raise
+        return {} if error.code == "NoSuchTagSet" else None
+
+
+def route_table(aws: client.Aws, fleet_: str) -> str:
+    tagged = client.filters(**{f"tag__{naming.FLEET}": fleet_})
+    found = aws.call("ec2", "describe_route_tables", Filters=tagged)["RouteTables"]
+    return str(found[0]["RouteTableId"]) if found else ""
+
+
 def public_key(aws: client.Aws, name: str) -> str:
     wanted = client.filters(key_name=name)
     found = aws.call("ec2", "describe_key_pairs", Filters=wanted, IncludePublicKey=True)["KeyPairs"]
@@ -225,4 +251,6 @@ def facts(aws: client.Aws, wanted: t.Mapping[str, t.Any]) -> Facts:
         price=price.choose(kind.name, market, aws.region, wanted["price_usd"], asked),
         subnets=subnets(aws, wanted["subnet_ids"]),
         key=public_key(aws, naming.own_name(wanted["name"])),
+        route_table="" if wanted["subnet_ids"] else route_table(aws, wanted["name"]),
+        bucket=bucket(aws, wanted["bucket"]) if wanted["bucket"] else None,
     )
