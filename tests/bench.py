@@ -9,6 +9,7 @@ plays: what this collection costs over the bare tools, side by side in one run.
 4. A refused apply, from Enter, for what is wrong in a key, a value, a record and a file.
 5. What one configuration costs to check, beside LLaMA-Factory's own parser.
 records: how fast records are checked, and in how much memory (tests/bench_records.py).
+estimates: how long an estimate of memory takes, and the choice of the fastest way (tests/bench_estimates.py).
 launch: until the last rank is there, on 1 to 16 hosts over ssh (tests/bench_launch.py); needs root and podman. Fewer
   hosts with HOSTS="1 3".
 fleet: how long the playbooks of a fleet on EC2 take of themselves, against a stand-in (tests/bench_fleet.py).
@@ -27,7 +28,7 @@ import time
 import typing as t
 from pathlib import Path
 
-from . import bench_fleet, bench_launch, bench_records
+from . import bench_estimates, bench_fleet, bench_launch, bench_records
 
 REPOSITORY = Path(__file__).parents[1]
 BASE = Path("/var/tmp") / f"llmops-bench-{os.getuid()}"
@@ -168,6 +169,12 @@ def records() -> str:
     return section("records", told, bench_records.TITLE, rows)
 
 
+def estimates() -> str:
+    rows = bench_estimates.rows()
+    told = f"{machine()} Each median of {bench_estimates.TIMES}; the middle and the slowest of all."
+    return section("estimates", told, bench_estimates.TITLE, rows)
+
+
 def launch() -> str:
     apply("llmops.finetune.environment")
     rows = bench_launch.rows(BASE, ROOT / "cache" / "uv")
@@ -209,7 +216,7 @@ def machine() -> str:
     )
 
 
-PARTS = {"plays": plays, "records": records, "launch": launch, "fleet": fleet}
+PARTS = {"plays": plays, "records": records, "estimates": estimates, "launch": launch, "fleet": fleet}
 
 
 def main() -> None:
