@@ -13,6 +13,7 @@ from ..module_utils import (
     _assumed,
     _chain,
     _describe,
+    _hub,
     _identity,
     _lookup,
     _plan,
@@ -71,7 +72,7 @@ class ActionModule(ActionBase):
                     "stage": wish.stage,
                     "media": {"taken": wish.media.taken, "folder": "".join(wish.media.folders)},
                     "model": wish.model,
-                    "hub": wish.hub,
+                    "hub": {**wish.hub, **_in_s3(wish, secrets)},
                     "folders": wish.folders,
                     "before": [name for name in (wish.begins_with, wish.rewarded_by) if name],
                     "datasets": [*_entries(variables, "train_datasets"), *_entries(variables, "train_eval_datasets")],
@@ -97,7 +98,7 @@ class ActionModule(ActionBase):
                 addresses={host: str(known["hostvars"][host].get("train_address") or "") for host in facts},
                 environment=profile.identity,
                 variables=_trackers.told(secrets),
-                store=_profile.find(_store.ENVIRONMENT, "", []).identity["digest"] if wish.store else "",
+                store=_profile.find(_store.ENVIRONMENT, "", []).identity["digest"],
             )
         except FinetuneError as error:
             return {"failed": True, "msg": str(error)}
@@ -123,6 +124,11 @@ class ActionModule(ActionBase):
         """The file of train_config, where there is one."""
         wanted = str(variables.get("train_config") or "")
         return _import.find(wanted, _lookup.folders(known), schemas) if wanted else None
+
+
+def _in_s3(wish: Wish, secrets: dict[str, str]) -> dict[str, t.Any]:
+    """What this controller is told of a model there; nodes are not asked before they have what speaks to S3."""
+    return {"told": _s3.model(wish.model, wish.model_revision, secrets)} if _hub.of_s3(wish.model) else {}
 
 
 def _entries(variables: t.Mapping[str, t.Any], name: str) -> list[t.Any]:

@@ -1,10 +1,11 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""S3 as the controller asks it: for datasets, and for what the store of runs has recorded of one.
+"""S3 as the controller asks it: for datasets and models, and for what the store of runs has recorded of one.
 
 An object that is a dataset is fetched once as long as it is the same, and is a file from then on.
 So it is checked record by record, is part of the run by its content, and reaches nodes that may not read the bucket.
+Of a model the controller sees what it is now; nodes fetch it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import shutil
 import typing as t
 from pathlib import Path
 
-from ..module_utils._engine import files, store
+from ..module_utils import _hub, _model
+from ..module_utils._engine import files, hub_files, hub_s3, store
 from ..module_utils._errors import FinetuneError
 
 CREDENTIALS = {
@@ -44,6 +46,36 @@ def fetch(addresses: t.Iterable[str], secrets: t.Mapping[str, t.Any]) -> dict[st
     wanted = list(dict.fromkeys(addresses))
     client = _client(secrets, "train_datasets") if wanted else None
     return {address: str(_fetched(address, client)) for address in wanted}
+
+
+def model(place: str, revision: str, secrets: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """What is at `s3://bucket/prefix` now, as `_hub.facts` tells it of other hubs: its pin as `revision`, bytes that a
+    run reads, what its config.json says; or why it is not known."""
+    client = _client(secrets, "train_model")
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    if revision != hub_s3.BRANCH and not _hub.COMMIT.fullmatch(revision):
+        return {"kind": "revision", "said": "S3 has no branches"}
+    try:
+        found = hub_s3.tags(client, place)
+        pin = hub_files.pin(found)
+        if revision not in (hub_s3.BRANCH, pin):
+            return {"kind": "moved", "said": f"it has {pin[:12]} now, and {revision[:12]} is asked for"}
+        size = sum(found[name][0] for name in hub_files.wanted(found))
+        return {"revision": pin, "bytes": size, "config": _sizes(client, place) if "config.json" in found else {}}
+    except hub_files.Failure as failure:
+        return {"kind": failure.kind, "said": str(failure)}
+    except (BotoCoreError, ClientError, OSError) as error:
+        return {"kind": "unreachable", "said": str(error)}
+
+
+def _sizes(client: t.Any, place: str) -> dict[str, t.Any]:
+    bucket, prefix = store.split(place)
+    body = client.get_object(Bucket=bucket, Key=f"{prefix}config.json")["Body"]
+    try:
+        return _model.sizes(json.loads(body.read(_PART)))
+    except (ValueError, RecursionError):
+        return {}
 
 
 def record(place: str, secrets: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
@@ -84,7 +116,7 @@ def _client(secrets: t.Mapping[str, t.Any], variable: str) -> t.Any:
         raise FinetuneError(
             "S3 is asked with boto3, which this controller's Python lacks.",
             where=variable,
-            change="install boto3 beside ansible-core; a dataset may also be fetched by you and named with `file`",
+            change="install boto3 beside ansible-core; data and models may also be fetched by you, and named by path",
         ) from None
     given = {name: str(secrets[key]) for key, name in CREDENTIALS.items() if secrets.get(key)}
     endpoint = next((str(secrets[key]) for key in ENDPOINTS if secrets.get(key)), None)
