@@ -11,6 +11,7 @@ from ansible.plugins.action import ActionBase
 
 from ..module_utils import (
     _assumed,
+    _before,
     _chain,
     _describe,
     _hub,
@@ -87,6 +88,7 @@ class ActionModule(ActionBase):
             model = _sources.model(wish, _lookup.folders(known))
             profile = _profile.find(wish.environment, wish.lock, _lookup.folders(known))
             schema = schemas[wish.environment]
+            facts = _before.with_stored(wish, facts, made, lambda name: _s3.earlier(wish.store, name, secrets))
             corpus = _sources.corpus_digest()
             who = _identity.find(wish, sources, facts, corpus_digest=corpus, model=model, made=made)
             facts = self._recorded(who, facts, secrets)

@@ -9,6 +9,7 @@ import typing as t
 
 from . import (
     _addresses,
+    _before,
     _config,
     _dataset,
     _hub,
@@ -71,6 +72,7 @@ def node(
         "folder": folder,
         "account_missing": not facts["account_exists"],
         "before": _origin.named(plan.resolved),
+        "fetched": _before.on_node(wish.store, _origin.named(plan.resolved), facts),
         "state": facts["runs"].get(plan.id, {}).get("state", "absent"),
         "arguments": _arguments(plan, sources, root, folder, ranks),
         "tokens": _tokens.on_node(plan.tokens, root, _inputs(plan, sources, root)),

@@ -15,6 +15,7 @@ from functools import partial
 from . import (
     _addresses,
     _assumed,
+    _before,
     _fastest,
     _memory,
     _nodes,
@@ -158,6 +159,7 @@ def make(
     places = _addresses.meet({host: node["interfaces"] for host, node in facts.items()}, addresses or {})
     for rank, (host, node) in enumerate(facts.items()):
         plan.nodes[host] = _nodes.node(plan, wish, sources, places, host, node, rank, ranks)
+    plan.notices += _before.notices(plan.nodes)
     _start.prepare(plan, wish, facts)
     plan.held = _start.held(plan, wish, facts)
     return plan

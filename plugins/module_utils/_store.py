@@ -27,6 +27,9 @@ ENVIRONMENT = "store"
 """The profile of the environment that speaks to S3."""
 NOTICES = ("interruption", "rebalance")
 """What train_spot_notices may name."""
+_OLDER = (
+    "it is not gone on with; to take the one before it, remove what is below manifests/ of it there, and apply again"
+)
 _URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w.!*'()/=-]*)?")
 
 Facts = t.Mapping[str, dict[str, t.Any]]
@@ -135,6 +138,13 @@ def stage(run: state.Run, spec: Spec, changes: Changes, secrets: t.Mapping[str, 
         _answer(_run(spec, run.path, "restore", secrets, *lacking), told["url"])
 
 
+def ask(
+    spec: Spec, workshop: Path, module: str, secrets: t.Mapping[str, str], url: str, *arguments: str, change: str
+) -> dict[str, t.Any]:
+    """What a module of the engine says of a place in S3. change: where that is damaged."""
+    return _answer(_run(spec, workshop, module, secrets, url, *arguments), url, change)
+
+
 def _look(run: state.Run, spec: Spec, secrets: t.Mapping[str, str], *arguments: str) -> dict[str, t.Any]:
     """What a fetch would bring, also where nothing of the run is staged yet, as in check mode."""
     with _workshop.Workshop(run.path.parents[1] / run.id, spec) as workshop:
@@ -167,18 +177,13 @@ def _run(
     return _workshop.run(spec, folder, module, list(arguments), secrets, python=spec["launch"]["store"]["python"])
 
 
-def _answer(done: subprocess.CompletedProcess[str], url: str) -> dict[str, t.Any]:
+def _answer(done: subprocess.CompletedProcess[str], url: str, change: str = _OLDER) -> dict[str, t.Any]:
     try:
         told: dict[str, t.Any] = json.loads(done.stdout.strip().splitlines()[-1])
     except (IndexError, ValueError):
         told = {"refused": _workshop.last(done)}
     if "damaged" in told:
-        raise FinetuneError(
-            f"{told['damaged']}.",
-            where=url,
-            change="it is not gone on with; to take the one before it, remove what is below manifests/ of it there, "
-            "and apply again",
-        )
+        raise FinetuneError(f"{told['damaged']}.", where=url, change=change)
     if "refused" in told:
         raise _refusal(str(told["refused"]), url)
     return told

@@ -10,10 +10,12 @@ Of a model the controller sees what it is now; nodes fetch it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 import typing as t
 from pathlib import Path
 
@@ -81,20 +83,65 @@ def _sizes(client: t.Any, place: str) -> dict[str, t.Any]:
 def record(place: str, secrets: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """What is recorded of the run at `s3://bucket/prefix/<run id>`; empty where it is not there."""
     client = _client(secrets, "train_store")
-    from botocore.exceptions import BotoCoreError, ClientError
+    with _seen(f"Whether {place} has the run"):
+        return _json(client, place, store.RECORD)
+
+
+def earlier(place: str, wanted: str, secrets: t.Mapping[str, t.Any]) -> list[dict[str, t.Any]]:
+    """The finished runs of a name or id below `s3://bucket/prefix`, as `_node.earlier` tells those of a node."""
+    client = _client(secrets, "train_store")
+    bucket, prefix = store.split(place)
+    found = []
+    with _seen(f"Whether {place} has a run {wanted}"):
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix + wanted, Delimiter="/")
+        names = [each["Prefix"][len(prefix) : -1] for page in pages for each in page.get("CommonPrefixes", ())]
+        for run_id in names:
+            if wanted not in (run_id, run_id.rpartition("-")[0]):
+                continue
+            record, results = (_json(client, f"{place}/{run_id}", name) for name in (store.RECORD, store.RESULTS))
+            if record.get("resolved") and results.get("files"):
+                kept = {key: record.get(key) for key in ("request", "resolved", "created")}
+                left = _left(client, f"{place}/{run_id}/results", results["files"])
+                found.append({"id": run_id, "state": "finished", **kept, "left": left})
+    return found
+
+
+def _left(client: t.Any, place: str, names: t.Container[str]) -> dict[str, t.Any]:
+    """What decides how much memory a run takes that begins with these results."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("config.json", "adapter_config.json"):
+            if name in names:
+                (Path(folder) / name).write_text(json.dumps(_json(client, place, name)), encoding="utf-8")
+        return {"config": _model.config(Path(folder)), "adapter": _model.adapter(Path(folder))}
+
+
+def _json(client: t.Any, place: str, name: str) -> dict[str, t.Any]:
+    """An object of JSON; empty where it is not there."""
+    from botocore.exceptions import ClientError
 
     bucket, prefix = store.split(place)
     try:
-        return dict(json.loads(client.get_object(Bucket=bucket, Key=prefix + store.RECORD)["Body"].read()))
+        return dict(json.loads(client.get_object(Bucket=bucket, Key=prefix + name)["Body"].read()))
     except ClientError as error:
         if error.response.get("Error", {}).get("Code") == "NoSuchKey":
             return {}
-        what, change = _told(error)
+        raise
+
+
+@contextlib.contextmanager
+def _seen(what: str) -> t.Iterator[None]:
+    """Have every error be a refusal that begins so."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        why, change = _told(error)
     except (BotoCoreError, ValueError) as error:
-        what, change = str(error), _REACH
-    raise FinetuneError(
-        f"Whether {place} has the run cannot be seen: {what}.", where="train_store", change=change
-    ) from None
+        why, change = str(error), _REACH
+    else:
+        return
+    raise FinetuneError(f"{what} cannot be seen: {why}.", where="train_store", change=change)
 
 
 def _told(error: t.Any) -> tuple[str, str]:

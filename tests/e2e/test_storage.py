@@ -141,3 +141,28 @@ def test_a_model_in_s3_is_fetched_once_and_trained_from_without_it(world: World,
     assert len(drift) == 1 and "the run keeps model s3://runs/models/tiny" in drift[0]
     refused = play(train_model="s3://runs/models/none")
     assert refused.rc != 0 and "There is no model at s3://runs/models/none" in refused.message, refused.text
+
+
+def test_a_run_begins_with_one_that_only_the_store_has(world: World, demo: Demo, s3: S3) -> None:
+    def play(*arguments: str, **asked: t.Any) -> Outcome:
+        given = {"train_store": "s3://runs/chain", "train_secrets": s3.variables, "train_eval_datasets": [], **asked}
+        short: dict[str, t.Any] = {"gradient_accumulation_steps": 1, "max_steps": 2}
+        return world.play(*(arguments or ("train.yml",)), variables=given, **short)
+
+    first = play(train_name="first")
+    assert first.rc == 0 and first.run["state"] == "finished", first.text
+    folder = world.folder(first)
+    left = weights(folder)
+    shutil.rmtree(folder)
+    later = {"train_name": "second", "train_from": "first"}
+    predicted = play("train.yml", "--check", **later)
+    assert predicted.rc == 0 and ("fetch", str(folder)) in predicted.changes and not folder.exists(), predicted.text
+    second = play(**later)
+    assert second.rc == 0 and second.run["state"] == "finished", second.text
+    assert ("fetch", str(folder)) in second.changes and weights(folder) == left
+    assert second.plan["resolved"]["arguments"]["adapter_name_or_path"] == f"run:{folder.name}"
+    again = play(**later)
+    assert again.rc == 0 and again.changed == [] and len(again.on_node) <= 4, again.on_node
+    earlier = play(train_name="first")
+    assert earlier.rc == 0 and earlier.run["state"] == "finished" and earlier.plan["id"] == folder.name, earlier.text
+    assert weights(folder) == left, "it is one that this host has finished"
