@@ -34,7 +34,7 @@ doctor: ## name what this machine lacks
 
 setup: $(CONTROLLER) ## .venv with Ansible
 setup-dev: $(DEV) $(COLLECTIONS) ## .venv with Ansible and the tools
-collections: $(COLLECTIONS) ## amazon.aws for fleets on EC2, from the Python index instead of Galaxy
+collections: $(COLLECTIONS) ## what fleets on EC2 and storage_mounts need, from the Python index instead of Galaxy
 
 $(CONTROLLER): | doctor
 	"$(PYTHON)" -m venv --clear .venv
@@ -124,4 +124,4 @@ lock: setup ## requirements/*.txt from requirements/*.in
 	$(RUN) sh scripts/lock.sh
 
 clean: ## remove .venv and caches; runs and environments stay under train_root
-	rm -rf .venv collections/ansible_collections/amazon .cache .mypy_cache .pytest_cache .ruff_cache .ansible
+	rm -rf .venv collections/ansible_collections/amazon collections/ansible_collections/ansible .cache .mypy_cache .pytest_cache .ruff_cache .ansible

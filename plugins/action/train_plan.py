@@ -11,8 +11,10 @@ from ansible.plugins.action import ActionBase
 
 from ..module_utils import (
     _assumed,
+    _before,
     _chain,
     _describe,
+    _hub,
     _identity,
     _lookup,
     _plan,
@@ -71,7 +73,7 @@ class ActionModule(ActionBase):
                     "stage": wish.stage,
                     "media": {"taken": wish.media.taken, "folder": "".join(wish.media.folders)},
                     "model": wish.model,
-                    "hub": wish.hub,
+                    "hub": {**wish.hub, **_in_s3(wish, secrets)},
                     "folders": wish.folders,
                     "before": [name for name in (wish.begins_with, wish.rewarded_by) if name],
                     "datasets": [*_entries(variables, "train_datasets"), *_entries(variables, "train_eval_datasets")],
@@ -86,6 +88,7 @@ class ActionModule(ActionBase):
             model = _sources.model(wish, _lookup.folders(known))
             profile = _profile.find(wish.environment, wish.lock, _lookup.folders(known))
             schema = schemas[wish.environment]
+            facts = _before.with_stored(wish, facts, made, lambda name: _s3.earlier(wish.store, name, secrets))
             corpus = _sources.corpus_digest()
             who = _identity.find(wish, sources, facts, corpus_digest=corpus, model=model, made=made)
             facts = self._recorded(who, facts, secrets)
@@ -97,7 +100,7 @@ class ActionModule(ActionBase):
                 addresses={host: str(known["hostvars"][host].get("train_address") or "") for host in facts},
                 environment=profile.identity,
                 variables=_trackers.told(secrets),
-                store=_profile.find(_store.ENVIRONMENT, "", []).identity["digest"] if wish.store else "",
+                store=_profile.find(_store.ENVIRONMENT, "", []).identity["digest"],
             )
         except FinetuneError as error:
             return {"failed": True, "msg": str(error)}
@@ -123,6 +126,11 @@ class ActionModule(ActionBase):
         """The file of train_config, where there is one."""
         wanted = str(variables.get("train_config") or "")
         return _import.find(wanted, _lookup.folders(known), schemas) if wanted else None
+
+
+def _in_s3(wish: Wish, secrets: dict[str, str]) -> dict[str, t.Any]:
+    """What this controller is told of a model there; nodes are not asked before they have what speaks to S3."""
+    return {"told": _s3.model(wish.model, wish.model_revision, secrets)} if _hub.of_s3(wish.model) else {}
 
 
 def _entries(variables: t.Mapping[str, t.Any], name: str) -> list[t.Any]:

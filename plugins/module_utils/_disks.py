@@ -115,7 +115,7 @@ def fstab(text: str, mount: str) -> str:
 def _chosen(disks: t.Sequence[Disk], devices: t.Sequence[str]) -> list[Disk]:
     if list(devices) == [INSTANCE_STORE]:
         found = [disk for disk in disks if disk.model in _MODELS]
-        missing = [] if found else ["a disk of the instance's own"]
+        missing = [] if found else ["disk of the instance's own"]
     else:
         known = {disk.path: disk for disk in disks}
         found = [known[path] for path in devices if path in known]

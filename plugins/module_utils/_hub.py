@@ -9,9 +9,10 @@ import os
 import re
 import typing as t
 from pathlib import Path
+from types import MappingProxyType
 
 from . import _model
-from ._engine import files, hub_modelscope
+from ._engine import files, hub_modelscope, hub_s3
 from ._errors import FinetuneError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -40,16 +41,39 @@ _WHAT = {
     "moved": "The hub no longer has what {revision} of model {model} was",
     "damaged": "Model {model} does not come as the hub says it is",
 }
+_CHANGE_IN_S3 = {
+    **_CHANGE,
+    "missing": "correct bucket and prefix; objects of the model are right below it",
+    "revision": "leave train_model_revision out, or write the 40 hex digits of a plan, to have that content alone",
+    "gated": "let this controller and the hosts list the bucket and get the objects: by the instance's role, or with "
+    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in train_secrets",
+    "unreachable": "let controller and hosts reach S3; AWS_DEFAULT_REGION and AWS_ENDPOINT_URL_S3 in train_secrets say "
+    "where it is",
+    "moved": "put the objects back, or -e train_resolve=refresh to train from what is there now",
+    "damaged": "run again; if it stays so, send that file to S3 again",
+}
+_WHAT_IN_S3 = {
+    **_WHAT,
+    "missing": "There is no model at {model}",
+    "revision": "What is at {model} has no revision {revision}",
+    "gated": "Model {model} may not be read",
+    "unreachable": "S3 could not be asked for model {model}",
+    "moved": "Objects of model {model} were replaced",
+    "damaged": "Model {model} does not come as S3 says it is",
+}
 
 
 def refusal(told: t.Mapping[str, t.Any], model: str, revision: str, where: str) -> FinetuneError:
     """What a person reads of a `kind` and what was `said`."""
-    what = _WHAT[told["kind"]].format(model=model, revision=revision)
-    return FinetuneError(f"{what} ({told['said']}).", where=where, change=_CHANGE[told["kind"]])
+    whats, changes = (_WHAT_IN_S3, _CHANGE_IN_S3) if of_s3(model) else (_WHAT, _CHANGE)
+    what = whats[told["kind"]].format(model=model, revision=revision)
+    return FinetuneError(f"{what} ({told['said']}).", where=where, change=changes[told["kind"]])
 
 
 def folder_name(model: str, revision: str) -> str:
-    """Of the model's folder below `models`."""
+    """Of the model's folder below `models`. A place in S3 may be long; its pin tells the content."""
+    if of_s3(model):
+        model = "s3:" + re.sub(r"[^\w.-]", "-", model.rpartition("/")[2])
     return f"{model.replace(':', '--').replace('/', '--')}@{revision}"
 
 
@@ -70,13 +94,19 @@ def access(model: str, variables: t.Mapping[str, t.Any]) -> Access:
 
 
 def facts(
-    model: str, revision: str, folder: Path, whole: t.Container[str], given: Access = ENVIRONMENT
+    model: str,
+    revision: str,
+    folder: Path,
+    whole: t.Container[str],
+    given: Access = ENVIRONMENT,
+    told: t.Mapping[str, t.Any] = MappingProxyType({}),
 ) -> dict[str, t.Any]:
     """Commit and bytes that a run of the model would take now. Where the hub does not answer, the commit that the last
     run took, if it is here, and always why (`kind`, `said`). begun: bytes of it that a cut fetch left. config: what its
     config.json says of its sizes, where that could be had.
 
-    folder: that of models; whole: those in it that are as they were stored.
+    folder: that of models; whole: those in it that are as they were stored. told: what somebody else was answered, and
+    the hub is not asked.
     """
     if COMMIT.fullmatch(revision) and folder_name(model, revision) in whole:
         return {"revision": revision, "bytes": 0, "config": _model.config(folder / folder_name(model, revision))}
@@ -84,11 +114,11 @@ def facts(
 
     here = access(model, os.environ)
     by = Access(given.endpoint or here.endpoint, given.token or here.token)
-    answer = _hub_ask.ask(model, revision, *by)
+    answer = dict(told) or _hub_ask.ask(model, revision, *by)
     commit = str(answer.get("revision") or files.read_json(folder / REFS).get(f"{model}@{revision}") or "")
     if commit and folder_name(model, commit) in whole:
         answer |= {"revision": commit, "config": _model.config(folder / folder_name(model, commit))}
-    elif "kind" not in answer:
+    elif "kind" not in answer and not told:
         answer["config"] = _model.sizes(_hub_ask.config(model, revision, commit, *by))
     if "kind" in answer:
         return answer
@@ -105,3 +135,7 @@ def remember(folder: Path, model: str, asked: str, commit: str) -> None:
 
 def of_modelscope(model: str) -> bool:
     return model.startswith(hub_modelscope.PREFIX)
+
+
+def of_s3(model: str) -> bool:
+    return model.startswith(hub_s3.PREFIX)

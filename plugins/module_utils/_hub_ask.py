@@ -53,7 +53,7 @@ def _ask(model: str, revision: str, endpoint: str, token: str) -> dict[str, t.An
     if _hub.of_modelscope(model):
         with _open(endpoint + hub_modelscope.place(model, revision), token) as response:
             found = hub_modelscope.read(json.load(response))
-        return {"revision": hub_modelscope.pin(found), "bytes": sum(found[name][0] for name in hub_files.wanted(found))}
+        return {"revision": hub_files.pin(found), "bytes": sum(found[name][0] for name in hub_files.wanted(found))}
     place = f"{endpoint}/api/models/{model}/revision/{urllib.parse.quote(revision, safe='')}?blobs=true"
     with _open(place, token) as response:
         told = json.load(response)

@@ -75,9 +75,9 @@ def _fetch(spec: Spec, folder: Path, secrets: t.Mapping[str, t.Any], lock: int) 
     given = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **secrets}
     with _workshop.Workshop(folder, spec) as workshop:
         given |= {name: str(workshop / "client") for name in ("MODELSCOPE_HOME", "MODELSCOPE_CACHE")}
-        done = _workshop.run(
-            spec, workshop, "hub_model", [*asked, "--folder", str(partial)], {**given, "HF_HUB_OFFLINE": "0"}, lock
-        )
+        given["HF_HUB_OFFLINE"] = "0"
+        asked += ["--folder", str(partial)]
+        done = _workshop.run(spec, workshop, "hub_model", asked, given, lock, python=model["python"])
     told = _answer(done.stdout)
     if "kind" in told:
         raise _hub.refusal(told, model["hub"], model["asked"], "train_model")

@@ -47,13 +47,14 @@ def facts(
     folders: t.Sequence[str] = (),
     output_root: str = "",
     before: t.Sequence[str] = (),
-    hub: t.Mapping[str, str] = MappingProxyType({}),
+    hub: t.Mapping[str, t.Any] = MappingProxyType({}),
 ) -> dict[str, t.Any]:
     """The facts the plan needs.
 
     name: only runs of this name are read. here: datasets that lie on the node, to digest and check for the stage.
     lease_dir: where the leases are, empty for the host's one place. model: of the run, looked into where it is a path.
-    hub: model and revision of a hub, which is asked for the commit by its endpoint and token.
+    hub: model and revision of a hub, which is asked for the commit by its endpoint and token, unless it is
+    told.
     folders: where adapters and reward models are. media: what is known of them besides that they are here.
     output_root: where all nodes are to have their results. before: names or ids of runs that this one begins with.
     """
@@ -126,9 +127,9 @@ def facts(
     }
 
 
-def _ask(hub: t.Mapping[str, str], folder: Path, whole: t.Container[str]) -> dict[str, t.Any]:
+def _ask(hub: t.Mapping[str, t.Any], folder: Path, whole: t.Container[str]) -> dict[str, t.Any]:
     given = _hub.Access(hub.get("endpoint") or "", hub.get("token") or "")
-    return _hub.facts(hub["model"], hub["revision"], folder, whole, given)
+    return _hub.facts(hub["model"], hub["revision"], folder, whole, given, hub.get("told") or {})
 
 
 def refuse_unusable(root: Path) -> None:

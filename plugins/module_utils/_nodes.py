@@ -9,8 +9,10 @@ import typing as t
 
 from . import (
     _addresses,
+    _before,
     _config,
     _dataset,
+    _hub,
     _media_set,
     _model_place,
     _origin,
@@ -70,6 +72,7 @@ def node(
         "folder": folder,
         "account_missing": not facts["account_exists"],
         "before": _origin.named(plan.resolved),
+        "fetched": _before.on_node(wish.store, _origin.named(plan.resolved), facts),
         "state": facts["runs"].get(plan.id, {}).get("state", "absent"),
         "arguments": _arguments(plan, sources, root, folder, ranks),
         "tokens": _tokens.on_node(plan.tokens, root, _inputs(plan, sources, root)),
@@ -120,7 +123,7 @@ def node(
             "lease_dir": facts["lease_dir"],
             "max_restarts": wish.max_restarts,
             **({"shared": plan.shared} if plan.shared else {}),
-            **({"store": _store.on_node(plan.store, root, plan.resolved["arguments"])} if plan.store else {}),
+            **({"store": _store.on_node(plan, root)} if plan.store else {}),
             "notices": wish.spot_notices,
             "resumes": not begins_again(plan.resolved["arguments"]),
             "grace_seconds": GRACE_SECONDS,
@@ -139,15 +142,18 @@ def _media_folder(plan: Plan, root: str) -> str:
 
 def _model(plan: Plan, root: str) -> dict[str, t.Any]:
     """Where the model lies on the node; `build` says that it is made there from the demo text, `hub` under which name
-    it is fetched and `asked` for which revision, `local` where it is on the controller."""
+    it is fetched and `asked` for which revision, by which `python` if not the ranks', `local` where it is on the
+    controller."""
     name, revision = plan.resolved["model"]["name"], plan.resolved["model"]["revision"]
-    told = {"build": name == DEMO_MODEL, "identity": revision, "hub": "", "asked": "", **(plan.model or {"local": ""})}
+    told = {"build": name == DEMO_MODEL, "identity": revision, "hub": "", "asked": "", "python": ""}
+    told |= plan.model or {"local": ""}
     told["path"] = _model_place.folder(plan.resolved["model"], root)
     if name in (DEMO_MODEL, _sent_model.NAME):
         return told
     if name.startswith(("/", EARLIER)):
         return {**told, "identity": ""}
-    return {**told, "hub": name, "asked": plan.request["model"]["revision"]}
+    python = _store.python(plan, root) if plan.s3 and _hub.of_s3(name) else ""
+    return {**told, "hub": name, "asked": plan.request["model"]["revision"], "python": python}
 
 
 def _arguments(

@@ -67,8 +67,8 @@ def missing(resolved: t.Mapping[str, t.Any], facts: t.Mapping[str, Facts]) -> st
                 FinetuneError(
                     f"Run {run_id}, which this one begins with, is not finished.",
                     where="\n          ".join(wrong),
-                    change="apply that one first; a host that was added since gets its results with train_output_root, "
-                    "or when their folder is copied to it",
+                    change="apply that one first; a host that was added since gets its results from train_store, with "
+                    "train_output_root, or when their folder is copied to it",
                 )
             )
     return ""

@@ -15,6 +15,7 @@ from functools import partial
 from . import (
     _addresses,
     _assumed,
+    _before,
     _fastest,
     _memory,
     _nodes,
@@ -55,7 +56,9 @@ class Plan:
     shared: str = ""
     """The folder in which all nodes have checkpoints and results in common; empty where each has its own."""
     store: dict[str, str] = field(default_factory=dict)
-    """Where in S3 its checkpoints and results go, and the lock of what sends them; empty for nowhere."""
+    """Where in S3 its checkpoints and results go; empty for nowhere."""
+    s3: dict[str, str] = field(default_factory=dict)
+    """The lock of what speaks to S3, where nodes have to; else empty."""
     whole: bool = True
     """These are all hosts of the run: what they share goes with it."""
     unread: dict[str, str] = field(default_factory=dict)
@@ -130,7 +133,8 @@ def make(
     plan.left = _memory.left(wish, plan.resolved, facts)
     plan.shared = _output.place(who.id, wish.output_root, facts)
     plan.whole = _output.whole(who.id, world_size, facts)
-    plan.store = _store.plan(wish.store, who.id, store)
+    plan.store = _store.plan(wish.store, who.id)
+    plan.s3 = _store.speaker(plan.store, plan.resolved["model"], facts if starts else {}, store)
     if wish.present:
         _output.refuse_unusable(plan.shared, wish.output_root, facts)
         _output.refuse_foreign(who.id, plan.shared, facts, retry=wish.retry)
@@ -155,6 +159,7 @@ def make(
     places = _addresses.meet({host: node["interfaces"] for host, node in facts.items()}, addresses or {})
     for rank, (host, node) in enumerate(facts.items()):
         plan.nodes[host] = _nodes.node(plan, wish, sources, places, host, node, rank, ranks)
+    plan.notices += _before.notices(plan.nodes)
     _start.prepare(plan, wish, facts)
     plan.held = _start.held(plan, wish, facts)
     return plan

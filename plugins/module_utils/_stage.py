@@ -13,7 +13,7 @@ import time
 import typing as t
 from pathlib import Path
 
-from . import _explain, _media_set, _models, _node, _output, _place, _proof, _run, _state, _store, _tokenized
+from . import _before, _explain, _media_set, _models, _node, _output, _place, _proof, _run, _state, _store, _tokenized
 from ._changes import Changes
 from ._engine import files, state, supervisor
 from ._errors import FinetuneError
@@ -40,6 +40,7 @@ def stage(
         step = _check_results(run, changes, retry=retry)
     if step == "start":
         _refuse_without_environment(spec)
+        _before.stage(spec, changes, secrets or {})
         _refuse_damaged(spec)
     for dataset in spec["datasets"]:
         _stage_dataset(dataset, changes)

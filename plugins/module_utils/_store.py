@@ -14,16 +14,22 @@ import subprocess
 import typing as t
 from pathlib import Path
 
-from . import _workshop
+from . import _hub, _workshop
 from ._changes import Changes
 from ._engine import files, progress, state, store
 from ._env import environment_path
 from ._errors import FinetuneError
 
+if t.TYPE_CHECKING:
+    from ._plan import Plan
+
 ENVIRONMENT = "store"
 """The profile of the environment that speaks to S3."""
 NOTICES = ("interruption", "rebalance")
 """What train_spot_notices may name."""
+_OLDER = (
+    "it is not gone on with; to take the one before it, remove what is below manifests/ of it there, and apply again"
+)
 _URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[\w.!*'()/=-]*)?")
 
 Facts = t.Mapping[str, dict[str, t.Any]]
@@ -33,12 +39,12 @@ Spec = t.Mapping[str, t.Any]
 # Decided
 
 
-def read(url: str) -> str:
-    """train_store as it counts; empty for none."""
+def read(url: str, where: str = "train_store") -> str:
+    """A place in S3 as it counts; empty for none. where: the variable."""
     if url and not _URL.fullmatch(url):
         raise FinetuneError(
             f"{url!r} is no place in S3.",
-            where="train_store",
+            where=where,
             change="write s3://bucket or s3://bucket/prefix, with letters, digits and -_.=/ in the prefix",
         )
     return url.rstrip("/")
@@ -72,9 +78,22 @@ def is_fresh(run_id: str, node: t.Mapping[str, t.Any]) -> bool:
     return run is None or bool(run.get("elsewhere"))
 
 
-def plan(url: str, run_id: str, digest: str) -> dict[str, str]:
-    """What the plan says of it. url: train_store; digest: of the lock of the environment."""
-    return {"url": f"{url}/{run_id}", "lock": f"node-{ENVIRONMENT}.txt", "digest": digest} if url else {}
+def plan(url: str, run_id: str) -> dict[str, str]:
+    """What the plan says of it. url: train_store."""
+    return {"url": f"{url}/{run_id}"} if url else {}
+
+
+def speaker(plan: t.Mapping[str, str], model: t.Mapping[str, str], facts: Facts, digest: str) -> dict[str, str]:
+    """The lock of what speaks to S3, where there is a store, or a host lacks a model that is there. plan: of the store;
+    model: as resolved; facts: of hosts that are about to start; digest: of the lock."""
+    name, revision = model["name"], model["revision"]
+    lacks = _hub.of_s3(name) and any(_hub.folder_name(name, revision) not in node["models"] for node in facts.values())
+    return {"lock": f"node-{ENVIRONMENT}.txt", "digest": digest} if plan or lacks else {}
+
+
+def python(plan: Plan, root: str) -> str:
+    """What speaks to S3 on a node."""
+    return f"{environment_path(root, plan.s3['digest'])}/bin/python"
 
 
 def notices(plan: t.Mapping[str, str], *, removed_in_part: bool) -> list[str]:
@@ -84,12 +103,10 @@ def notices(plan: t.Mapping[str, str], *, removed_in_part: bool) -> list[str]:
     return [f"{plan['url']} stays: hosts of the run are left out, and it is theirs too."]
 
 
-def on_node(plan: t.Mapping[str, str], root: str, arguments: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+def on_node(plan: Plan, root: str) -> dict[str, t.Any]:
     """What of it is in launch.json."""
-    if not plan:
-        return {}
-    python = f"{environment_path(root, plan['digest'])}/bin/python"
-    return {"url": plan["url"], "python": python, "keep": arguments.get("save_total_limit") or 0}
+    keep = plan.resolved["arguments"].get("save_total_limit") or 0
+    return {"url": plan.store["url"], "python": python(plan, root), "keep": keep}
 
 
 # On a node
@@ -119,6 +136,13 @@ def stage(run: state.Run, spec: Spec, changes: Changes, secrets: t.Mapping[str, 
         changes.add("update", f"{told['url']}/{store.RECORD}")
     if (found["step"] or found["record"]) and not changes.dry:
         _answer(_run(spec, run.path, "restore", secrets, *lacking), told["url"])
+
+
+def ask(
+    spec: Spec, workshop: Path, module: str, secrets: t.Mapping[str, str], url: str, *arguments: str, change: str
+) -> dict[str, t.Any]:
+    """What a module of the engine says of a place in S3. change: where that is damaged."""
+    return _answer(_run(spec, workshop, module, secrets, url, *arguments), url, change)
 
 
 def _look(run: state.Run, spec: Spec, secrets: t.Mapping[str, str], *arguments: str) -> dict[str, t.Any]:
@@ -153,18 +177,13 @@ def _run(
     return _workshop.run(spec, folder, module, list(arguments), secrets, python=spec["launch"]["store"]["python"])
 
 
-def _answer(done: subprocess.CompletedProcess[str], url: str) -> dict[str, t.Any]:
+def _answer(done: subprocess.CompletedProcess[str], url: str, change: str = _OLDER) -> dict[str, t.Any]:
     try:
         told: dict[str, t.Any] = json.loads(done.stdout.strip().splitlines()[-1])
     except (IndexError, ValueError):
         told = {"refused": _workshop.last(done)}
     if "damaged" in told:
-        raise FinetuneError(
-            f"{told['damaged']}.",
-            where=url,
-            change="it is not gone on with; to take the one before it, remove what is below manifests/ of it there, "
-            "and apply again",
-        )
+        raise FinetuneError(f"{told['damaged']}.", where=url, change=change)
     if "refused" in told:
         raise _refusal(str(told["refused"]), url)
     return told

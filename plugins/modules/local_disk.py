@@ -25,8 +25,8 @@ options:
     required: true
   devices:
     description: >-
-      Whole disks, such as V(/dev/nvme1n1), also those of EBS. V(instance_store) is all that an EC2 instance has of its
-      own.
+      Whole disks, such as V(/dev/nvme1n1), also those of EBS, or links to them in C(/dev/disk). V(instance_store) is
+      all that an EC2 instance has of its own.
     type: list
     elements: str
     default: [instance_store]
@@ -74,6 +74,7 @@ from ..module_utils._errors import FinetuneError  # noqa: E402
 def apply(devices: list[str], mount: Path, changes: Changes) -> dict[str, t.Any]:
     disks = _disks.look()
     occupied = mount.is_dir() and not os.path.ismount(mount) and any(mount.iterdir())
+    devices = [os.path.realpath(device) if device.startswith("/") else device for device in devices]
     wanted = _disks.plan(disks, devices, str(mount), occupied=occupied)
     _disks.refuse_without_tools(wanted)
     if not mount.is_dir() and changes.add("create", mount):

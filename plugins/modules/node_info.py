@@ -52,6 +52,10 @@ options:
         description: By which the hub is asked, found as O(hub.endpoint).
         type: str
         default: ""
+      told:
+        description: What the controller was answered for a model in S3, as RV(node.hub). Then nobody is asked.
+        type: dict
+        default: {}
   secrets:
     description: >-
       Environment variables, of which C(HF_TOKEN) and C(HF_ENDPOINT), or for ModelScope C(MODELSCOPE_API_TOKEN) and
@@ -233,6 +237,7 @@ def main() -> None:
                     "revision": {"type": "str", "default": "main"},
                     "endpoint": {"type": "str", "default": ""},
                     "token": {"type": "str", "default": "", "no_log": True},
+                    "told": {"type": "dict", "default": {}},
                 },
             },
             "secrets": {"type": "dict", "default": {}, "no_log": True},

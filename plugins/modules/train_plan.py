@@ -69,7 +69,9 @@ model:
   returned: without O(facts)
   type: str
 hub:
-  description: Id and revision as asked for, of a model from a hub; else empty.
+  description:
+    - Id and revision as asked for, of a model from a hub or in S3; else empty.
+    - Of one in S3 also what the controller was C(told), as C(hub) of M(llmops.finetune.node_info).
   returned: without O(facts)
   type: dict
 plan:

@@ -1,22 +1,26 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""S3 as the controller asks it: for datasets, and for what the store of runs has recorded of one.
+"""S3 as the controller asks it: for datasets and models, and for what the store of runs has recorded of one.
 
 An object that is a dataset is fetched once as long as it is the same, and is a file from then on.
 So it is checked record by record, is part of the run by its content, and reaches nodes that may not read the bucket.
+Of a model the controller sees what it is now; nodes fetch it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 import typing as t
 from pathlib import Path
 
-from ..module_utils._engine import files, store
+from ..module_utils import _hub, _model
+from ..module_utils._engine import files, hub_files, hub_s3, store
 from ..module_utils._errors import FinetuneError
 
 CREDENTIALS = {
@@ -46,23 +50,98 @@ def fetch(addresses: t.Iterable[str], secrets: t.Mapping[str, t.Any]) -> dict[st
     return {address: str(_fetched(address, client)) for address in wanted}
 
 
+def model(place: str, revision: str, secrets: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """What is at `s3://bucket/prefix` now, as `_hub.facts` tells it of other hubs: its pin as `revision`, bytes that a
+    run reads, what its config.json says; or why it is not known."""
+    client = _client(secrets, "train_model")
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    if revision != hub_s3.BRANCH and not _hub.COMMIT.fullmatch(revision):
+        return {"kind": "revision", "said": "S3 has no branches"}
+    try:
+        found = hub_s3.tags(client, place)
+        pin = hub_files.pin(found)
+        if revision not in (hub_s3.BRANCH, pin):
+            return {"kind": "moved", "said": f"it has {pin[:12]} now, and {revision[:12]} is asked for"}
+        size = sum(found[name][0] for name in hub_files.wanted(found))
+        return {"revision": pin, "bytes": size, "config": _sizes(client, place) if "config.json" in found else {}}
+    except hub_files.Failure as failure:
+        return {"kind": failure.kind, "said": str(failure)}
+    except (BotoCoreError, ClientError, OSError) as error:
+        return {"kind": "unreachable", "said": str(error)}
+
+
+def _sizes(client: t.Any, place: str) -> dict[str, t.Any]:
+    bucket, prefix = store.split(place)
+    body = client.get_object(Bucket=bucket, Key=f"{prefix}config.json")["Body"]
+    try:
+        return _model.sizes(json.loads(body.read(_PART)))
+    except (ValueError, RecursionError):
+        return {}
+
+
 def record(place: str, secrets: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """What is recorded of the run at `s3://bucket/prefix/<run id>`; empty where it is not there."""
     client = _client(secrets, "train_store")
-    from botocore.exceptions import BotoCoreError, ClientError
+    with _seen(f"Whether {place} has the run"):
+        return _json(client, place, store.RECORD)
+
+
+def earlier(place: str, wanted: str, secrets: t.Mapping[str, t.Any]) -> list[dict[str, t.Any]]:
+    """The finished runs of a name or id below `s3://bucket/prefix`, as `_node.earlier` tells those of a node."""
+    client = _client(secrets, "train_store")
+    bucket, prefix = store.split(place)
+    found = []
+    with _seen(f"Whether {place} has a run {wanted}"):
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix + wanted, Delimiter="/")
+        names = [each["Prefix"][len(prefix) : -1] for page in pages for each in page.get("CommonPrefixes", ())]
+        for run_id in names:
+            if wanted not in (run_id, run_id.rpartition("-")[0]):
+                continue
+            record, results = (_json(client, f"{place}/{run_id}", name) for name in (store.RECORD, store.RESULTS))
+            if record.get("resolved") and results.get("files"):
+                kept = {key: record.get(key) for key in ("request", "resolved", "created")}
+                left = _left(client, f"{place}/{run_id}/results", results["files"])
+                found.append({"id": run_id, "state": "finished", **kept, "left": left})
+    return found
+
+
+def _left(client: t.Any, place: str, names: t.Container[str]) -> dict[str, t.Any]:
+    """What decides how much memory a run takes that begins with these results."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("config.json", "adapter_config.json"):
+            if name in names:
+                (Path(folder) / name).write_text(json.dumps(_json(client, place, name)), encoding="utf-8")
+        return {"config": _model.config(Path(folder)), "adapter": _model.adapter(Path(folder))}
+
+
+def _json(client: t.Any, place: str, name: str) -> dict[str, t.Any]:
+    """An object of JSON; empty where it is not there."""
+    from botocore.exceptions import ClientError
 
     bucket, prefix = store.split(place)
     try:
-        return dict(json.loads(client.get_object(Bucket=bucket, Key=prefix + store.RECORD)["Body"].read()))
+        return dict(json.loads(client.get_object(Bucket=bucket, Key=prefix + name)["Body"].read()))
     except ClientError as error:
         if error.response.get("Error", {}).get("Code") == "NoSuchKey":
             return {}
-        what, change = _told(error)
+        raise
+
+
+@contextlib.contextmanager
+def _seen(what: str) -> t.Iterator[None]:
+    """Have every error be a refusal that begins so."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        why, change = _told(error)
     except (BotoCoreError, ValueError) as error:
-        what, change = str(error), _REACH
-    raise FinetuneError(
-        f"Whether {place} has the run cannot be seen: {what}.", where="train_store", change=change
-    ) from None
+        why, change = str(error), _REACH
+    else:
+        return
+    raise FinetuneError(f"{what} cannot be seen: {why}.", where="train_store", change=change)
 
 
 def _told(error: t.Any) -> tuple[str, str]:
@@ -84,7 +163,7 @@ def _client(secrets: t.Mapping[str, t.Any], variable: str) -> t.Any:
         raise FinetuneError(
             "S3 is asked with boto3, which this controller's Python lacks.",
             where=variable,
-            change="install boto3 beside ansible-core; a dataset may also be fetched by you and named with `file`",
+            change="install boto3 beside ansible-core; data and models may also be fetched by you, and named by path",
         ) from None
     given = {name: str(secrets[key]) for key, name in CREDENTIALS.items() if secrets.get(key)}
     endpoint = next((str(secrets[key]) for key in ENDPOINTS if secrets.get(key)), None)

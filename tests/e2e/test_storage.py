@@ -1,7 +1,8 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A run whose only host is taken back by EC2 goes on from S3 on a fresh one. Both are stand-ins on loopback."""
+"""A run whose only host is taken back by EC2 goes on from S3 on a fresh one; and a model is had from there. Both are
+stand-ins on loopback."""
 
 from __future__ import annotations
 
@@ -9,11 +10,12 @@ import hashlib
 import json
 import shutil
 import typing as t
+from pathlib import Path
 
 import pytest
 
 from ..unit.stored import S3, Metadata
-from .conftest import Demo, World, processes, weights
+from .conftest import Demo, Outcome, World, processes, tree, weights
 from .test_faults import read, step, wait_for
 
 LONG: dict[str, t.Any] = {"max_steps": 160, "save_steps": 20, "save_total_limit": 2}
@@ -92,3 +94,75 @@ def test_a_run_goes_on_from_the_store_when_all_that_its_host_had_is_gone(
     gone = world.play(variables={**variables, "train_state": "absent"}, **LONG)
     assert gone.rc == 0 and not folder.exists() and keys(s3, place) == [], gone.text
     assert world.play(variables={**variables, "train_state": "absent"}, **LONG).changed == []
+
+
+def test_a_model_in_s3_is_fetched_once_and_trained_from_without_it(world: World, demo: Demo, s3: S3) -> None:
+    made = Path(demo.applied.plan["nodes"]["localhost"]["model"]["path"])
+    files = {path.name: path.read_bytes() for path in made.iterdir() if path.name != "manifest.json"}
+    for name, content in {**files, "pytorch_model.bin": b"old"}.items():
+        s3.client.put_object(Bucket="runs", Key=f"models/tiny/{name}", Body=content)
+
+    def play(*arguments: str, gone: bool = False, **asked: t.Any) -> Outcome:
+        secrets = {**s3.variables, **({"AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9"} if gone else {})}
+        given = {"train_name": "there", "train_model": "s3://runs/models/tiny", "train_secrets": secrets, **asked}
+        short: dict[str, t.Any] = {
+            "template": "qwen3_nothink",
+            "gradient_accumulation_steps": 1,
+            "max_steps": 2,
+            "cutoff_len": 128,
+        }
+        return world.play(*(arguments or ("train.yml",)), variables={**given, "train_eval_datasets": []}, **short)
+
+    before = tree(world.root / "models", world.root / "runs")
+    predicted = play("train.yml", "--check")
+    assert predicted.rc == 0 and tree(world.root / "models", world.root / "runs") == before, predicted.text
+    folder = Path(predicted.plan["nodes"]["localhost"]["model"]["path"])
+    assert ("fetch", str(folder)) in predicted.changes and folder.name.startswith("s3--tiny@")
+
+    staged = play(train_state="staged")
+    assert staged.rc == 0 and ("fetch", str(folder)) in staged.changes, staged.text
+    there = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
+    assert there == files
+    done = play(gone=True)
+    assert done.rc == 0 and done.run["state"] == "finished", done.text
+    again = play()
+    assert again.rc == 0 and again.changed == [] and len(again.on_node) <= 4, again.on_node
+
+    with open(folder / "model.safetensors", "r+b") as file:
+        file.write(b"x")
+    mended = play(train_set="learning_rate=2e-4", train_state="staged")
+    assert mended.rc == 0 and ("update", str(folder)) in mended.changes, mended.text
+    assert (folder / "model.safetensors").read_bytes() == files["model.safetensors"]
+
+    s3.client.put_object(Bucket="runs", Key="models/tiny/config.json", Body=files["config.json"] + b"\n")
+    moved = play()
+    assert moved.rc == 0 and moved.changed == [], moved.text
+    drift = [notice for notice in moved.plan["notices"] if notice.startswith("Drift")]
+    assert len(drift) == 1 and "the run keeps model s3://runs/models/tiny" in drift[0]
+    refused = play(train_model="s3://runs/models/none")
+    assert refused.rc != 0 and "There is no model at s3://runs/models/none" in refused.message, refused.text
+
+
+def test_a_run_begins_with_one_that_only_the_store_has(world: World, demo: Demo, s3: S3) -> None:
+    def play(*arguments: str, **asked: t.Any) -> Outcome:
+        given = {"train_store": "s3://runs/chain", "train_secrets": s3.variables, "train_eval_datasets": [], **asked}
+        short: dict[str, t.Any] = {"gradient_accumulation_steps": 1, "max_steps": 2}
+        return world.play(*(arguments or ("train.yml",)), variables=given, **short)
+
+    first = play(train_name="first")
+    assert first.rc == 0 and first.run["state"] == "finished", first.text
+    folder = world.folder(first)
+    left = weights(folder)
+    shutil.rmtree(folder)
+    later = {"train_name": "second", "train_from": "first"}
+    predicted = play("train.yml", "--check", **later)
+    assert predicted.rc == 0 and ("fetch", str(folder)) in predicted.changes and not folder.exists(), predicted.text
+    second = play(**later)
+    assert second.rc == 0 and second.run["state"] == "finished", second.text
+    assert ("fetch", str(folder)) in second.changes and weights(folder) == left
+    assert second.plan["resolved"]["arguments"]["adapter_name_or_path"] == f"run:{folder.name}"
+    again = play(**later)
+    assert again.rc == 0 and again.changed == [] and len(again.on_node) <= 4, again.on_node
+    earlier = play(train_name="first")
+    assert earlier.rc == 0 and earlier.run["state"] == "finished" and earlier.plan["id"] == folder.name, earlier.text
+    assert weights(folder) == left, "it is one that this host has finished"

@@ -76,7 +76,7 @@ def test_disks_become_a_place(
 
 
 REFUSED: list[tuple[list[Disk], list[str], str]] = [
-    ([ROOT, DATA], [], "no a disk of the instance's own"),
+    ([ROOT, DATA], [], "has no disk of the instance's own"),
     ([ROOT], ["/dev/sdz"], "no /dev/sdz"),
     ([ROOT, disk(1)], ["/dev/nvme0n1p1"], "no /dev/nvme0n1p1"),
     ([ROOT, disk(1)], ["/dev/nvme0n1"], r"/dev/nvme0n1: /dev/nvme0n1p1 \(ext4, label root, at /\)"),

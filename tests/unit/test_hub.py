@@ -334,4 +334,4 @@ def test_what_a_branch_of_modelscope_no_longer_has_is_told(monkeypatch: pytest.M
         "Data": {"Files": [{"Path": "sub", "Type": "tree"}, {"Path": "config.json", "Size": 2, "Sha256": "a" * 64}]}
     }
     assert hub_modelscope.read(told) == files and hub_modelscope.read({}) == {}
-    assert hub_modelscope.pin(files) != hub_modelscope.pin({"config.json": (2, "b" * 64)})
+    assert hub_files.pin(files) != hub_files.pin({"config.json": (2, "b" * 64)})

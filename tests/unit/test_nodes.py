@@ -125,6 +125,7 @@ def test_the_demo_model_is_made_on_the_node_unless_it_is_there() -> None:
         "build": True,
         "hub": "",
         "asked": "",
+        "python": "",
         "local": "",
         "path": path,
         "identity": identity,

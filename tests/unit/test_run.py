@@ -49,6 +49,7 @@ def spec(root: Path, **changes: t.Any) -> Spec:
         "predicted": {},
         "unread": {},
         "before": [],
+        "fetched": {},
         "environment": {"lock": "node-main", "digest": "0" * 16, "current": True},
         "files": {"train.yaml": "stage: sft\n", "launch.json": "{}\n"},
         "engine": {"__init__.py": "", "rank.py": "# rank\n"},

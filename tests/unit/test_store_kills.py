@@ -1,8 +1,8 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Senders and fetchers of checkpoints are killed at random moments, 30 times each: a torn one is never taken for whole,
-and none that was whole is lost."""
+"""Senders and fetchers of checkpoints, and fetchers of results, are killed at random moments, 30 times each: a torn one
+is never taken for whole, and none that was whole is lost."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import typing as t
 from pathlib import Path
 
 import pytest
+from ansible_collections.llmops.finetune.plugins.module_utils._engine import state
 
-from .stored import S3, Node
+from .stored import S3, URL, Node
 
 KILLS = 30
 FORKS = """
 import json, os, signal, sys, time
-from engine import bucket, restore, upload
+from engine import bucket, restore, results, upload
 
 os.fsync = lambda descriptor: None
 os.nice = lambda amount: 0
@@ -32,7 +33,7 @@ for line in sys.stdin:
         os.chdir(asked["folder"])
         sys.argv = ["", *asked["arguments"]]
         sys.stdout = sys.stderr
-        os._exit({"upload": upload, "restore": restore}[asked["module"]].main())
+        os._exit({"upload": upload, "restore": restore, "results": results}[asked["module"]].main())
     began = time.monotonic()
     if asked["after"] is not None:
         time.sleep(asked["after"])
@@ -56,7 +57,7 @@ class Forks:
 
     def run(self, module: str, node: Node, after: float | None = None) -> tuple[bool, float]:
         """Whether it was killed before its end, and the seconds it had. after: when it is killed."""
-        arguments = ["--end", "0"] if module == "upload" else []
+        arguments = {"upload": ["--end", "0"], "results": [URL, str(node.run.path)]}.get(module, [])
         asked = {"module": module, "folder": str(node.run.path), "arguments": arguments, "after": after}
         assert self.process.stdin and self.process.stdout
         self.process.stdin.write(json.dumps(asked) + "\n")
@@ -155,3 +156,35 @@ def test_fetchers_that_are_killed_take_nothing_torn(s3: S3, nodes: list[Node], f
     assert not forks.run("restore", fresh)[0] and fresh.content(step) == nodes[1].content(step)
     names = sorted(path.name for path in fresh.run.output.iterdir() if not path.name.startswith(".checkpoint"))
     assert names[0] == f"checkpoint-{step}" and set(names[1:]) <= {"trainer_log.jsonl"}
+
+
+def test_killed_fetchers_of_results_leave_no_run(s3: S3, nodes: list[Node], forks: Forks, tmp_path: Path) -> None:
+    numbers = random.Random(9)
+    one = nodes[0]
+    for number in range(6):
+        (one.run.output / f"model-{number}.safetensors").write_bytes(numbers.randbytes(200_000))
+    one.finish()
+    s3.put("run.json", one.run.record.read_bytes())
+    assert not forks.run("upload", one)[0]
+    left = {path.name: path.read_bytes() for path in state.results(one.run)}
+
+    def fresh(number: int) -> Node:
+        made = Node(tmp_path / f"later{number}")
+        made.run.record.unlink()
+        return made
+
+    seconds = typical(forks, "results", fresh(0))
+    hits, hosts, wholes, begun = 0, 1, 0, 0
+    here = fresh(hosts)
+    while hits < KILLS or not wholes:
+        killed, _seconds = forks.run("results", here, numbers.uniform(0, 1.1) * seconds)
+        hits += killed
+        seconds *= 1.02 if killed else 1
+        begun += killed and bool(state.results(here.run))
+        if state.observe(here.run) == "absent":
+            continue
+        assert state.observe(here.run) == "finished" and state.damaged(here.run, full=True) == []
+        assert {path.name: path.read_bytes() for path in state.results(here.run)} == left
+        wholes, hosts = wholes + 1, hosts + 1
+        here = fresh(hosts)
+    assert begun > KILLS // 4, "enough came in the middle"

@@ -15,7 +15,7 @@ import json
 import typing as t
 from pathlib import Path
 
-from . import store
+from . import files, store
 
 PART = 64 << 20
 """Bytes above which an object goes and comes in parts, several at once."""
@@ -127,6 +127,16 @@ class Bucket:
         with asked(f"{self.url}/{name} cannot be fetched"):
             self.client.download_file(self.bucket, self.prefix + name, str(path), Config=self.parts)
 
+    def bring(self, name: str, path: Path, told: t.Mapping[str, t.Any]) -> bool:
+        """Have an object as a file, unless that is here; False, and no file, where it is not what was told of it."""
+        if not _is(path, told):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.fetch(name, path)
+            if not _is(path, told):
+                path.unlink()
+                return False
+        return True
+
     def remove(self, names: t.Iterable[str]) -> None:
         for name in names:
             with asked(f"{self.url}/{name} cannot be removed"):
@@ -138,3 +148,7 @@ class Bucket:
             found = self.client.list_multipart_uploads(Bucket=self.bucket, Prefix=self.prefix + under)
             for entry in found.get("Uploads", ()):
                 self.client.abort_multipart_upload(Bucket=self.bucket, Key=entry["Key"], UploadId=entry["UploadId"])
+
+
+def _is(path: Path, told: t.Mapping[str, t.Any]) -> bool:
+    return path.is_file() and path.stat().st_size == told["size"] and files.sha256(path) == told["sha256"]

@@ -20,13 +20,14 @@ import typing as t
 from functools import partial
 from pathlib import Path
 
-from . import hub_huggingface, hub_modelscope
+from . import hub_huggingface, hub_modelscope, hub_s3
 from .hub_files import Failure, digests, patiently, wanted
 
 
 def fetch(model: str, asked: str, revision: str, folder: Path) -> dict[str, str]:
     """Everything in its place and whole; SHA-256 by file."""
-    hub = hub_modelscope if model.startswith(hub_modelscope.PREFIX) else hub_huggingface
+    others = (each for each in (hub_modelscope, hub_s3) if model.startswith(each.PREFIX))
+    hub: t.Any = next(others, hub_huggingface)
     known = patiently(partial(hub.listed, model, asked, revision), lambda: 0, time.sleep)
     expected = {name: known[name] for name in wanted(known)}
     if not expected:

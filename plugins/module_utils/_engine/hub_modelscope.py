@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import typing as t
 import urllib.parse
 from pathlib import Path
 
-from .hub_files import Expected, Failure, wanted
+from .hub_files import Expected, Failure, pin
 
 PREFIX = "modelscope:"
 """How train_model begins then."""
@@ -34,12 +32,6 @@ def read(told: t.Any) -> dict[str, Expected]:
     """The files in that list."""
     found = ((told.get("Data") or {}) if isinstance(told, dict) else {}).get("Files") or []
     return {file["Path"]: (int(file["Size"]), str(file["Sha256"])) for file in found if file.get("Type") != "tree"}
-
-
-def pin(files: t.Mapping[str, Expected]) -> str:
-    """40 hex digits for the content of what a run reads."""
-    said = json.dumps([[name, files[name][1]] for name in wanted(files)])
-    return hashlib.sha256(said.encode()).hexdigest()[:40]
 
 
 def listed(model: str, asked: str, revision: str) -> dict[str, Expected]:

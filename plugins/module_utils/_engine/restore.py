@@ -51,7 +51,7 @@ def fetch(run: Run, place: bucket.Bucket, save: store.Save, nodes: int, launch: 
     partial = run.output / f".checkpoint-{save.name}"
     folder = partial / f"checkpoint-{save.step}"
     folder.mkdir(parents=True, exist_ok=True)
-    _refuse_full_disk(folder, sum(int(told["size"]) for told in needed.values()))
+    refuse_full_disk(folder, sum(int(told["size"]) for told in needed.values()), "the checkpoint has")
     for path in [path for path in folder.rglob("*") if path.is_file()]:
         if str(path.relative_to(folder)) not in needed:
             path.unlink()  # the part of a fetch that was cut
@@ -72,19 +72,14 @@ def fetch(run: Run, place: bucket.Bucket, save: store.Save, nodes: int, launch: 
 
 
 def _bring(place: bucket.Bucket, save: store.Save, name: str, path: Path, told: t.Mapping[str, t.Any]) -> None:
-    if path.is_file() and path.stat().st_size == told["size"] and files.sha256(path) == told["sha256"]:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    place.fetch(save.files + name, path)
-    if path.stat().st_size != told["size"] or files.sha256(path) != told["sha256"]:
-        path.unlink()
+    if not place.bring(save.files + name, path, told):
         raise Damaged(f"{name} of checkpoint {save.step} in the store is not what its manifest says")
 
 
-def _refuse_full_disk(folder: Path, size: int) -> None:
+def refuse_full_disk(folder: Path, size: int, what: str) -> None:
     had = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size - had > (free := shutil.disk_usage(folder).free):
-        raise bucket.Refused(f"the checkpoint has {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {folder}")
+        raise bucket.Refused(f"{what} {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {folder}")
 
 
 def record(run: Run, place: bucket.Bucket, *, look: bool) -> bool:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import typing as t
 
-from .. import _dataset, _sent_model
-from .._engine import hub_modelscope
+from .. import _dataset, _sent_model, _store
+from .._engine import hub_modelscope, hub_s3
 from .._errors import FinetuneError
 from .arguments import Arguments
 from .imported import Imported
@@ -50,12 +50,14 @@ def _named(variables: Variables, imported: Imported | None) -> tuple[str, str, s
     path = model.removeprefix(_sent_model.PREFIX)
     if path and path == path.strip() and (path != model or path.startswith("/")):
         return model, revision, where
+    if model.startswith(hub_s3.PREFIX):
+        return _store.read(model, where), revision, where
     if not _dataset.HUB_ID.fullmatch(model.removeprefix(hub_modelscope.PREFIX)):
         raise FinetuneError(
             f"{model!r} is neither a hub id nor a full path on the node.",
             where=where,
-            change="write owner/name or modelscope:owner/name; begin the path with / on the nodes, with file: on this "
-            "controller",
+            change="write owner/name, modelscope:owner/name or s3://bucket/prefix; begin the path with / on the nodes, "
+            "with file: on this controller",
         )
     return model, revision, where
 
@@ -77,7 +79,8 @@ def folders(asked: Arguments) -> list[str]:
     if asked.stage == "ppo":
         named.append(("reward_model", _text(arguments, "reward_model")))
     for key, found in named:
-        if found.startswith(("~", ".")) or (found.count("/") > 1 and not found.startswith("/") and "://" not in found):
+        leads = found.count("/") > 1 and not found.startswith("/") and "://" not in found
+        if leads or found.startswith(("~", ".", hub_s3.PREFIX)):
             raise FinetuneError(
                 f"{found!r} is neither a full path on the node nor a hub id.",
                 where=f"{asked.origins[key]}, key {key}",
