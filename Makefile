@@ -111,7 +111,7 @@ soak: setup-dev ## long campaigns, in docs/soak.md; make soak PART=recipes (or f
 	$(RUN) python -m tests.e2e.soak $(PART)
 
 bench: setup-dev ## ratios, side by side; report in docs/bench.md; make bench PART=records
-	$(RUN) python -m tests.bench $(PART)
+	$(RUN) PYTHONPATH=collections python -m tests.bench $(PART)
 
 bench-vram: setup-dev ## how far estimates of memory are off; make bench-vram ARGS="--measured FILE --truth FILE --configs DIR"
 	$(RUN) PYTHONPATH=collections python -m tests.bench_vram --fitcheck $(ARGS)

@@ -127,7 +127,6 @@ def refused() -> list[str]:
 
 def one_configuration() -> list[str]:
     """Every configuration of the rules' table, from the variables to the plan, in this process."""
-    sys.path.insert(0, str(REPOSITORY / "collections"))
     from .unit import test_refusals
     from .unit.rule_cases import cases, situations
 

@@ -6,22 +6,18 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 import typing as t
 
-from .e2e.conftest import REPOSITORY
+from ansible_collections.llmops.finetune.plugins.module_utils._vram import estimate
+
+from .unit import plans, test_fastest, test_memory
 
 TIMES = 9
 TITLE = ("what", "of", "takes", "at most")
 
 
 def rows() -> list[list[str]]:
-    sys.path.insert(0, str(REPOSITORY / "collections"))
-    from ansible_collections.llmops.finetune.plugins.module_utils._vram import estimate
-
-    from .unit import test_fastest, test_memory
-
     stages = ("pt", "sft", "dpo", "kto", "rm")
     jobs = [
         lambda config=config, stage=stage: estimate.estimate(config, {"stage": stage, "bf16": True})
@@ -29,17 +25,17 @@ def rows() -> list[list[str]]:
         for stage in stages
     ]
     nodes = {
-        name: test_memory.host(gpus=8, interfaces=test_fastest.eth0(f"10.0.0.{number}"))
+        name: test_memory.host(gpus=8, interfaces=plans.eth0(f"10.0.0.{number}"))
         for number, name in enumerate("abcdefgh", 1)
     }
     large = {**test_fastest.FASTEST, "train_global_batch_size": 4096}
-    plans = [
-        lambda recipe=recipe: test_fastest.make(nodes, **large, train_recipe=recipe)
+    chosen = [
+        lambda recipe=recipe: plans.make(nodes, **large, train_recipe=recipe)
         for recipe in ("full_sft", "lora_sft", "freeze_sft", "dpo")
     ]
     return [
         row("one estimate", f"{len(test_memory.CONFIGS)} models, {', '.join(stages)}", jobs),
-        row("the plan of 8 nodes with 8 GPUs, all options", "full_sft, lora_sft, freeze_sft, dpo", plans),
+        row("the plan of 8 nodes with 8 GPUs, all options", "full_sft, lora_sft, freeze_sft, dpo", chosen),
     ]
 
 
