@@ -40,7 +40,7 @@ def rows() -> list[list[str]]:
 
 
 def row(what: str, of: str, jobs: t.Sequence[t.Callable[[], t.Any]]) -> list[str]:
-    taken = [statistics.median(seconds(job) for _ in range(TIMES)) for job in jobs]
+    taken = [statistics.median(seconds(job) for _time in range(TIMES)) for job in jobs]
     line = [what, of, f"{statistics.median(taken) * 1000:.0f} ms", f"{max(taken) * 1000:.0f} ms"]
     print(" | ".join(line), flush=True)
     return line

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from . import test_chain
+from . import test_chain, test_explained
 from .conftest import BASE, Demo, World, processes, weights
 from .soak import REPORT
 from .test_engines import MODEL, PARTS, killed, losses, whole
 from .test_explained import UNSAVED, Begun, fill, follow, once
-from .test_explained import begun as begun  # a fixture
 from .test_faults import deaths_of, killer, rank_process, read, start, wait_for, write_plan
 
 SEED = int(os.environ.get("SOAK_SEED", "1"))
 KILLS = int(os.environ.get("SOAK_KILLS", "20"))
+begun = test_explained.begun  # a fixture
 REPORT += ["| what | times | outcome | took |", "|---|---|---|---|"]
 LONGER: dict[str, t.Any] = {"max_steps": 2600, "save_steps": 25}
 """Long enough for several kills."""

@@ -118,7 +118,7 @@ class Host:
 
     def mounted(self) -> dict[str, str]:
         rows = [line.split() for line in self.run("cat", "/proc/self/mounts").splitlines()]
-        return {place: device for device, place, *_ in rows if place.startswith(str(self.folder))}
+        return {place: device for device, place, *_rest in rows if place.startswith(str(self.folder))}
 
 
 @pytest.fixture

@@ -119,7 +119,7 @@ def test_runs_of_a_name_are_read_from_their_records(tmp_path: Path) -> None:
 MEASURED = {"predicted": {"gpu": "NVIDIA L4"}, "measured": [{"rank": 0}]}
 
 
-def measured(root: Path, run_id: str, told: t.Any = MEASURED) -> state.Run:
+def measured(root: Path, run_id: str, told: t.Any) -> state.Run:
     """A finished run that tells what its ranks took."""
     run = state.Run(root / "runs" / run_id)
     run.output.mkdir(parents=True)
@@ -129,13 +129,13 @@ def measured(root: Path, run_id: str, told: t.Any = MEASURED) -> state.Run:
 
 
 def test_what_runs_of_any_name_took_is_told_where_it_is_as_they_left_it(tmp_path: Path) -> None:
-    measured(tmp_path, "a-1")
+    measured(tmp_path, "a-1", MEASURED)
     measured(tmp_path, "on-cpus-1", {**MEASURED, "predicted": {}})
-    measured(tmp_path, "unsealed-1").artefacts.unlink()
+    measured(tmp_path, "unsealed-1", MEASURED).artefacts.unlink()
     measured(tmp_path, "odd-1", {"predicted": ["x"], "measured": 7}).artefacts.write_text('{"output/memory.json": []}')
-    flipped = measured(tmp_path, "flipped-1")
+    flipped = measured(tmp_path, "flipped-1", MEASURED)
     flipped.memory.write_text(flipped.memory.read_text().replace("L4", "L5"))
-    gone = measured(tmp_path, "gone-1")
+    gone = measured(tmp_path, "gone-1", MEASURED)
     gone.memory.unlink()
     (tmp_path / "runs/empty-1").mkdir()
     assert _node.peaks(tmp_path) == {"a-1": MEASURED}

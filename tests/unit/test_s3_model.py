@@ -45,7 +45,7 @@ class Line:
 
     def _serve(self) -> None:
         while True:
-            near, _ = self.ear.accept()
+            near = self.ear.accept()[0]
             far = socket.create_connection(("127.0.0.1", self.there))
             for pair, slow in (((near, far), False), ((far, near), True)):
                 threading.Thread(target=self._pass, args=(*pair, slow), daemon=True).start()
