@@ -106,8 +106,12 @@ def config(folder: Path) -> dict[str, t.Any]:
 
 
 def adapter(folder: Path) -> dict[str, t.Any]:
-    """Of an adapter that lies in a folder what decides its size, in LLaMA-Factory's keys; empty where there is none."""
-    found = _json(folder / "adapter_config.json")
+    """Of an adapter that lies in a folder; empty where there is none."""
+    return adapted(_json(folder / "adapter_config.json"))
+
+
+def adapted(found: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Of an adapter_config.json what decides the adapter's size, in LLaMA-Factory's keys."""
     keys = _OF_OFT if found.get("peft_type") == "OFT" else _OF_LORA
     told = {own: found[key] for own, key in keys.items() if key in found}
     targets = found.get("target_modules")

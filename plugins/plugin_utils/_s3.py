@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import typing as t
 from pathlib import Path
 
@@ -41,6 +40,8 @@ _REASONS = {
 }
 _REACH = "see that this controller reaches it; AWS_ENDPOINT_URL_S3 in train_secrets names another server"
 _PART = 1 << 20
+_LEFT = ("config.json", "adapter_config.json")
+"""What results say of a model or an adapter."""
 
 
 def fetch(addresses: t.Iterable[str], secrets: t.Mapping[str, t.Any]) -> dict[str, str]:
@@ -72,10 +73,8 @@ def model(place: str, revision: str, secrets: t.Mapping[str, t.Any]) -> dict[str
 
 
 def _sizes(client: t.Any, place: str) -> dict[str, t.Any]:
-    bucket, prefix = store.split(place)
-    body = client.get_object(Bucket=bucket, Key=f"{prefix}config.json")["Body"]
     try:
-        return _model.sizes(json.loads(body.read(_PART)))
+        return _model.sizes(_json(client, place, "config.json"))
     except (ValueError, RecursionError):
         return {}
 
@@ -108,11 +107,8 @@ def earlier(place: str, wanted: str, secrets: t.Mapping[str, t.Any]) -> list[dic
 
 def _left(client: t.Any, place: str, names: t.Container[str]) -> dict[str, t.Any]:
     """What decides how much memory a run takes that begins with these results."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("config.json", "adapter_config.json"):
-            if name in names:
-                (Path(folder) / name).write_text(json.dumps(_json(client, place, name)), encoding="utf-8")
-        return {"config": _model.config(Path(folder)), "adapter": _model.adapter(Path(folder))}
+    config, adapter = (_json(client, place, name) if name in names else {} for name in _LEFT)
+    return {"config": _model.sizes(config), "adapter": _model.adapted(adapter)}
 
 
 def _json(client: t.Any, place: str, name: str) -> dict[str, t.Any]:
@@ -121,7 +117,8 @@ def _json(client: t.Any, place: str, name: str) -> dict[str, t.Any]:
 
     bucket, prefix = store.split(place)
     try:
-        return dict(json.loads(client.get_object(Bucket=bucket, Key=prefix + name)["Body"].read()))
+        told = json.loads(client.get_object(Bucket=bucket, Key=prefix + name)["Body"].read())
+        return told if isinstance(told, dict) else {}
     except ClientError as error:
         if error.response.get("Error", {}).get("Code") == "NoSuchKey":
             return {}

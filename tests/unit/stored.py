@@ -17,6 +17,7 @@ import urllib.request
 from pathlib import Path
 
 import boto3
+import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _engine
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import checkpoint, files, state, store
 from moto.server import ThreadedMotoServer
@@ -69,6 +70,27 @@ class S3:
                     assert hashlib.sha256(content).hexdigest() == told["sha256"], f"{name} of {save} is torn"
                     assert len(content) == told["size"]
         return found
+
+
+@pytest.fixture(scope="module")
+def server() -> t.Iterator[S3]:
+    """A stand-in for a file of tests, which takes it by this name: `server = stored.server`."""
+    served = S3()
+    yield served
+    served.close()
+
+
+@pytest.fixture
+def s3(server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:  # pylint: disable=redefined-outer-name
+    """The same, empty, and where boto3 looks."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**server.variables, "AWS_MAX_ATTEMPTS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    pages = server.client.get_paginator("list_objects_v2").paginate(Bucket=NAME)
+    for each in [each for page in pages for each in page.get("Contents", ())]:
+        server.client.delete_object(Bucket=NAME, Key=each["Key"])
+    return server
 
 
 class Metadata:

@@ -16,6 +16,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils._engine import fil
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 from ansible_collections.llmops.finetune.plugins.plugin_utils import _s3
 
+from . import stored
 from .plans import CORPUS, DATA, DEFAULTS, LOCK, RECIPES, SCHEMAS, eth0, node
 from .stored import NAME, RUN, S3, URL, Node
 from .test_origin import run
@@ -104,13 +105,7 @@ def test_one_that_is_not_finished_here_is_not_replaced() -> None:
 # --- what the controller is told ---
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> t.Iterator[S3]:
-    served = S3()
-    for name, value in {**served.variables, "AWS_MAX_ATTEMPTS": "1"}.items():
-        monkeypatch.setenv(name, value)
-    yield served
-    served.close()
+server, s3 = stored.server, stored.s3  # fixtures
 
 
 def finished(folder: Path, s3: S3) -> Node:

@@ -19,6 +19,7 @@ import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _changes, _explain, _run
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import checkpoint, files, notices, state
 
+from . import stored
 from .fake_torchrun import Staged
 from .stored import S3, Metadata
 
@@ -35,11 +36,7 @@ def metadata() -> t.Iterator[Metadata]:
     served.close()
 
 
-@pytest.fixture(scope="module")
-def s3() -> t.Iterator[S3]:
-    served = S3()
-    yield served
-    served.close()
+s3 = stored.server  # a fixture
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils._engine import hub
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 from ansible_collections.llmops.finetune.plugins.plugin_utils import _s3
 
+from . import stored
 from .plans import COMMIT, DATA, DEFAULTS, RECIPES, SCHEMAS, lines, make, node, recorded
 from .stored import ENGINE, NAME, S3
 
@@ -63,13 +64,7 @@ class Line:
             one.close()
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> t.Iterator[S3]:
-    served = S3()
-    for name, value in {**served.variables, "AWS_MAX_ATTEMPTS": "1"}.items():
-        monkeypatch.setenv(name, value)
-    yield served
-    served.close()
+server, s3 = stored.server, stored.s3  # fixtures
 
 
 def put(s3: S3, files: t.Mapping[str, bytes], **more: t.Any) -> None:

@@ -25,25 +25,10 @@ from ansible_collections.llmops.finetune.plugins.module_utils._engine import (
 )
 from ansible_collections.llmops.finetune.plugins.module_utils._engine.store import Save
 
+from . import stored
 from .stored import NAME, RUN, S3, URL, Node
 
-
-@pytest.fixture(scope="module")
-def server() -> t.Iterator[S3]:
-    served = S3()
-    yield served
-    served.close()
-
-
-@pytest.fixture
-def s3(server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in server.variables.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    bucket.Bucket(URL).remove(server.names())
-    return server
+server, s3 = stored.server, stored.s3  # fixtures
 
 
 def send(node: Node) -> None:
@@ -291,10 +276,18 @@ def test_what_is_damaged_there_is_named_and_not_taken(s3: S3, tmp_path: Path, ha
     else:
         content = s3.content(name)
         s3.put(name, content[:-1] + (b"" if harm == "short" else bytes([content[-1] ^ 1])))
-    with pytest.raises((restore.Damaged, bucket.Refused)) as told:
+    with pytest.raises((bucket.Damaged, bucket.Refused)) as told:
         fetch(new)
     assert "model.safetensors" in str(told.value) or harm == "untold"
     assert new.steps() == []
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x"])
+def test_no_name_leads_out_of_its_folder(s3: S3, tmp_path: Path, name: str) -> None:
+    told = {each: {"size": 1, "sha256": store.digest_of(b"x")} for each in ("fine", name)}
+    with pytest.raises(bucket.Damaged, match=f"{name}, of it by what that says, leads out of its folder"):
+        bucket.Bucket(URL).bring_all("", tmp_path / "new", told, "it", "that")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_fetch_that_was_cut_goes_on_where_it_was(s3: S3, tmp_path: Path) -> None:

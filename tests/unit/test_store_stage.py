@@ -17,6 +17,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils._engine import fil
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 from ansible_collections.llmops.finetune.plugins.plugin_utils import _s3
 
+from . import stored
 from .plans import DATA, DEFAULTS, RECIPES, SCHEMAS, eth0, make, node
 from .stored import RUN, S3, URL, Node
 
@@ -52,7 +53,7 @@ def test_a_notice_that_there_is_none_of_is_refused() -> None:
     assert make({"a": node()}, train_spot_notices="rebalance").nodes["a"]["launch"]["notices"] == ["rebalance"]
 
 
-def stored(plan: t.Any) -> t.Any:
+def as_stored(plan: t.Any) -> t.Any:
     return json.loads(json.dumps({"request": plan.request, "resolved": plan.resolved, "created": 1.0}, sort_keys=True))
 
 
@@ -61,7 +62,7 @@ def test_a_fresh_fleet_goes_on_with_what_the_run_was_resolved_to() -> None:
     plan = make(two(), **wanted)
     moved = two(hub={"revision": "f" * 40, "bytes": 1})
     assert _store.unrecorded(plan.id, moved)
-    facts = _store.with_record(plan.id, stored(plan), moved, "")
+    facts = _store.with_record(plan.id, as_stored(plan), moved, "")
     again = make(dict(facts), **wanted)
     assert again.id == plan.id and again.recorded and again.resolved == plan.resolved
     assert [each["state"] for each in again.nodes.values()] == ["interrupted"] * 2
@@ -73,9 +74,9 @@ def test_a_fresh_fleet_goes_on_with_what_the_run_was_resolved_to() -> None:
 def test_hosts_that_know_the_run_are_believed() -> None:
     plan = make(two(), train_store=TEAM)
     facts = two()
-    facts["b"]["runs"] = {plan.id: {"id": plan.id, "state": "stopped", **stored(plan)}}
+    facts["b"]["runs"] = {plan.id: {"id": plan.id, "state": "stopped", **as_stored(plan)}}
     assert _store.unrecorded(plan.id, facts), "the first one has been replaced"
-    known = dict(_store.with_record(plan.id, stored(plan), facts, ""))
+    known = dict(_store.with_record(plan.id, as_stored(plan), facts, ""))
     assert {host: each["state"] for host, each in make(known, train_store=TEAM).nodes.items()} == {
         "a": "interrupted",
         "b": "stopped",
@@ -90,16 +91,16 @@ def test_hosts_that_know_the_run_are_believed() -> None:
 def test_where_a_host_has_nothing_the_others_fetch_as_well(fresh: str, hosts: str, lacking: bool) -> None:
     facts = {host: two()[host] for host in hosts}
     plan = make(facts, train_store=TEAM)
-    run = {"id": plan.id, "state": "interrupted", **stored(plan)}
+    run = {"id": plan.id, "state": "interrupted", **as_stored(plan)}
     for host in hosts:
         facts[host]["runs"] = {} if host == fresh else {plan.id: run}
-    again = make(dict(_store.with_record(plan.id, stored(plan), facts, "")), train_store=TEAM)
+    again = make(dict(_store.with_record(plan.id, as_stored(plan), facts, "")), train_store=TEAM)
     assert {each["lacking"] for each in again.nodes.values()} == {lacking}
 
 
 def test_what_others_need_stays_and_the_plan_says_so() -> None:
     plan = make(two(), train_store=TEAM)
-    run = {"id": plan.id, "state": "stopped", **stored(plan)}
+    run = {"id": plan.id, "state": "stopped", **as_stored(plan)}
     removed: dict[str, t.Any] = {"train_store": TEAM, "train_state": "absent"}
     in_part = make({"a": node(runs={plan.id: run})}, **removed)
     assert not in_part.whole and any(f"{TEAM}/{plan.id} stays" in notice for notice in in_part.notices)
@@ -110,7 +111,7 @@ def test_what_others_need_stays_and_the_plan_says_so() -> None:
 def test_shards_in_other_parts_are_refused_on_a_fresh_fleet_too() -> None:
     wanted: dict[str, t.Any] = {"train_engine": "zero3", "train_store": TEAM}
     plan = make(two(), **wanted)
-    facts = dict(_store.with_record(plan.id, stored(plan), {"a": node()}, ""))
+    facts = dict(_store.with_record(plan.id, as_stored(plan), {"a": node()}, ""))
     with pytest.raises(FinetuneError, match="in 2 parts, now there are 1"):
         make(facts, **wanted)
 
@@ -118,18 +119,14 @@ def test_shards_in_other_parts_are_refused_on_a_fresh_fleet_too() -> None:
 def test_what_was_shared_is_shared_again() -> None:
     wanted: dict[str, t.Any] = {"train_output_root": "/mnt/team", "train_store": TEAM}
     plan = make(two(), **wanted)
-    facts = dict(_store.with_record(plan.id, stored(plan), two(), "/mnt/team"))
+    facts = dict(_store.with_record(plan.id, as_stored(plan), two(), "/mnt/team"))
     assert make(facts, **wanted).shared == f"/mnt/team/{plan.id}"
 
 
 # On a node
 
 
-@pytest.fixture(scope="module")
-def server() -> t.Iterator[S3]:
-    served = S3()
-    yield served
-    served.close()
+server = stored.server  # a fixture
 
 
 @pytest.fixture

@@ -284,6 +284,7 @@ def test_an_estimate_is_as_quick_for_more_layers_and_steps(monkeypatch: pytest.M
         real(allocator, events, sizes)
 
     monkeypatch.setattr(Allocator, "replay", counting)
+    monkeypatch.setattr(estimate, "walk", walk.walk)  # which other tests remember
 
     def count(layers: int, accumulation: int) -> int:
         nonlocal taken

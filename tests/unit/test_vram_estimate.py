@@ -19,19 +19,8 @@ from ansible_collections.llmops.finetune.plugins.module_utils._vram import (
     report,
     trust,
 )
-from ansible_collections.llmops.finetune.plugins.module_utils._vram.options import Situation
 
-from ..conftest import REPOSITORY
-from ..vram import rows
-
-CONFIGS = rows.configs(REPOSITORY / "tests" / "vram" / "configs")
-LLAMA = CONFIGS["llama3-8b"]
-ONE = {"bf16": True, "per_device_train_batch_size": 1}
-GIB = 1 << 30
-
-
-def found(arguments: dict[str, t.Any] | None = None, config: t.Any = LLAMA, **situation: t.Any) -> estimate.Estimate:
-    return estimate.estimate(config, {**ONE, **(arguments or {})}, Situation(**situation))
+from .estimates import CONFIGS, GIB, LLAMA, ONE, found
 
 
 def test_a_quick_estimate_is_decided_on_with_a_wider_bound() -> None:

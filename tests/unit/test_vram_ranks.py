@@ -10,20 +10,10 @@ import typing as t
 import pytest
 import yaml
 from ansible_collections.llmops.finetune.plugins.module_utils import _parallel
-from ansible_collections.llmops.finetune.plugins.module_utils._vram import engines, estimate
-from ansible_collections.llmops.finetune.plugins.module_utils._vram.options import Situation
+from ansible_collections.llmops.finetune.plugins.module_utils._vram import engines
 from ansible_collections.llmops.finetune.plugins.modules import vram_info
 
-from ..conftest import REPOSITORY
-from ..vram import rows
-
-CONFIGS = rows.configs(REPOSITORY / "tests" / "vram" / "configs")
-LLAMA = CONFIGS["llama3-8b"]
-ONE = {"bf16": True, "per_device_train_batch_size": 1}
-
-
-def found(arguments: dict[str, t.Any] | None = None, config: t.Any = LLAMA, **situation: t.Any) -> estimate.Estimate:
-    return estimate.estimate(config, {**ONE, **(arguments or {})}, Situation(**situation))
+from .estimates import LLAMA, found
 
 
 @pytest.mark.parametrize("engine", engines.NAMES)

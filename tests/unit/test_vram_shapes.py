@@ -9,21 +9,9 @@ import typing as t
 
 import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
-from ansible_collections.llmops.finetune.plugins.module_utils._vram import estimate, shape
-from ansible_collections.llmops.finetune.plugins.module_utils._vram.options import Situation
+from ansible_collections.llmops.finetune.plugins.module_utils._vram import shape
 
-from ..conftest import REPOSITORY
-from ..vram import rows
-
-CONFIGS = rows.configs(REPOSITORY / "tests" / "vram" / "configs")
-LLAMA = CONFIGS["llama3-8b"]
-ONE = {"bf16": True, "per_device_train_batch_size": 1}
-GIB = 1 << 30
-
-
-def found(arguments: dict[str, t.Any] | None = None, config: t.Any = LLAMA, **situation: t.Any) -> estimate.Estimate:
-    return estimate.estimate(config, {**ONE, **(arguments or {})}, Situation(**situation))
-
+from .estimates import CONFIGS, GIB, LLAMA, found
 
 MIXTURE = {
     **CONFIGS["qwen3-4b"],

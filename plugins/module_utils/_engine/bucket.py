@@ -12,6 +12,7 @@ import base64
 import contextlib
 import io
 import json
+import shutil
 import typing as t
 from pathlib import Path
 
@@ -35,6 +36,22 @@ class Refused(Exception):
     def __init__(self, why: str, gone: bool = False) -> None:
         super().__init__(why)
         self.gone = gone
+
+
+class Damaged(Exception):
+    """What is there is not what was told of it."""
+
+
+def answer(work: t.Callable[[], t.Mapping[str, t.Any]]) -> int:
+    """The end of a program: its last line says what came of the work."""
+    try:
+        told = dict(work())
+    except Refused as error:
+        told = {"refused": str(error)}
+    except Damaged as error:
+        told = {"damaged": str(error)}
+    print(json.dumps(told))
+    return 0
 
 
 @contextlib.contextmanager
@@ -136,6 +153,27 @@ class Bucket:
                 path.unlink()
                 return False
         return True
+
+    def bring_all(
+        self, under: str, folder: Path, told: t.Mapping[str, t.Mapping[str, t.Any]], of: str, by: str
+    ) -> None:
+        """Have a folder with these files and no others; what a fetch that was cut left there is kept as far as it is
+        right. told: size and sha256 by name below `under`; of, by: what they are, and what tells so, for errors."""
+        for name in told:
+            if name.startswith("/") or ".." in name.split("/"):
+                raise Damaged(f"{name}, of {of} by what {by} says, leads out of its folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        there = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+        for name, path in there.items():
+            if name not in told:
+                path.unlink()
+        had = sum(path.stat().st_size for name, path in there.items() if name in told)
+        size, free = sum(int(each["size"]) for each in told.values()), shutil.disk_usage(folder).free
+        if size - had > free:
+            raise Refused(f"{size / 1e9:.1f} GB of {of} are to come, and {free / 1e9:.1f} GB are free in {folder}")
+        for name, each in told.items():
+            if not self.bring(under + name, folder / name, each):
+                raise Damaged(f"{name} of {of} in the store is not what {by} says")
 
     def remove(self, names: t.Iterable[str]) -> None:
         for name in names:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 from . import bucket, store
@@ -22,12 +21,7 @@ def forget(place: bucket.Bucket, *, look: bool) -> int:
 
 
 def main() -> int:
-    try:
-        answer: dict[str, object] = {"objects": forget(bucket.Bucket(sys.argv[1]), look="--look" in sys.argv)}
-    except bucket.Refused as error:
-        answer = {"refused": str(error)}
-    print(json.dumps(answer))
-    return 0
+    return bucket.answer(lambda: {"objects": forget(bucket.Bucket(sys.argv[1]), look="--look" in sys.argv)})
 
 
 if __name__ == "__main__":

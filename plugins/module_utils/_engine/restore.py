@@ -11,7 +11,6 @@ goes on where it was. The last line that is printed says what came of it. Argume
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -23,10 +22,6 @@ from .state import Run
 
 TRIES = 3
 """A checkpoint that is outlived while it is fetched is gone: then the newest is another one."""
-
-
-class Damaged(Exception):
-    """What is there is not what its manifest says."""
 
 
 def wanted(manifests: t.Iterable[str], local: t.Collection[int], *, lacking: bool) -> store.Save | None:
@@ -47,19 +42,14 @@ def fetch(run: Run, place: bucket.Bucket, save: store.Save, nodes: int, launch: 
     try:
         needed, saved = store.needed_by(here, there, manifests)
     except KeyError as error:
-        raise Damaged(f"no manifest tells of {error}") from None
+        raise bucket.Damaged(f"no manifest tells of {error}") from None
     partial = run.output / f".checkpoint-{save.name}"
     folder = partial / f"checkpoint-{save.step}"
-    folder.mkdir(parents=True, exist_ok=True)
-    refuse_full_disk(folder, sum(int(told["size"]) for told in needed.values()), "the checkpoint has")
-    for path in [path for path in folder.rglob("*") if path.is_file()]:
-        if str(path.relative_to(folder)) not in needed:
-            path.unlink()  # the part of a fetch that was cut
-    for name, told in needed.items():
-        _bring(place, save, name, folder / name, told)
+    place.bring_all(save.files, folder, needed, f"checkpoint {save.step}", "its manifest")
     log = next((manifest["files"][store.LOG] for manifest in manifests if store.LOG in manifest["files"]), None)
     if log and not run.trainer_log.exists():
-        _bring(place, save, store.LOG, partial / store.LOG, log)
+        if not place.bring(save.files + store.LOG, partial / store.LOG, log):
+            raise bucket.Damaged(f"{store.LOG} of checkpoint {save.step} in the store is not what its manifest says")
         os.replace(partial / store.LOG, run.trainer_log)
     checkpoint.mark(folder, saved, save.save)
     final = run.output / folder.name
@@ -69,17 +59,6 @@ def fetch(run: Run, place: bucket.Bucket, save: store.Save, nodes: int, launch: 
     files.sync_directory(run.output)
     shutil.rmtree(partial)
     return final
-
-
-def _bring(place: bucket.Bucket, save: store.Save, name: str, path: Path, told: t.Mapping[str, t.Any]) -> None:
-    if not place.bring(save.files + name, path, told):
-        raise Damaged(f"{name} of checkpoint {save.step} in the store is not what its manifest says")
-
-
-def refuse_full_disk(folder: Path, size: int, what: str) -> None:
-    had = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    if size - had > (free := shutil.disk_usage(folder).free):
-        raise bucket.Refused(f"{what} {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {folder}")
 
 
 def record(run: Run, place: bucket.Bucket, *, look: bool) -> bool:
@@ -114,16 +93,13 @@ def work(run: Run, *, look: bool, lacking: bool) -> dict[str, t.Any]:
 
 def main() -> int:
     run, look = Run(Path.cwd()), "--look" in sys.argv
-    try:
+
+    def answer() -> dict[str, t.Any]:
         if not look and files.lock(run.upload_lock, patience=60) is None:
             raise bucket.Refused("another process is at work on the same run")
-        answer = work(run, look=look, lacking="--lacking" in sys.argv)
-    except bucket.Refused as error:
-        answer = {"refused": str(error)}
-    except Damaged as error:
-        answer = {"damaged": str(error)}
-    print(json.dumps(answer))
-    return 0
+        return work(run, look=look, lacking="--lacking" in sys.argv)
+
+    return bucket.answer(answer)
 
 
 if __name__ == "__main__":

@@ -10,27 +10,19 @@ the files that are there. The last line that is printed says what came of it.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import typing as t
 from pathlib import Path
 
-from . import bucket, files, restore, state, store
+from . import bucket, files, state, store
 
 
 def fetch(run: state.Run, place: bucket.Bucket) -> None:
     record, told = place.read(store.RECORD), place.read(store.RESULTS).get("files")
     if not record.get("resolved") or not isinstance(told, dict) or not told:
         raise bucket.Refused(f"{place.url} has no results")
-    run.output.mkdir(parents=True, exist_ok=True)
-    for path in [path for path in run.output.rglob("*") if path.is_file()]:
-        if str(path.relative_to(run.output)) not in told:
-            path.unlink()  # the part of a fetch that was cut
-    restore.refuse_full_disk(run.output, sum(int(was["size"]) for was in told.values()), "they have")
-    for name, was in told.items():
-        if not place.bring(f"results/{name}", run.output / name, was):
-            raise restore.Damaged(f"{name} of the results of {run.id} in the store is not what results.json says")
+    place.bring_all("results/", run.output, told, f"the results of {run.id}", "results.json")
     recorded = state.inventory(run)
     files.write_json(run.artefacts, recorded)
     files.write_json(run.stored, {"url": place.url, "results": store.digest_of_results(recorded)})
@@ -39,15 +31,11 @@ def fetch(run: state.Run, place: bucket.Bucket) -> None:
 
 
 def main() -> int:
-    answer: dict[str, t.Any] = {}
-    try:
+    def work() -> dict[str, t.Any]:
         fetch(state.Run(Path(sys.argv[2])), bucket.Bucket(sys.argv[1]))
-    except bucket.Refused as error:
-        answer = {"refused": str(error)}
-    except restore.Damaged as error:
-        answer = {"damaged": str(error)}
-    print(json.dumps(answer))
-    return 0
+        return {}
+
+    return bucket.answer(work)
 
 
 if __name__ == "__main__":
