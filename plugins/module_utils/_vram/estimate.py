@@ -180,13 +180,8 @@ def gib(size: float) -> str:
 
 def _told(walked: Walk) -> dict[str, float]:
     """Moments as people name them; saving takes what lies there between steps."""
-    found: dict[str, float] = {}
-    for name, size in walked.moments.items():
-        word = WORDS.get(name) or WORDS.get(name.split(" ")[0], "")
-        if word:
-            found[word] = max(size, found.get(word, 0))
-    found["save"] = walked.resident
-    return found
+    named = {WORDS[name]: size for name, size in walked.moments.items() if name in WORDS}
+    return {**named, "save": walked.resident}
 
 
 def _on_host(job: Job, walked: Walk) -> float:

@@ -205,17 +205,19 @@ def _resume(tape: Tape, node: Node, grad: Tensor) -> Grads:
     return (grad,)
 
 
-def boundary(tape: Tape, x: Tensor, forward: str, backward: str) -> Tensor:
-    """Where one moment ends and the next begins, on the way there and on the way back."""
-    if not tape.grad:
+def boundary(tape: Tape, x: Tensor, moment: str, place: str, before: str) -> Tensor:
+    """Where a moment begins at a place on the way there; and on the way back, the backward of the place before, or its
+    end where there is none."""
+    if not tape.grad:  # a pass beside that of the step, in whose moment it is
+        tape.meter.within(f"aside {place}")
         return x
-    tape.meter.moment(forward)
+    tape.meter.moment(moment, place)
     if x.needs:
         out = ops.view(x)
-        return tape.record(out, lambda tape, _node, grad: _mark(tape, backward, grad), (x,), ())
+        return tape.record(out, lambda tape, _node, grad: _mark(tape, before, grad), (x,), ())
     return x
 
 
-def _mark(tape: Tape, moment: str, grad: Tensor) -> Grads:
-    tape.meter.moment(moment)
+def _mark(tape: Tape, place: str, grad: Tensor) -> Grads:
+    tape.meter.moment("backward" if place else "backward end", place)
     return (grad,)

@@ -19,7 +19,7 @@ if t.TYPE_CHECKING:
     from .estimate import Estimate
     from .options import Reading
 
-EDITION = 2
+EDITION = 3
 """Of the estimator. Who changes what it comes to raises this: what was learned of another one is not for it."""
 AGREEING = 3
 """Runs that it takes to go below the estimate."""

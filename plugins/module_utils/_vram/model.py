@@ -54,17 +54,23 @@ class Model:
 
     def __init__(self, tape: Tape, shape: Shape, physics: Physics, engine: Engine, shown: Groups) -> None:
         self.shape, self.physics, self.engine = shape, physics, engine
+        self.whose = whose = "reference's " if physics.method == FROZEN else ""
         whole = physics.method == "full" and physics.trained_layers is None
         ends = Weights(tape, physics, engine, trained=whole or physics.trains_ends, adapted=False)
-        parts = [ends]
+        parts = [(f"{whose}end", ends)]
+        place = tape.meter.within
+        place(f"{whose}end")
         self.embedding = ends.parameter(shape.vocab, shape.hidden)
         layers: list[tuple[str, Layer, Weights]] = []
         for number, (kind, count) in enumerate(shown):
             for index in range(count):
-                place = "first" if index == 0 else "last" if index == count - 1 else "middle"
+                where = "first" if index == 0 else "last" if index == count - 1 else "middle"
+                name = f"{whose}{number} {where}"
+                place(name)
                 weights = Weights(tape, physics, engine, kind.trained)
-                layers.append((f"{number} {place}", Layer(weights, shape, kind.dense), weights))
-                parts.append(weights)
+                layers.append((name, Layer(weights, shape, kind.dense), weights))
+                parts.append((name, weights))
+        place(f"{whose}rest")
         self.norm = Norm(ends, shape.hidden, shape.norm)
         self.head = self.embedding if shape.tied else ends.parameter(shape.vocab, shape.hidden)
         self.head_bias = ends.parameter(shape.vocab) if shape.head_bias else None
@@ -72,16 +78,18 @@ class Model:
         if physics.stage in ("rm", "ppo") and physics.method != FROZEN:  # a value head, in fp32
             self.value = Parameter(tape, 1, shape.hidden, FULL, True)
             ends.found += [self.value, Parameter(tape, 1, 1, FULL, True)]
-        for part in parts:
+        for name, part in parts:
+            place(f"cast {name}")
             part.cast()
-        for part in parts:
+        for name, part in parts:
+            place(f"adapters {name}")
             part.adapt()
         self.layers = [(name, layer, bool(weights.found)) for name, layer, weights in layers]
-        self.trained: list[Parameter] = [one for part in parts for one in part.found]
+        self.trained: list[Parameter] = [one for _name, part in parts for one in part.found]
         self.tables = [Storage(tape.meter, shape.head_dim // 2 * FULL) for _each in range(2)]
         self.gathered = ends.whole if engine.sharded_weights else 0
-        self.elements = sum(part.elements for part in parts)
-        self.largest = max(part.whole for part in parts[1:])
+        self.elements = sum(part.elements for _name, part in parts)
+        self.largest = max(part.whole for _name, part in parts[1:])
 
     def hidden(self, tape: Tape, tokens: Tensor, step: Step, states: list[Tensor] | None = None) -> Tensor:
         """The last hidden state, behind the norm. states: to be filled with those of all layers."""
@@ -96,9 +104,9 @@ class Model:
             step.mask = tape.empty(step.batch * step.length**2, width)
             if shape.soft_capped:  # of layers with a sliding window
                 step.other_mask = tape.empty(step.batch * step.length**2, width)
-        before = "end"
+        before = ""
         for name, layer, trained in self.layers:
-            x = kernels.boundary(tape, x, f"forward {name}", f"backward {before}")
+            x = kernels.boundary(tape, x, "forward", name, before)
             if states is not None:
                 states.append(x)
             if physics.checkpointing == "off" or not trained:
@@ -107,7 +115,7 @@ class Model:
                 x = kernels.checkpoint(tape, x, _bound(tape, layer, step), physics.reentrant, physics.checkpointing)
             before = name
         del positions, embedded
-        x = kernels.boundary(tape, x, "loss forward", f"backward {before}")
+        x = kernels.boundary(tape, x, "loss forward", self.whose, before)
         return self.norm(tape, x)
 
     def logits(

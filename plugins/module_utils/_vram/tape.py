@@ -19,26 +19,35 @@ HALF, FULL, LONG, BYTE = 2, 4, 8, 1
 """Bytes of an element: bf16 or fp16, fp32, int64, uint8."""
 
 
+Place = t.Tuple[str, str]
+"""A moment of a run, and where in it: with each further layer, a place grows by the same bytes."""
+
+
 class Meter:
-    """Counts live bytes: the peak of each moment, and what was taken and given back, in order."""
+    """Counts live bytes: the peak of each place, and what was taken and given back, in order."""
 
     def __init__(self) -> None:
         self.live = 0
-        self.peaks: dict[str, int] = {}
+        self.peaks: dict[Place, int] = {}
         self.sizes: list[int] = []
         """By key of a storage."""
         self.events: list[int] = []
         """A key where a storage was taken, ~key where it was given back."""
         self.marks: dict[str, int] = {}
         """Where in the events something begins."""
-        self._moment = ""
+        self._place = ("", "")
         self._peak = 0
 
-    def moment(self, name: str) -> None:
+    def moment(self, name: str, place: str = "") -> None:
         """What follows belongs to this moment."""
-        if self._moment:
-            self.peaks[self._moment] = max(self._peak, self.peaks.get(self._moment, 0))
-        self._moment, self._peak = name, self.live
+        before = self._place
+        if before[0]:
+            self.peaks[before] = max(self._peak, self.peaks.get(before, 0))
+        self._place, self._peak = (name, place), self.live
+
+    def within(self, place: str) -> None:
+        """What follows belongs to the same moment, at this place."""
+        self.moment(self._place[0], place)
 
     def scratch(self, size: float) -> None:
         """What a kernel takes and gives back while it runs."""

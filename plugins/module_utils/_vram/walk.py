@@ -19,10 +19,11 @@ from .model import FROZEN, Groups, Kind, Model, groups
 from .optimizers import Optimizer, Weight
 from .physics import Physics
 from .shape import Shape
-from .tape import FULL, Meter, Storage, Tape
+from .tape import FULL, Meter, Place, Storage, Tape
 
-FEW, FEW_MIXED = 6, 3
-"""Layers of a kind that are walked, of a mixture of experts fewer."""
+FEW, FEW_MIXED, FEW_APART = 4, 3, 6
+"""Layers of a kind that are walked: of a mixture of experts fewer; more without expandable segments, where what is
+reserved depends on what comes after what."""
 LENGTHS = (0.4, 0.9, 0.2, 0.7, 0.5, 0.95, 0.3, 0.8, 0.6, 0.1)
 """Parts of the whole length that are trained on first, where lengths vary."""
 HANDLES = 2
@@ -53,8 +54,8 @@ class Job:
 class Walk:
     """Sizes are bytes."""
 
-    moments: dict[str, float] = field(default_factory=dict)
-    """The peak of each, summed over tensors."""
+    peaks: dict[Place, float] = field(default_factory=dict)
+    """Summed over tensors."""
     unsplit: float = 0
     """What the allocator counts as allocated beyond the tensors, for blocks that it does not split."""
     cached: float = 0
@@ -70,22 +71,30 @@ class Walk:
 
     @property
     def peak(self) -> float:
-        return max(self.moments.values())
+        return max(self.peaks.values())
+
+    @property
+    def moments(self) -> dict[str, float]:
+        """The peak of each, wherever in it."""
+        found: dict[str, float] = {}
+        for (moment, _place), size in self.peaks.items():
+            found[moment] = max(size, found.get(moment, 0))
+        return found
 
 
 def walk(job: Job, thorough: bool = False) -> Walk:
     """thorough: every layer through the allocator; else a few of each kind."""
     whole = groups(job.shape, job.physics)
-    most = FEW_MIXED if job.shape.experts else FEW
+    most = FEW_MIXED if job.shape.experts else FEW if job.expandable else FEW_APART
     few = whole if thorough else [(kind, min(count, most)) for kind, count in whole]
     shown = _walk(job, few, replays=True)
-    found = Walk(dict(shown.moments), shown.unsplit, shown.cached, *_numbers(shown))
+    found = Walk(dict(shown.peaks), shown.unsplit, shown.cached, *_numbers(shown))
     for index, (kind, count) in enumerate(whole):
         missing = count - few[index][1]
         if missing:
             fewer = _walk(job, [*few[:index], (kind, few[index][1] - 1), *few[index + 1 :]], replays=False)
-            for name, size in fewer.moments.items():
-                found.moments[name] += missing * (shown.moments[name] - size)
+            for place, size in fewer.peaks.items():
+                found.peaks[place] += missing * (shown.peaks[place] - size)
             numbers = zip(_numbers(found), _numbers(shown), _numbers(fewer), strict=True)
             found.resident, found.elements, found.trained, found.states = (
                 now + missing * (more - less) for now, more, less in numbers
@@ -143,8 +152,8 @@ def _walk(job: Job, shown: Groups, replays: bool) -> Walk:
         _end_step(job, model, weights, meter)
         lengths.append(len(meter.events))
     late = ("load", "optimizer", "between steps", "evaluation")
-    moments: dict[str, float] = {name: size + (0 if name in late else added) for name, size in peaks.items()}
-    found = Walk(moments, 0, 0, resident, model.elements, trained, added)
+    whole = {place: size + (0 if place[0] in late else added) for place, size in peaks.items()}
+    found = Walk(whole, 0, 0, resident, model.elements, trained, added)
     if replays:
         _replay(job, meter, cuts, lengths, found)
     del states, held
@@ -183,9 +192,8 @@ def _replay(job: Job, meter: Meter, cuts: t.Sequence[int], lengths: t.Sequence[i
     first, *rest = [*others, step]
     for part in (events[:loaded], first, events[stepped:stated], *rest, step, events[ended:evaluated]):
         allocator.replay(part, sizes)
-    peak = max(size for name, size in found.moments.items())
-    found.unsplit = max(0, allocator.peak - peak)
-    found.cached = allocator.reserved - peak
+    found.unsplit = max(0, allocator.peak - found.peak)
+    found.cached = allocator.reserved - found.peak
 
 
 __all__ = ["Job", "Walk", "walk"]
