@@ -174,8 +174,9 @@ def test_a_second_apply_changes_nothing(site: Site, provisioned: Outcome) -> Non
     iam.tag_role(RoleName="llmops-demo-us-east-1", Tags=owner)
     iam.tag_instance_profile(InstanceProfileName="llmops-demo-us-east-1", Tags=owner)
     site.endpoint.requests.clear()
-    again = site.play("llmops.finetune.provision")
-    assert again.rc == 0 and again.changed == [], again.text
+    for arguments in (["--check"], []):
+        again = site.play("llmops.finetune.provision", *arguments)
+        assert again.rc == 0 and again.changed == [], again.text
     assert site.endpoint.mutations == []
 
 

@@ -152,7 +152,7 @@ def _walk(job: Job, shown: Groups, replays: bool) -> Walk:
         _end_step(job, model, weights, meter)
         lengths.append(len(meter.events))
     late = ("load", "optimizer", "between steps", "evaluation")
-    whole = {place: size + (0 if place[0] in late else added) for place, size in peaks.items()}
+    whole: dict[Place, float] = {place: size + (0 if place[0] in late else added) for place, size in peaks.items()}
     found = Walk(whole, 0, 0, resident, model.elements, trained, added)
     if replays:
         _replay(job, meter, cuts, lengths, found)
