@@ -60,6 +60,7 @@ def test_a_driver_of_others_that_does_not_pass_is_not_built_over(facts: Facts, w
         ("550.90.07", "12.4", ""),
         ("570.86.10", "12.8", ""),
         ("525.60.13", "12.1", "12.0"),
+        ("590.48.01", "13.2", "13.1"),
     ],
 )
 def test_a_toolkit_beside_a_driver_of_others(driver: str, toolkit: str, told: str) -> None:
@@ -97,7 +98,7 @@ def test_an_install_that_was_cut_is_gone_on_with() -> None:
 def test_sources_are_not_changed_under_a_driver() -> None:
     there = {"nvidia-driver-cuda": "580.178.04-1"}
     error = refused(host(H100, record={"source": "nvidia"}, packages=there), source="distribution")
-    assert "has a driver of cuda_source nvidia" in error.what and "say nvidia" in error.change
+    assert "has a driver of cuda_source nvidia: two sources do not mix" in error.what and "say nvidia" in error.change
 
 
 @pytest.mark.parametrize(

@@ -583,6 +583,7 @@ def test_kernels_that_are_held(system: str, there: list[str], held: list[str]) -
     ("system", "asked", "expected"),
     [
         ("amzn 2023", {"branch": 535, "version": "535.261.03"}, "nvidia-fabric-manager"),
+        ("amzn 2023", {"branch": 550, "version": "550.163.01"}, "nvidia-fabric-manager"),
         ("amzn 2023", {}, "nvidia-fabricmanager"),
         ("ubuntu 24.04", {}, "nvidia-fabricmanager-580"),
         ("ubuntu 24.04", {"source": "nvidia"}, "nvidia-fabricmanager-580"),
