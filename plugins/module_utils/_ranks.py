@@ -122,7 +122,7 @@ def _builds(wish: Wish, facts: t.Mapping[str, Facts]) -> list[str]:
             )
         capabilities = [gpu["compute_capability"] for gpu in used if gpu.get("compute_capability")]
         driver = used[0].get("driver", "") if used else ""
-        what, change = torch.why_not(table.torch(table.LOCKED_TORCH), driver, capabilities)
+        what, change = torch.why_not(table.torch(table.LOCKED_TORCH), driver, capabilities, machine)
         if what:
             told.append(f"{host}: torch of the environment is {table.LOCKED_TORCH}: {what}. Remedy: {change}.")
     return told

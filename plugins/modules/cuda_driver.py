@@ -210,9 +210,9 @@ def builds(done: apply.Answer) -> dict[str, str]:
     driver = done.facts.driver or done.plan.driver or (f"{done.plan.branch}" if done.plan.branch else "")
     if not known or not driver:
         return {"best": "", "locked": table.LOCKED_TORCH, "problem": "", "change": ""}
-    problem, change = torch.why_not(table.torch(table.LOCKED_TORCH), driver, known)
+    problem, change = torch.why_not(table.torch(table.LOCKED_TORCH), driver, known, done.facts.machine)
     return {
-        "best": torch.choose(driver, known)[0],
+        "best": torch.choose(driver, known, done.facts.machine)[0],
         "locked": table.LOCKED_TORCH,
         "problem": problem,
         "change": change,

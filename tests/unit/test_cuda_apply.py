@@ -157,6 +157,21 @@ def test_a_driver_is_installed_and_loaded_without_a_reboot(machine: Node) -> Non
     assert machine.apply() == ([], "") and machine.done == []
 
 
+def test_dracut_keeps_nouveau_out_where_it_makes_the_image(machine: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tool, "find", lambda name: "/usr/bin/dracut" if name == "dracut" else "")
+    machine.apply()
+    assert "dracut --force --regenerate-all" in machine.done
+
+
+def test_docker_is_restarted_once_for_the_container_toolkit(machine: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tool, "find", lambda name: f"/usr/bin/{name}" if name in ("nvidia-ctk", "dockerd") else "")
+    machine.apply(container_toolkit=True)
+    there = [one for one in machine.done if "docker" in one]
+    assert there == ["nvidia-ctk runtime configure --runtime=docker", "systemctl try-restart docker.service"]
+    machine.done.clear()
+    assert machine.apply(container_toolkit=True) == ([], "") and machine.done == []
+
+
 def test_one_reboot_where_nouveau_holds_the_gpu(machine: Node) -> None:
     machine.facts = replace(machine.facts, cards=cards(A10G, driver="nouveau"))
     assert machine.apply(dry=True)[1] == "nouveau holds a GPU"

@@ -53,6 +53,22 @@ def test_a_driver_of_others_that_does_not_pass_is_not_built_over(facts: Facts, w
     assert what in error.what and change in error.change and "two sources do not mix" in error.change
 
 
+@pytest.mark.parametrize(
+    ("driver", "toolkit", "told"),
+    [
+        ("550.90.07", "12.8", "12.4"),
+        ("550.90.07", "12.4", ""),
+        ("570.86.10", "12.8", ""),
+        ("525.60.13", "12.1", "12.0"),
+        ("590.48.01", "13.2", "13.1"),
+    ],
+)
+def test_a_toolkit_beside_a_driver_of_others(driver: str, toolkit: str, told: str) -> None:
+    made = decided(working(H100, driver=driver), toolkit=toolkit)
+    assert made.extras and " ".join(made.notes).endswith(f"take cuda_toolkit: {told}." if told else "")
+    assert bool([note for note in made.notes if "loads no PTX" in note]) is bool(told)
+
+
 def test_what_is_no_hindrance_passes() -> None:
     slow = Problem("GPU 0 is held to 300 of 700 W, which makes it slower.", "nvidia-smi -pl 700")
     assert decided(replace(working(H100), problems=(slow,))).state == "kept"
@@ -82,7 +98,7 @@ def test_an_install_that_was_cut_is_gone_on_with() -> None:
 def test_sources_are_not_changed_under_a_driver() -> None:
     there = {"nvidia-driver-cuda": "580.178.04-1"}
     error = refused(host(H100, record={"source": "nvidia"}, packages=there), source="distribution")
-    assert "has a driver of cuda_source nvidia" in error.what and "say nvidia" in error.change
+    assert "has a driver of cuda_source nvidia: two sources do not mix" in error.what and "say nvidia" in error.change
 
 
 @pytest.mark.parametrize(

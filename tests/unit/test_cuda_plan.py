@@ -15,8 +15,9 @@ from ansible_collections.llmops.finetune.plugins.module_utils._errors import Fin
 from ansible_collections.llmops.finetune.plugins.module_utils._gpu.card import Problem
 from ansible_collections.llmops.finetune.plugins.module_utils._gpu.pci import Card
 
-V100, P100, T4, A100, A10G, L4, L40S = "1db1", "15f8", "1eb8", "20b2", "2237", "27b8", "26b9"
-H100, H200, B200, B300, RTX, GB200, GB10 = "2330", "2335", "2901", "3182", "2bb5", "2941", "2e12"
+M60, P40, P100, V100, T4, T4G = "13f2", "1b38", "15f8", "1db1", "1eb8", "1eb4"
+A100, A10G, L4, L40S, H100, H200 = "20b2", "2237", "27b8", "26b9", "2330", "2335"
+B200, B300, RTX, RTX_4500, GB200, GB300, GB10 = "2901", "3182", "2bb5", "2c31", "2941", "31c2", "2e12"
 MIRROR = "http://mirror.example/debian"
 SILENT = Problem("8 GPUs are there, and no driver has it.", "install NVIDIA's driver", blocks=True)
 KERNELS = {"ubuntu": "6.8.0-1021-aws", "debian": "6.1.0-35-cloud-amd64", "amzn": "6.12.40-64.114.amzn2023.x86_64"}
@@ -50,19 +51,39 @@ def refused(facts: Facts, **asked: t.Any) -> FinetuneError:
 
 
 @pytest.mark.parametrize(
-    ("branch", "ends", "flavours", "oldest"),
+    ("branch", "kind", "ends", "version", "flavours", "oldest"),
     [
-        (535, "2026-06", 2, 5.0),
-        (580, "2028-06", 2, 5.0),
-        (595, "2027-03", 2, 7.5),
-        (610, "2026-08", 2, 7.5),
-        (615, "", 2, 7.5),
-        (620, "2029-09", 1, 7.5),
+        (535, "LTS", "2026-06", "", 2, 5.0),
+        (580, "LTS", "2028-06", "580.178.04", 2, 5.0),
+        (595, "production", "2027-03", "595.91.07", 2, 7.5),
+        (610, "new feature", "2026-08", "610.57.04", 2, 7.5),
+        (615, "new feature", "", "615.71.09", 2, 7.5),
+        (620, "LTS", "2029-09", "", 1, 7.5),
     ],
 )
-def test_branches(branch: int, ends: str, flavours: int, oldest: float) -> None:
+def test_branches(branch: int, kind: str, ends: str, version: str, flavours: int, oldest: float) -> None:
     known = table.branch(branch)
-    assert known and (known.ends, len(known.flavours), known.least) == (ends, flavours, oldest) and known.source
+    assert known and (known.kind, known.ends, known.version) == (kind, ends, version) and known.source
+    assert (len(known.flavours), known.least) == (flavours, oldest) and known.flavours[0] == "open"
+
+
+def test_what_each_cuda_needs() -> None:
+    assert table.LEAST_DRIVER == {11: (450, 80, 2), 12: (525, 60, 13), 13: (580, 0, 0)}
+
+
+@pytest.mark.parametrize("branch", [580, 595, 610, 615])
+def test_proprietary_modules_are_there_up_to_615(branch: int) -> None:
+    made = decided(host(T4), branch=branch, flavour="proprietary")
+    assert (made.flavour, names(made)[1]) == ("proprietary", "nvidia-kernel-dkms")
+    assert decided(host(T4), branch=branch).flavour == "open"
+    assert decided(host(T4), branch=620, version="620.10.1").flavour == "open"
+
+
+@pytest.mark.parametrize("device", [M60, P100, P40, V100])
+@pytest.mark.parametrize("branch", [595, 610, 615, 620])
+def test_580_is_the_last_branch_for_what_is_older_than_turing(device: str, branch: int) -> None:
+    error = refused(host(device), branch=branch, version=f"{branch}.10.1")
+    assert f"too old for driver branch {branch}" in error.what and error.change == "use 580"
 
 
 def test_the_default_is_a_branch_that_drives_every_gpu_and_has_a_version() -> None:
@@ -88,6 +109,7 @@ def test_the_default_is_a_branch_that_drives_every_gpu_and_has_a_version() -> No
         ([A10G], {"branch": 42}, "branch 42 is not known", "use one of 535, 550, 580"),
         ([A10G], {"branch": 580, "version": "595.91.07"}, "cuda_version 595.91.07 is not of cuda_branch 580", "leave"),
         ([RTX], {"source": "distribution"}, "535 is too old for GPUs of Blackwell", "cuda_source: nvidia"),
+        ([L4], {"branch": 550, "version": "550.163.01"}, "for computing alone from branch 560 on", "distribution"),
         ([L4], {"source": "distribution", "branch": 580}, "packs branch 535, not 580", "cuda_source: nvidia"),
     ],
 )
@@ -107,9 +129,12 @@ def test_the_end_of_a_branch_is_told() -> None:
 @pytest.mark.parametrize(
     ("device", "capability", "flavour", "least"),
     [
+        (M60, 5.0, "proprietary", 0),
+        (P40, 6.1, "proprietary", 0),
         (P100, 6.0, "proprietary", 0),
         (V100, 7.0, "proprietary", 0),
         (T4, 7.5, "open", 0),
+        (T4G, 7.5, "open", 0),
         (A100, 8.0, "open", 0),
         (A10G, 8.6, "open", 0),
         (L4, 8.9, "open", 525),
@@ -119,7 +144,9 @@ def test_the_end_of_a_branch_is_told() -> None:
         (B200, 10.0, "open", 570),
         (B300, 10.3, "open", 580),
         (RTX, 12.0, "open", 570),
+        (RTX_4500, 12.0, "open", 570),
         (GB200, 10.0, "open", 580),
+        (GB300, 10.3, "open", 580),
         (GB10, 12.1, "open", 580),
     ],
 )
@@ -128,6 +155,36 @@ def test_gpus(device: str, capability: float, flavour: str, least: int) -> None:
     assert known and (known.capability, known.driver) == (capability, least)
     made = decided(host(device))
     assert (made.branch, made.flavour, made.driver) == (580, flavour, "580.178.04")
+    # the other modules: none before Turing, a choice up to Hopper, none from Blackwell on
+    other = "open" if flavour == "proprietary" else "proprietary"
+    if 7.5 <= capability < 10:
+        assert decided(host(device), flavour=other).flavour == other
+    else:
+        assert f"{other} kernel modules do not drive" in refused(host(device), flavour=other).what
+
+
+@pytest.mark.parametrize(
+    ("device", "driver", "passes"),
+    [
+        (V100, "525.60.13", True),
+        (V100, "580.178.04", True),
+        (L4, "525.60.13", True),
+        (H200, "535.54.03", True),
+        (H200, "525.147.05", False),
+        (B200, "570.86.10", True),
+        (B200, "565.57.01", False),
+        (RTX, "565.57.01", False),
+        (B300, "575.57.08", False),
+        (GB200, "575.57.08", False),
+        (GB300, "575.57.08", False),
+        (GB10, "575.57.08", False),
+        (GB10, "580.95.05", True),
+        (A100, "470.256.02", False),
+    ],
+)
+def test_a_driver_that_is_there_has_to_be_new_enough(device: str, driver: str, passes: bool) -> None:
+    there = replace(host(device), driver=driver, loaded=driver, problems=(), cards=cards(device, driver="nvidia"))
+    assert plan.faults(there) == [] if passes else "is below" in plan.faults(there)[0][0]
 
 
 def test_the_ranges_agree_with_the_catalogue() -> None:
@@ -182,6 +239,73 @@ def test_ubuntu_gets_its_signed_modules(system: str, kernel: str, expected: str)
 
 
 @pytest.mark.parametrize(
+    ("kernel", "images", "expected"),
+    [
+        ("6.8.0-1021-aws", {"linux-image-aws": "6.8.0-1021.23"}, "aws"),
+        ("6.8.0-1021-aws", {}, "aws"),
+        ("6.8.0-1021-aws", {"linux-image-aws": "6.8.0-1021.23", "linux-image-aws-6.8": "6.8.0-1021.23"}, "aws"),
+        ("5.15.0-1080-aws", {"linux-image-aws-lts-22.04": "5.15.0-1080.87"}, "aws-lts-22.04"),
+        ("6.8.0-1021-aws-64k", {}, "aws-64k"),
+        ("6.8.0-60-generic", {"linux-image-generic": "6.8.0-60.63"}, "generic"),
+        ("6.17.0-40-generic", {"linux-image-generic-hwe-24.04": "6.17.0-40.40~24.04.1"}, "generic-hwe-24.04"),
+        ("6.17.0-40-generic", {"linux-image-virtual-hwe-24.04": "6.17.0-40.40~24.04.1"}, "generic-hwe-24.04"),
+        ("6.8.0-60-generic", {"linux-image-virtual": "6.8.0-60.63"}, "generic"),
+        (
+            "6.17.0-40-generic",
+            {
+                "linux-image-generic": "6.8.0-60.63",
+                "linux-image-generic-hwe-24.04": "6.17.0-40.40~24.04.1",
+                "linux-image-6.17.0-40-generic": "6.17.0-40.40~24.04.1",
+            },
+            "generic-hwe-24.04",
+        ),
+        ("6.18.44-fc", {}, "fc"),
+        ("", {}, "generic"),
+    ],
+)
+def test_signed_modules_are_those_of_the_package_that_brought_the_kernel(
+    kernel: str, images: dict[str, str], expected: str
+) -> None:
+    made = decided(host(A10G, system="ubuntu 24.04", kernel=kernel, packages=images))
+    assert names(made)[0] == f"linux-modules-nvidia-580-server-open-{expected}"
+
+
+def test_signed_modules_are_found_while_a_newer_kernel_waits() -> None:
+    waiting = ("6.17.0-40-generic", "6.17.0-41-generic")
+    images = {"linux-image-generic-hwe-24.04": "6.17.0-41.41~24.04.1"}
+    made = decided(host(A10G, system="ubuntu 24.04", kernel=waiting[0], kernels=waiting, packages=images))
+    assert names(made)[0].endswith("-generic-hwe-24.04")
+
+
+@pytest.mark.parametrize(
+    ("system", "asked", "expected"),
+    [
+        (
+            "ubuntu 24.04",
+            {},
+            [
+                "linux-modules-nvidia-580-server-aws",
+                "nvidia-headless-no-dkms-580-server",
+                "nvidia-utils-580-server",
+                "nvidia-compute-utils-580-server",
+            ],
+        ),
+        (
+            "ubuntu 22.04",
+            {"source": "nvidia"},
+            ["libnvidia-compute-580", "nvidia-dkms-580", "nvidia-utils-580", "nvidia-compute-utils-580"],
+        ),
+        ("debian 13", {}, ["nvidia-driver-cuda", "nvidia-kernel-dkms", "nvidia-persistenced"]),
+        ("amzn 2023", {}, ["nvidia-driver-cuda", "kmod-nvidia-latest-dkms", "nvidia-persistenced"]),
+        ("rhel 8.10", {}, ["nvidia-driver-cuda", "kmod-nvidia-latest-dkms", "nvidia-persistenced"]),
+        ("rocky 10.1", {}, ["nvidia-driver-cuda", "kmod-nvidia-latest-dkms", "nvidia-persistenced"]),
+    ],
+)
+def test_volta_gets_proprietary_packages(system: str, asked: dict[str, t.Any], expected: list[str]) -> None:
+    assert names(decided(host(V100, system=system), **asked)) == expected
+
+
+@pytest.mark.parametrize(
     ("branch", "expected"),
     [
         (580, ["libnvidia-compute-580", "nvidia-dkms-580-open", "nvidia-utils-580", "nvidia-compute-utils-580"]),
@@ -228,12 +352,43 @@ def test_debians_own_packages(system: str, branch: int, suite: str) -> None:
     assert f"main part of {suite}" in error.what and "cuda_source: nvidia" in error.change
 
 
+DEBIAN, RPM = "EB693B3035CD5710E231E123A4B469963BF863CC", "610C7B14E068A878070DA4E99CD0A493D42D0685"
+
+
+@pytest.mark.parametrize(
+    ("system", "folder", "key", "pin"),
+    [
+        ("ubuntu 22.04", "ubuntu2204", "3bf863cc.pub", DEBIAN),
+        ("ubuntu 24.04", "ubuntu2404", "3bf863cc.pub", DEBIAN),
+        ("ubuntu 26.04", "ubuntu2604", "60DF8A40.pub", "14BAFBC7562AD710CA04E69905FBB6DA60DF8A40"),
+        ("debian 12", "debian12", "3bf863cc.pub", DEBIAN),
+        ("debian 13", "debian13", "8793F200.pub", "02182E60104FCDC26EAE1B8597A5D4CB8793F200"),
+        ("amzn 2023", "amzn2023", "D42D0685.pub", RPM),
+        ("rhel 8.10", "rhel8", "D42D0685.pub", RPM),
+        ("centos 9", "rhel9", "D42D0685.pub", RPM),
+        (
+            "almalinux 10.1",
+            "rhel10",
+            "CDF6BA43.pub",
+            "sha256:afbea87d3b979b3788ef34223aeeb323ade481128e2c133723ae99b8a51368bb",
+        ),
+    ],
+)
+def test_each_system_has_its_repository_and_its_key(system: str, folder: str, key: str, pin: str) -> None:
+    (repository,) = decided(host(A10G, system=system), source="nvidia").repositories
+    place = f"https://developer.download.nvidia.com/compute/cuda/repos/{folder}/x86_64"
+    assert (repository.key, repository.pin) == (f"{place}/{key}", pin)
+    assert f"{'baseurl=' if '.repo' in repository.path else 'URIs: '}{place}\n" in repository.text
+
+
 @pytest.mark.parametrize(
     ("system", "repository", "epel"),
     [
         ("amzn 2023", "amzn2023", ""),
         ("rhel 8.10", "rhel8", "epel-release"),
         ("rocky 9.5", "rhel9", "epel-release"),
+        ("almalinux 9.5", "rhel9", "epel-release"),
+        ("centos 9", "rhel9", "epel-release"),
         ("ol 9.4", "rhel9", "oracle-epel-release-el9"),
     ],
 )
@@ -250,6 +405,8 @@ def test_systems_with_module_streams(system: str, repository: str, epel: str) ->
 def test_rhel_10_has_no_streams_and_rhel_takes_epel_from_its_address() -> None:
     made = decided(host(H100, system="rhel 10.1"))
     assert made.stream == "" and made.repositories[0].pin.startswith("sha256:")
+    assert names(made) == ["nvidia-driver-cuda", "kmod-nvidia-open-dkms", "nvidia-persistenced"]
+    assert {one.version for one in made.packages} == {"580.178.04-*"} and set(names(made)) <= set(made.hold)
     assert made.tools[0].place == "https://dl.fedoraproject.org/pub/epel/epel-release-latest-10.noarch.rpm"
 
 
@@ -264,6 +421,20 @@ def test_rhel_10_has_no_streams_and_rhel_takes_epel_from_its_address() -> None:
 def test_amazon_linux_names_kernels_by_their_series(kernel: str, expected: str) -> None:
     made = decided(host(H100, system="amzn 2023", kernel=kernel))
     assert made.tools[0].name == expected and made.tools[2].name == expected.replace("devel", "modules-extra")
+
+
+@pytest.mark.parametrize(
+    ("system", "kernel", "first"),
+    [
+        ("amzn 2023", "6.12.40-64.114.amzn2023.x86_64", "kernel6.12"),
+        ("rhel 9.5", "5.14.0-503.el9.x86_64", "kernel"),
+        ("rhel 10.1", "6.12.0-55.el10.x86_64", "kernel"),
+    ],
+)
+def test_what_dkms_builds_with(system: str, kernel: str, first: str) -> None:
+    found = [one.name for one in decided(host(A10G, system=system, kernel=kernel)).tools if one.name != "epel-release"]
+    headers = [f"{first}-{part}-{kernel}" for part in ("devel", "headers", "modules-extra")]
+    assert found == [*headers, "dkms", "gcc", "make", "python3-dnf-plugin-versionlock"]
 
 
 def test_arm_has_a_repository_of_its_own() -> None:
@@ -301,6 +472,7 @@ def test_the_system_processor_is_off_where_it_is_asked_for(product: str) -> None
     assert made.flavour == "proprietary" and not made.notes
     assert "options nvidia NVreg_EnableGpuFirmware=0\n" in made.files[sets.MODPROBE]
     assert decided(host(A10G, product="g6.xlarge")).notes == []
+    assert decided(facts, flavour="proprietary").flavour == "proprietary", "AWS's modules, with the processor on"
 
 
 @pytest.mark.parametrize("product", ["g6f.large", "gr6f.4xlarge"])
@@ -343,6 +515,11 @@ def test_secure_boot_wants_signed_modules(system: str, asked: dict[str, t.Any], 
     assert decided(facts, key_enrolled=True, **asked).state == "managed"
 
 
+def test_debians_own_modules_are_signed_by_nobody() -> None:
+    error = refused(host(A10G, archive=MIRROR, secure_boot=True), source="distribution")
+    assert "Secure Boot is on" in error.what and "distribution" not in error.change
+
+
 def test_signed_modules_pass_secure_boot() -> None:
     assert decided(host(A10G, system="ubuntu 24.04", secure_boot=True)).state == "managed"
 
@@ -357,14 +534,63 @@ def test_driver_and_kernel_are_held_as_one_set() -> None:
 
 
 @pytest.mark.parametrize(
+    ("system", "there", "held"),
+    [
+        (
+            "ubuntu 22.04",
+            [
+                "linux-aws",
+                "linux-image-aws",
+                "linux-headers-aws-lts-22.04",
+                "linux-image-6.8.0-1021-aws",
+                "linux-libc-dev",
+            ],
+            ["linux-aws", "linux-headers-aws-lts-22.04", "linux-image-aws"],
+        ),
+        (
+            "ubuntu 24.04",
+            ["linux-generic-hwe-24.04", "linux-image-generic-hwe-24.04-edge", "linux-image-aws-64k", "linux-firmware"],
+            ["linux-generic-hwe-24.04", "linux-image-aws-64k", "linux-image-generic-hwe-24.04-edge"],
+        ),
+        (
+            "ubuntu 24.04",
+            ["linux-image-virtual", "linux-modules-extra-aws", "linux-image-nvidia-64k", "linux-image-nvidia-6.17"],
+            ["linux-image-nvidia-6.17", "linux-image-nvidia-64k", "linux-image-virtual", "linux-modules-extra-aws"],
+        ),
+        (
+            "debian 13",
+            ["linux-image-amd64", "linux-headers-cloud-arm64"],
+            ["linux-headers-cloud-arm64", "linux-image-amd64"],
+        ),
+        (
+            "amzn 2023",
+            ["kernel6.12", "kernel6.12-devel", "kernel6.12-modules-extra", "kernel-tools", "kernel-libbpf"],
+            ["kernel6.12", "kernel6.12-devel", "kernel6.12-modules-extra"],
+        ),
+        (
+            "rhel 9.5",
+            ["kernel", "kernel-core", "kernel-modules", "kernel-modules-core", "kernel-headers", "kernel-srpm-macros"],
+            ["kernel", "kernel-core", "kernel-headers", "kernel-modules", "kernel-modules-core"],
+        ),
+    ],
+)
+def test_kernels_that_are_held(system: str, there: list[str], held: list[str]) -> None:
+    made = decided(host(*[H100] * 8, system=system, switches=4, packages=dict.fromkeys(there, "1")))
+    assert made.hold == [*names(made), *held] and [name for name in made.hold if "fabric" in name]
+
+
+@pytest.mark.parametrize(
     ("system", "asked", "expected"),
     [
         ("amzn 2023", {"branch": 535, "version": "535.261.03"}, "nvidia-fabric-manager"),
+        ("amzn 2023", {"branch": 550, "version": "550.163.01"}, "nvidia-fabric-manager"),
         ("amzn 2023", {}, "nvidia-fabricmanager"),
         ("ubuntu 24.04", {}, "nvidia-fabricmanager-580"),
         ("ubuntu 24.04", {"source": "nvidia"}, "nvidia-fabricmanager-580"),
         ("ubuntu 24.04", {"source": "nvidia", "branch": 595}, "nvidia-fabricmanager"),
+        ("debian 12", {}, "nvidia-fabricmanager-580"),
         ("debian 12", {"branch": 595}, "nvidia-fabricmanager"),
+        ("rhel 10.1", {}, "nvidia-fabricmanager"),
     ],
 )
 def test_names_of_the_fabric_manager(system: str, asked: dict[str, t.Any], expected: str) -> None:
@@ -383,6 +609,7 @@ def test_without_switches_there_is_no_fabric_manager() -> None:
     ("system", "expected"),
     [
         ("ubuntu 24.04", {"nvlsm", "libibumad3", "linux-modules-extra-6.8.0-1021-aws"}),
+        ("debian 12", {"nvlsm", "libibumad3", "infiniband-diags"}),
         ("amzn 2023", {"nvlsm", "libibumad", "infiniband-diags"}),
     ],
 )
@@ -390,11 +617,32 @@ def test_hgx_of_blackwell_wants_its_subnet_manager(device: str, system: str, exp
     made = decided(host(*[device] * 8, system=system))
     assert expected <= {one.name for one in made.tools} and made.source == "nvidia", "which alone has NVLSM"
     assert made.files[sets.MODULES_LOAD] == "ib_umad\nmlx5_ib\n" and "nvidia-fabricmanager.service" in made.services
+    extra = [one.name for one in made.tools if one.name.startswith("linux-modules-extra")]
+    assert bool(extra) is system.startswith("ubuntu"), "elsewhere the kernel's own package has them"
 
 
-def test_racks_of_blackwell_want_imex() -> None:
-    made = decided(replace(host(*[GB200] * 4), machine="aarch64"))
-    assert "nvidia-imex" in names(made) and "nvidia-imex.service" in made.services
+def test_only_hgx_of_blackwell_wants_nvlsm_and_only_racks_want_imex() -> None:
+    for device in (A100, H100, H200, RTX, GB10):
+        made = decided(host(*[device] * 8, switches=4))
+        told = " ".join([*names(made), *(one.name for one in made.tools), *made.services, *made.files])
+        assert "nvlsm" not in told and "imex" not in told and sets.MODULES_LOAD not in told
+        assert "ImexChannel" not in made.files[sets.MODPROBE]
+
+
+@pytest.mark.parametrize("device", [GB200, GB300])
+@pytest.mark.parametrize(
+    ("system", "asked", "expected"),
+    [
+        ("ubuntu 24.04", {}, "nvidia-imex-580"),
+        ("ubuntu 24.04", {"source": "nvidia"}, "nvidia-imex"),
+        ("debian 12", {}, "nvidia-imex"),
+        ("amzn 2023", {}, "nvidia-imex"),
+    ],
+)
+def test_racks_of_blackwell_want_imex(device: str, system: str, asked: dict[str, t.Any], expected: str) -> None:
+    made = decided(replace(host(*[device] * 4, system=system), machine="aarch64"), **asked)
+    assert expected in names(made) and "nvidia-imex.service" in made.services
+    assert len({one.version for one in made.packages if one.version}) == 1, "the very version of the driver"
     assert "NVreg_CreateImexChannel0=1" in made.files[sets.MODPROBE]
     assert "nvidia-fabricmanager.service" not in made.services
 
@@ -408,6 +656,24 @@ def test_the_toolkit_is_no_newer_than_the_driver() -> None:
     assert "name a release" in refused(host(A10G), toolkit="latest").change
 
 
+@pytest.mark.parametrize(
+    ("branch", "toolkit", "told"),
+    [
+        (580, "11.8", ""),
+        (580, "12.9", ""),
+        (580, "13.0", ""),
+        (580, "13.2", "take cuda_toolkit: 13.0"),
+        (595, "13.2", ""),
+        (595, "13.3", "take cuda_toolkit: 13.2"),
+        (610, "13.3", ""),
+    ],
+)
+def test_what_a_toolkit_compiles_for_a_driver_of_before(branch: int, toolkit: str, told: str) -> None:
+    """Minor versions of CUDA run on one driver, but for PTX."""
+    notes = " ".join(decided(host(A10G), branch=branch, toolkit=toolkit).notes)
+    assert told in notes and ("loads no PTX" in notes) is bool(told)
+
+
 def test_ubuntus_driver_and_nvidias_toolkit_do_not_mix() -> None:
     made = decided(host(A10G, system="ubuntu 24.04"), toolkit="12.8")
     first, second = made.files[sets.PREFERENCES].split("\n\n")
@@ -416,6 +682,9 @@ def test_ubuntus_driver_and_nvidias_toolkit_do_not_mix() -> None:
 
 def test_the_container_toolkit_is_locked() -> None:
     made = decided(host(A10G), container_toolkit=True)
+    assert [one.name for one in made.extras][-1] == "nvidia-container-toolkit" and set(table.CONTAINER_PACKAGES) <= set(
+        made.hold
+    )
     assert {one.version for one in made.extras} == {"1.20.1-*"} and "nvidia-cdi-refresh.path" in made.services
     assert made.repositories[1].key == "https://nvidia.github.io/libnvidia-container/gpgkey"
 

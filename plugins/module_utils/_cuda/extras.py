@@ -87,6 +87,13 @@ def _add_toolkit(plan: Plan, facts: Facts, wish: Wish, system: table.System) -> 
             where="cuda_toolkit",
             change=f"take a release of CUDA {max(key for key, value in table.LEAST_DRIVER.items() if value <= driver)}",
         )
+    known = {release: own for release, own in table.OWN_BRANCH.items() if release <= version}
+    if known and driver < (max(known.values()),):
+        fit = max(release for release, own in known.items() if own <= driver[0])
+        plan.notes.append(
+            f"Driver {plan.driver or plan.branch} loads no PTX of CUDA {wish.toolkit}: compile for the very GPUs "
+            f"(TORCH_CUDA_ARCH_LIST), or take cuda_toolkit: {fit[0]}.{fit[1]}."
+        )
     mine = sets.repository(system, facts.machine, wish)
     if not facts.sources and mine not in plan.repositories:
         plan.repositories.append(mine)

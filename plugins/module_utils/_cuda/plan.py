@@ -236,6 +236,12 @@ def _branch(facts: Facts, wish: Wish, system: table.System, source: str, flavour
                 where="cuda_branch",
                 change=f"use {table.DEFAULT_BRANCH}",
             )
+    if source == "nvidia" and "debian" in system.ids and number < table.COMPUTE_ONLY:
+        raise FinetuneError(
+            f"NVIDIA packs drivers for computing alone from branch {table.COMPUTE_ONLY} on, which {number} is before.",
+            where="cuda_branch",
+            change=f"use {table.DEFAULT_BRANCH} or later, or set cuda_source: distribution",
+        )
     if flavour not in found.flavours:
         raise FinetuneError(
             f"Driver branch {number} has no {flavour} kernel modules any more.",

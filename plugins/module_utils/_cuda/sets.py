@@ -9,7 +9,7 @@ import re
 import typing as t
 
 from . import table
-from .facts import Facts, Package, Repository, Wish
+from .facts import Facts, Package, Repository, Wish, fits
 
 PREFERENCES = "/etc/apt/preferences.d/llmops-cuda"
 MODPROBE = "/etc/modprobe.d/llmops-cuda.conf"
@@ -17,10 +17,12 @@ MODULES_LOAD = "/etc/modules-load.d/llmops-cuda.conf"
 _APT_SOURCES, _APT_KEYS = "/etc/apt/sources.list.d", "/usr/share/keyrings"
 _DNF_SOURCES, _DNF_KEYS = "/etc/yum.repos.d", "/etc/pki/rpm-gpg"
 _KERNEL_APT = re.compile(
-    r"linux-(?:image-|headers-|modules-extra-)?(?:aws|generic|virtual|kvm|gcp|azure|oracle|(?:cloud-|rt-)?(?:amd64|arm64))"
-    r"(?:-hwe-\d\d\.\d\d|-lts-\d\d\.\d\d|-\d+\.\d+)?"
+    r"linux-(?:image-|headers-|modules-extra-)?(?:aws|generic|virtual|lowlatency|kvm|gcp|gke|azure|oracle|ibm|nvidia"
+    r"|(?:cloud-|rt-)?(?:amd64|arm64))(?:-64k)?(?:-hwe-\d\d\.\d\d|-lts-\d\d\.\d\d|-\d+\.\d+)?(?:-edge)?"
 )
 _KERNEL_DNF = re.compile(r"kernel(?:\d\.\d+)?(?:-core|-modules|-modules-core|-modules-extra|-devel|-headers)?")
+_ABI = re.compile(r"(\d+\.\d+\.\d+-\d+)-")
+_IMAGE = "linux-image-"
 DRIVERS = re.compile(
     r"nvidia-(?:driver|open|kernel|dkms|headless|utils|smi|tesla)\b.*|kmod-nvidia\b.*|cuda-drivers\b.*"
     r"|linux-modules-nvidia\b.*|libnvidia-compute\b.*|libcuda1|dkms-nvidia"
@@ -42,9 +44,18 @@ def hardware(facts: Facts) -> Hardware:
     return Hardware(bool(facts.switches) or subnet, subnet, any(device in table.RACK for device in devices))
 
 
-def kernel_flavour(kernel: str) -> str:
-    """`aws` of 6.8.0-1021-aws."""
-    return kernel.rpartition("-")[2] or "generic"
+def kernel_flavour(facts: Facts) -> str:
+    """`aws` of 6.8.0-1021-aws; `generic-hwe-24.04` where that package brought the kernel: `generic` is for an older one
+    then. `virtual` has the kernel of `generic`."""
+    flavour = _ABI.sub("", facts.kernel, count=1) if _ABI.match(facts.kernel) else facts.kernel.rpartition("-")[2]
+    numbers = [found.group(1) for found in map(_ABI.match, (facts.kernel, facts.newer_kernel)) if found]
+    brought = [
+        name[len(_IMAGE) :].replace("virtual", "generic")
+        for name, version in sorted(facts.packages.items())
+        if name.startswith(_IMAGE) and any(fits(version, f"{number}.*") for number in numbers)
+    ]
+    longer = [name for name in brought if name.startswith(f"{flavour}-")]
+    return longer[0] if longer and flavour not in brought else flavour or "generic"
 
 
 def driver(system: table.System, source: str, branch: int, flavour: str, version: str, facts: Facts) -> t.List[Package]:
@@ -62,7 +73,7 @@ def driver(system: table.System, source: str, branch: int, flavour: str, version
         names += [f"nvidia-compute-utils-{branch}-server"]
         names += [f"nvidia-fabricmanager-{branch}"] if asked.manager else []
         names += [f"nvidia-imex-{branch}"] if asked.rack else []
-        modules = Package(f"linux-modules-nvidia{ending}-{kernel_flavour(facts.kernel)}")
+        modules = Package(f"linux-modules-nvidia{ending}-{kernel_flavour(facts)}")
         return [modules, *(Package(name, f"{version}-*" if version else f"{branch}.*") for name in names)]
     if source == "distribution":
         modules_name = "nvidia-open-kernel-dkms" if opened else "nvidia-kernel-dkms"
@@ -78,7 +89,7 @@ def driver(system: table.System, source: str, branch: int, flavour: str, version
         names = ["nvidia-driver-cuda", "nvidia-kernel-open-dkms" if opened else "nvidia-kernel-dkms"]
         names += ["nvidia-persistenced"]
     names += [f"nvidia-fabricmanager{suffix}"] if asked.manager else []
-    names += ["nvidia-imex" if branch >= 580 else f"nvidia-imex-{branch}"] if asked.rack else []
+    names += ["nvidia-imex"] if asked.rack else []
     return [Package(name, f"{version}-*") for name in names]
 
 

@@ -42,6 +42,10 @@ DEFAULT_BRANCH = 580
 """The LTS that drives every GPU from Maxwell to Blackwell and runs CUDA 12 and 13."""
 
 
+COMPUTE_ONLY = 560
+"""The first branch that NVIDIA packs for Debian without its displays (installation guide)."""
+
+
 class Generation(t.NamedTuple):
     """GPUs by their PCI device ids, first and last. driver: the least branch."""
 
@@ -85,25 +89,46 @@ FRACTIONS = ("g6f", "gr6f")
 
 LEAST_DRIVER = {11: (450, 80, 2), 12: (525, 60, 13), 13: (580, 0, 0)}
 """By the major version of CUDA: what its minor versions run on (release notes of CUDA)."""
+OWN_BRANCH = {
+    (12, 0): 525,
+    (12, 1): 530,
+    (12, 2): 535,
+    (12, 3): 545,
+    (12, 4): 550,
+    (12, 5): 555,
+    (12, 6): 560,
+    (12, 8): 570,
+    (12, 9): 575,
+    (13, 0): 580,
+    (13, 1): 590,
+    (13, 2): 595,
+    (13, 3): 610,
+}
+"""The branch that came with a release of CUDA: an older one runs its code, and loads no PTX of it (the same notes)."""
 
 
 class Torch(t.NamedTuple):
     """A build of torch: its CUDA and the compute capabilities it has code for. torch: `until` is the last release that
-    comes so, empty where it is still made."""
+    comes so, empty where it is still made. strange: capabilities that its code runs on and its compiler, the ptxas
+    beside Triton, does not know."""
 
     name: str
     cuda: int
     least: float
     most: float
     until: str = ""
+    strange: t.Tuple[float, ...] = ()
 
 
 TORCH = (
     Torch("cu132", 13, 7.5, 12.1),
     Torch("cu130", 13, 7.5, 12.1),
-    Torch("cu128", 12, 7.0, 12.1, "2.10"),
+    Torch("cu128", 12, 7.0, 12.1, "2.10", strange=(10.3, 12.1)),
     Torch("cu126", 12, 5.0, 9.0),
 )
+"""CUDA 12.9 was the first to compile for 10.3 and 12.1 (CUDA Features Archive); of 12.8 is what torch 2.8 has."""
+TORCH_ON_ARM = 8.0
+"""The least that any build has code for on aarch64 (PyTorch's build scripts for it): T4g is below."""
 LOCKED_TORCH, LOCKED_MACHINE = "cu128", "x86_64"
 """What the wheels of requirements/node-*.txt are: torch 2.8 of the package index, which has no CUDA elsewhere."""
 
