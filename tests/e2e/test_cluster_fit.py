@@ -73,12 +73,13 @@ def test_another_model_on_one_host_is_named(cluster: Cluster, first: First) -> N
     made = first.done.plan["nodes"][NAMES[0]]["model"]["path"]
     for host in NAMES:
         sh(host, f"cp -r {made} /srv/model; chmod -R a+rX /srv/model")
-    sh(
-        NAMES[1],
-        'sed -i \'s/"hidden_size": 128/"hidden_size": 129/\' /srv/model/config.json; echo >> /srv/model/config.json',
-    )
-    done = refused(cluster, "model", train_model="/srv/model")
+    weights = "/srv/model/model.safetensors"
+    sh(NAMES[1], f"printf x | dd of={weights} bs=1 seek=$(($(stat -c %s {weights}) - 1)) conv=notrunc status=none")
+    done = refused(cluster, "weights", train_model="/srv/model")
     assert re.search(rf"{NAMES[1]} +model +\w+, the others \w+", done.message), done.message
+    sh(NAMES[1], 'sed -i \'s/"hidden_size": 128/"hidden_size": 129/\' /srv/model/config.json')
+    done = refused(cluster, "config", train_model="/srv/model")
+    assert f"The model in /srv/model is not the same on {NAMES[0]} and {NAMES[1]}." in done.message, done.message
 
 
 # --- the way to a host ---
