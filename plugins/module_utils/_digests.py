@@ -1,9 +1,9 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Digests of files on the controller, remembered: one that was not touched since is not read again.
+"""Digests of files, remembered: one that was not touched since is not read again.
 
-The memory is a cache, in the one place for caches of the account. Without it every file is read at every plan.
+The memory is a cache. Without it every file is read at every plan.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ FRESH_SECONDS = 2.0
 """A file that was touched so shortly before could be once more without a later time."""
 
 
-def sha256(paths: t.Iterable[str], about: str) -> list[str]:
-    """The digest of each file. about: what they belong to, which has a memory of its own."""
-    memory = _place(about)
-    known = files.read_json(memory)
+def sha256(paths: t.Iterable[str], memory: Path, *, again: bool = False) -> list[str]:
+    """The digest of each file. memory: a file for what is known of them; again: read them all the same."""
+    known = {} if again else files.read_json(memory)
     seen: dict[str, str] = {}
     found = []
     for path in paths:
@@ -43,6 +42,11 @@ def sha256(paths: t.Iterable[str], about: str) -> list[str]:
     return found
 
 
-def _place(about: str) -> Path:
+def of_account(about: str) -> Path:
+    """The memory about something, in the one place for caches of the account."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(cache) / "llmops.finetune" / f"{hashlib.sha256(os.fsencode(about)).hexdigest()[:16]}.json"
+    return within(Path(cache) / "llmops.finetune", about)
+
+
+def within(folder: Path, about: str) -> Path:
+    return folder / f"{hashlib.sha256(os.fsencode(about)).hexdigest()[:16]}.json"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -218,6 +219,17 @@ def stored(folder: Path) -> dict[str, dict[str, t.Any]]:
     """The files that manifest.json names, with digest, size and time; none when there is no manifest."""
     entries = files.read_json(folder / "manifest.json").get("files")
     return entries if isinstance(entries, dict) else {}
+
+
+def untouched(folder: Path) -> dict[str, str]:
+    """The digests, by name, of the files that manifest.json names and that nobody touched since it was written."""
+    found = {}
+    for name, was in stored(folder).items():
+        with contextlib.suppress(OSError, TypeError):  # no such file; a manifest without times
+            now = (folder / name).stat()
+            if (now.st_size, now.st_ctime_ns) == (was["size"], was["ctime_ns"]):
+                found[name] = was["sha256"]
+    return found
 
 
 def intact(folder: Path) -> bool:

@@ -11,12 +11,12 @@ import shutil
 import typing as t
 from pathlib import Path
 
-from . import _env
+from . import _digests, _env, _node
 from ._engine import files
 from ._engine.state import Run
 
-SMALL = 1 << 20
-"""Files up to so many bytes are read whole; of larger ones the name, the size and the beginning count."""
+SEEN = "cache/digests"
+"""Below train_root: what was read of models that lie elsewhere."""
 _SAVED = {"full": 6.0, "freeze": 4.0}
 """Bytes of a checkpoint per byte of 16-bit weights: the weights, and what AdamW keeps of each in 32 bits."""
 _ADAPTER = 0.2
@@ -25,7 +25,7 @@ FLOOR = 1 << 30
 
 
 def proof(spec: dict[str, t.Any], *, full: bool = False) -> dict[str, t.Any]:
-    """By field; all but disk_free and disk_needed (bytes) must be the same on every node. full: read every byte."""
+    """By field; all but disk_free and disk_needed (bytes) must be the same on every node. full: read models again."""
     environment = Path(spec["launch"]["python"]).parents[1]
     mark = files.read_json(environment / _env.MARK)
     model = Path(spec["model"]["path"])
@@ -33,7 +33,7 @@ def proof(spec: dict[str, t.Any], *, full: bool = False) -> dict[str, t.Any]:
     runs = Path(spec["root"]) / "runs"
     told |= {f"run {run_id}": left(Run(runs / run_id)) for run_id in spec["before"]}
     if model.is_dir() and runs not in model.parents:
-        told["model"] = fingerprint(model, full=full)
+        told["model"] = fingerprint(model, Path(spec["root"]) / SEEN, full=full)
     return {
         "environment": str(mark.get("digest", "")),
         "python": ".".join(str(mark.get("python_version", "")).split(".")[:2]),
@@ -50,19 +50,17 @@ def _where_results_go(spec: dict[str, t.Any], size: int) -> dict[str, t.Any]:
     return {"account": os.geteuid(), **(disk if spec["launch"]["node_rank"] == 0 else {})}
 
 
-def fingerprint(folder: Path, *, full: bool) -> str:
-    """Digest over the names, sizes and contents of a folder's files; its manifest has times of this node."""
-    digest = hashlib.sha256()
+def fingerprint(folder: Path, memory: Path, *, full: bool) -> str:
+    """Digest over the names and contents of a folder's files; its manifest has times of this node. memory: folder for
+    what was read of them; one that was not touched since is read again with `full` alone."""
     kept = (path for path in folder.rglob("*") if not path.name.startswith(".") and path.name != "manifest.json")
-    for path in sorted(path for path in kept if path.is_file()):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder)} {size}\n".encode())
-        if full:
-            digest.update(files.sha256(path).encode())
-        else:
-            with open(path, "rb") as file:
-                digest.update(file.read(SMALL))
-    return digest.hexdigest()
+    paths = sorted(path for path in kept if path.is_file())
+    known = {} if full else _node.untouched(folder)
+    names = {path: path.relative_to(folder).as_posix() for path in paths}
+    unknown = [str(path) for path in paths if names[path] not in known]
+    read = dict(zip(unknown, _digests.sha256(unknown, _digests.within(memory, str(folder)), again=full)))
+    whole = [f"{known.get(names[path]) or read[str(path)]} {names[path]}\n" for path in paths]
+    return hashlib.sha256("".join(whole).encode()).hexdigest()
 
 
 def left(run: Run) -> str:

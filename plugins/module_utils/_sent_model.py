@@ -52,7 +52,7 @@ def find(model: str, folders: t.Sequence[Path], where: str) -> Sent:
             str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file() and path.name
         )
         names = [name for name in names if not _OF_A_RUN.fullmatch(name)]
-        digests = _digests.sha256([str(folder / name) for name in names], str(folder))
+        digests = _digests.sha256([str(folder / name) for name in names], _digests.of_account(str(folder)))
     except OSError as error:
         raise FinetuneError(
             f"{error.filename} cannot be read: {error.strerror}.", where=where, change="let this account read it"

@@ -192,7 +192,7 @@ def _media(path: Path, folders: t.Sequence[Path], wish: Wish) -> Media:
 def _media_files(found: t.Mapping[str, str], where: str, path: Path) -> dict[str, str]:
     """Digests of what the dataset in `path` brings along, by relative path."""
     try:
-        return dict(zip(found, _digests.sha256(found.values(), str(path))))
+        return dict(zip(found, _digests.sha256(found.values(), _digests.of_account(str(path)))))
     except OSError as error:
         raise FinetuneError(
             f"{error.filename} cannot be read: {error.strerror}.",

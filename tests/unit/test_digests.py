@@ -37,7 +37,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def of(folder: Path, *names: str) -> list[str]:
-    return _digests.sha256([str(folder / name) for name in names], "data.jsonl")
+    return _digests.sha256([str(folder / name) for name in names], _digests.of_account("data.jsonl"))
 
 
 def sha(text: str) -> str:

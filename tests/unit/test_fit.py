@@ -9,7 +9,8 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _fit, _proof
+from ansible_collections.llmops.finetune.plugins.module_utils import _digests, _fit, _node, _proof
+from ansible_collections.llmops.finetune.plugins.module_utils._engine import files
 
 Found = dict[str, list[dict[str, t.Any]]]
 LIKE: dict[str, t.Any] = {"environment": "e" * 16, "python": "3.11", "dataset a": "d" * 64, "model": "m" * 64}
@@ -104,5 +105,36 @@ def test_a_fetched_model_is_the_same_on_all_nodes_whenever_it_came(tmp_path: Pat
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"weights" if host != "c" else b"Weights")
         (folder / "manifest.json").write_text(f'{{"files": {{"model.safetensors": {{"ctime_ns": {came}}}}}}}')
-    first, second, third = (_proof.fingerprint(tmp_path / host, full=False) for host in "abc")
+    first, second, third = (
+        _proof.fingerprint(tmp_path / host, tmp_path / f"seen {host}", full=False) for host in "abc"
+    )
     assert first == second != third
+
+
+def test_a_model_is_read_whole_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last byte of a large file counts; a file that nobody touched is not read again, unless every byte is asked
+    for."""
+    monkeypatch.setattr(_digests, "FRESH_SECONDS", -1.0)
+    model, memory = tmp_path / "model", tmp_path / "seen"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(bytes(3 << 20))
+    first = _proof.fingerprint(model, memory, full=False)
+    read: list[str] = []
+    real = files.sha256
+    monkeypatch.setattr(files, "sha256", lambda path: (read.append(Path(path).name), real(path))[1])
+    assert _proof.fingerprint(model, memory, full=False) == first and read == []
+    assert _proof.fingerprint(model, memory, full=True) == first and read == ["config.json", "model.safetensors"]
+    read.clear()
+    with open(model / "model.safetensors", "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    assert _proof.fingerprint(model, memory, full=False) != first and read == ["model.safetensors"]
+
+
+def test_what_was_sealed_here_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    _node.seal(tmp_path, ["model.safetensors"])
+    whole = _proof.fingerprint(tmp_path, tmp_path / ".seen", full=False)
+    monkeypatch.setattr(files, "sha256", lambda path: pytest.fail(f"{path} is read"))
+    assert _proof.fingerprint(tmp_path, tmp_path / ".other", full=False) == whole
