@@ -13,6 +13,7 @@ from ..module_utils import (
     _assumed,
     _before,
     _chain,
+    _dataset,
     _describe,
     _hub,
     _identity,
@@ -76,7 +77,7 @@ class ActionModule(ActionBase):
                     "hub": {**wish.hub, **_in_s3(wish, secrets)},
                     "folders": wish.folders,
                     "before": [name for name in (wish.begins_with, wish.rewarded_by) if name],
-                    "datasets": [*_entries(variables, "train_datasets"), *_entries(variables, "train_eval_datasets")],
+                    "datasets": _dataset.on_nodes([*wish.datasets, *wish.eval_datasets]),
                 }
             facts: t.Mapping[str, t.Any] = {
                 host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]
@@ -131,9 +132,3 @@ class ActionModule(ActionBase):
 def _in_s3(wish: Wish, secrets: dict[str, str]) -> dict[str, t.Any]:
     """What this controller is told of a model there; nodes are not asked before they have what speaks to S3."""
     return {"told": _s3.model(wish.model, wish.model_revision, secrets)} if _hub.of_s3(wish.model) else {}
-
-
-def _entries(variables: t.Mapping[str, t.Any], name: str) -> list[t.Any]:
-    """As in the variable, which may be one entry alone."""
-    entries = variables.get(name) or []
-    return list(entries) if isinstance(entries, (list, tuple)) else [entries]

@@ -233,6 +233,15 @@ def _entry(entry: t.Any, where: str) -> Dataset:
     return Dataset(name, source, place, formatting, columns, tags, ranking, options)
 
 
+def on_nodes(datasets: t.Iterable[Dataset]) -> list[dict[str, t.Any]]:
+    """Entries of those that lie on the nodes, each once, also where one is trained and evaluated on."""
+    kept = {dataset.name: dataset for dataset in datasets if dataset.source == "path"}
+    written = ("name", "formatting", "columns", "tags", "ranking")
+    return [
+        {"path": one.where, **{key: getattr(one, key) for key in written}, **one.options} for one in kept.values()
+    ]
+
+
 def _names(given: t.Any, known: t.Iterable[str], where: str) -> dict[str, str]:
     """`columns` or `tags`: LLaMA-Factory's word for a field, and the name it has in the file."""
     if not isinstance(given or {}, t.Mapping):
