@@ -47,6 +47,7 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         known = task_vars or {}
         register = self._task.args.get("facts")
+        member = self._templar.template(known.get("train_member"))
         try:
             told = Attempts()
             told(names.refuse_misspelt, known)
@@ -63,7 +64,7 @@ class ActionModule(ActionBase):
             if "train_member" in known:
                 if not register:  # a mistake in a later one is told before the first one trains
                     _chain.check(variables, self._templar.template(known.get("train_chain") or []), read)
-                variables = _chain.over(variables, self._templar.template(known["train_member"]))
+                variables = _chain.over(variables, member)
             made = known.get("ansible_facts", {}).get(MADE, {})
             wish = told(read, variables)
             told.refuse()
@@ -104,7 +105,7 @@ class ActionModule(ActionBase):
                 store=_profile.find(_store.ENVIRONMENT, "", []).identity["digest"],
             )
         except FinetuneError as error:
-            return {"failed": True, "msg": str(error)}
+            return {"failed": True, "msg": str(_chain.of_member(member, error))}
         for line in _describe.lines(plan, sources, facts):
             self._display.display(line)
         result = plan.as_dict()

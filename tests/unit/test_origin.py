@@ -147,6 +147,22 @@ def test_a_member_goes_over_what_all_have_in_common() -> None:
     assert _chain.over(common, {"train_name": "x", "train_datasets": ["d"]})["train_eval_datasets"] == []
 
 
+def test_the_revision_of_the_common_model_is_not_for_others() -> None:
+    common = {"train_model": "org/m", "train_model_revision": "v2"}
+    got = {
+        name: _chain.over(common, {"train_name": "x", **given})["train_model_revision"]
+        for name, given in (
+            ("as all", {}),
+            ("the same", {"train_model": "org/m"}),
+            ("another", {"train_model": "org/n"}),
+            ("its own", {"train_model": "org/n", "train_model_revision": "v3"}),
+            ("an earlier run", {"train_from": "a"}),
+        )
+    }
+    expected = {"as all": "v2", "the same": "v2", "another": "main", "its own": "v3", "an earlier run": "main"}
+    assert got == expected
+
+
 @pytest.mark.parametrize(
     ("member", "told"),
     [
@@ -187,3 +203,11 @@ def test_a_mistake_is_told_with_its_member() -> None:
     chain = [{"train_name": "a", "train_recipe": "dpo"}, {"train_name": "b", "train_recipe": "lora_stf"}]
     with pytest.raises(FinetuneError, match="member b: train_recipe"):
         _chain.check({}, chain, read)
+
+
+def test_what_a_plan_refuses_is_told_with_its_member_once() -> None:
+    wrong = FinetuneError("There is no finished run 'c'.", where="train_from", change="train it first")
+    (named,) = _chain.of_member({"train_name": "b"}, wrong).parts
+    assert (named.where, named.what, named.change) == ("train_chain, member b: train_from", wrong.what, wrong.change)
+    assert _chain.of_member({"train_name": "b"}, named) is named
+    assert _chain.of_member(None, wrong) is wrong, "there is no chain"
