@@ -60,6 +60,35 @@ def test_a_model_that_a_file_names_is_refused_with_that_file(second: Variables, 
     assert refusal.value.where == "train_config, my.yaml, key model_name_or_path"
 
 
+@pytest.mark.parametrize(
+    ("wish", "told"),
+    [
+        (
+            {"train_recipe": "liger"},
+            "remove enable_liger_kernel; enable_liger_kernel is of recipe liger: take another "
+            "train_recipe, or set enable_liger_kernel: false in train_args",
+        ),
+        ({"train_set": "enable_liger_kernel=true"}, "remove enable_liger_kernel"),
+        (
+            {"train_recipe": "qlora_sft", "train_set": "finetuning_type=full"},
+            "set finetuning_type: lora, or remove "
+            "quantization_bit; quantization_bit is of recipe qlora_sft: take another train_recipe, or set "
+            "quantization_bit: null in train_args",
+        ),
+        (
+            {"train_recipe": "qlora_sft", "train_set": "use_dora=true"},
+            "remove use_dora or quantization_bit; "
+            "quantization_bit is of recipe qlora_sft: take another train_recipe, or set quantization_bit: null in "
+            "train_args",
+        ),
+    ],
+)
+def test_of_a_key_that_the_recipe_has_there_is_nothing_to_remove(wish: Variables, told: str) -> None:
+    with pytest.raises(FinetuneError) as refusal:
+        make({"a": node()}, **wish)
+    assert refusal.value.change == told
+
+
 @pytest.mark.parametrize("wrong", [{"absent": ["model.safetensors"]}, {"damaged": ["a.safetensors"]}])
 def test_for_assumed_gpus_there_need_be_no_weights(wrong: Variables) -> None:
     asked: Variables = {"train_model": "/srv/x"}
