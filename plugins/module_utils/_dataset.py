@@ -237,9 +237,7 @@ def on_nodes(datasets: t.Iterable[Dataset]) -> list[dict[str, t.Any]]:
     """Entries of those that lie on the nodes, each once, also where one is trained and evaluated on."""
     kept = {dataset.name: dataset for dataset in datasets if dataset.source == "path"}
     written = ("name", "formatting", "columns", "tags", "ranking")
-    return [
-        {"path": one.where, **{key: getattr(one, key) for key in written}, **one.options} for one in kept.values()
-    ]
+    return [{"path": one.where, **{key: getattr(one, key) for key in written}, **one.options} for one in kept.values()]
 
 
 def _names(given: t.Any, known: t.Iterable[str], where: str) -> dict[str, str]:

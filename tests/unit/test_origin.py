@@ -100,6 +100,18 @@ def test_the_reward_model_of_ppo_is_a_run() -> None:
         plan(facts, train_reward_from="judge")
 
 
+def test_a_reward_model_that_is_an_adapter_is_one_on_the_same_model() -> None:
+    whole, judge = run("base-00000001", finetuning_type="full"), run("judge-00000001", stage="rm")
+    ppo: dict[str, t.Any] = {"train_name": "x", "train_reward_from": "judge", "train_recipe": "ppo"}
+    with pytest.raises(FinetuneError, match="scores answers on demo, and PPO would put it onto run:base-00000001"):
+        plan(having(whole, judge), **ppo, train_from="base")
+    with pytest.raises(FinetuneError, match="would put it onto org/m"):
+        plan(having(judge), **ppo, train_model="org/m")
+    for there, model in (("modelscope:org/m", "org/m"), ("org/m", "/srv/m"), ("/srv/m", "org/m"), ("demo", "demo")):
+        plan(having(run("judge-1", stage="rm", model={"name": there, "revision": "r"})), **ppo, train_model=model)
+    plan(having(whole, run("judge-1", stage="rm", finetuning_type="full")), **ppo, train_from="base")
+
+
 def test_another_earlier_run_is_another_run() -> None:
     ids = {plan(having(run(earlier)), train_from="sft", train_name="x").id for earlier in ("sft-1", "sft-2", "sft-1")}
     assert len(ids) == 2
@@ -130,7 +142,10 @@ def test_one_that_is_still_to_be_made_is_planned_with_and_holds_the_start() -> N
         ({"train_from": "lora-sft"}, "cannot begin with itself"),
         ({"train_from": "sft", "train_model": "org/model"}, "train_model names org/model"),
         ({"train_from": "good", "train_set": "adapter_name_or_path=/a"}, "train_from decides adapter_name_or_path"),
-        ({"train_from": "good", "train_recipe": "full_sft"}, "adapter"),
+        (
+            {"train_from": "good", "train_recipe": "full_sft"},
+            "adapter_name_or_path comes with train_from: leave that out",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(wish: dict[str, t.Any], told: str) -> None:
