@@ -224,6 +224,12 @@ def _entry(entry: t.Any, where: str) -> Dataset:
             where=f"{where}.split",
             change="remove it, or name the file of that split",
         )
+    if source in _FILES and options.get("subset"):
+        raise FinetuneError(
+            f"subset is {options['subset']!r}, and a file has none.",
+            where=f"{where}.subset",
+            change="remove it, or name the file of that subset",
+        )
     if "num_samples" in options:
         number = options["num_samples"] = _config.scalar(options["num_samples"])
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:

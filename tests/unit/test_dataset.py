@@ -81,6 +81,7 @@ def test_further_keys_are_kept() -> None:
             "train_datasets[0].columns",
             "add `messages",
         ),
+        ([{"path": "/a.json", "subset": "en"}], "train_datasets[0].subset", "remove it"),
         ([{"file": "a.xlsx"}], "train_datasets[0].file", ".jsonl"),
         ([{"file": "a"}], "train_datasets[0].file", "no folder"),
         (["my/a.json"], "train_datasets[0]", "write {file: my/a.json}"),
