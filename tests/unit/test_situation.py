@@ -12,7 +12,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils import _describe
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 from ansible_collections.llmops.finetune.plugins.plugin_utils import _import
 
-from .plans import DATA, HELD_OUT, SCHEMAS, TABLE, Variables, eth0, known, lines, make, node
+from .plans import DATA, HELD_OUT, HUB, SCHEMAS, TABLE, Variables, eth0, known, lines, make, node
 
 
 def test_records_that_only_the_environment_reads_are_noted() -> None:
@@ -20,6 +20,27 @@ def test_records_that_only_the_environment_reads_are_noted() -> None:
     assert plan.unread == {"t": "a: no pyarrow"}
     assert [notice.partition(":")[0] for notice in plan.notices] == ["Dataset t"]
     assert make({"a": node()}).unread == {}
+
+
+def test_that_records_on_a_hub_are_not_read_is_told() -> None:
+    plan = make({"a": node()}, sources=(DATA, HUB))
+    assert [notice for notice in plan.notices if "records" in notice] == [
+        "Dataset data is on a hub: none of its records was read before."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wish", "told"),
+    [
+        ({"train_model": "demo"}, True),
+        ({"train_model": "/srv/x"}, True),
+        ({"train_model": "org/m"}, False),
+        ({"train_model": "/srv/x", "train_model_revision": "main"}, False),
+    ],
+)
+def test_a_revision_of_what_has_none_is_told(wish: Variables, told: bool) -> None:
+    plan = make({"a": node()}, **{"train_model_revision": "v2", **wish})
+    assert any("train_model_revision v2 is passed over" in notice for notice in plan.notices) is told
 
 
 def test_media_need_a_template_for_them() -> None:
