@@ -111,6 +111,9 @@ def _weights(wish: Wish, facts: t.Mapping[str, Facts]) -> Model:
                 change="copy one folder to all nodes",
             )
     model = Model(**known)
+    config = _memory.config(wish, facts)
     if not model.modules:
-        model = model._replace(modules=shape.modules(_memory.config(wish, facts)))
+        model = model._replace(modules=shape.modules(config))
+    if not model.layers and isinstance(config.get("num_hidden_layers"), int):
+        model = model._replace(layers=config["num_hidden_layers"])
     return model._replace(absent=(), damaged=()) if wish.assumed else model

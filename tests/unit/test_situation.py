@@ -12,7 +12,9 @@ from ansible_collections.llmops.finetune.plugins.module_utils import _describe
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 from ansible_collections.llmops.finetune.plugins.plugin_utils import _import
 
-from .plans import DATA, HELD_OUT, HUB, SCHEMAS, TABLE, Variables, eth0, known, lines, make, node
+from .plans import COMMIT, DATA, HELD_OUT, HUB, SCHEMAS, TABLE, Variables, eth0, known, lines, make, node
+
+HUB_MODEL: Variables = {"train_model": "org/m"}
 
 
 def test_records_that_only_the_environment_reads_are_noted() -> None:
@@ -20,6 +22,29 @@ def test_records_that_only_the_environment_reads_are_noted() -> None:
     assert plan.unread == {"t": "a: no pyarrow"}
     assert [notice.partition(":")[0] for notice in plan.notices] == ["Dataset t"]
     assert make({"a": node()}).unread == {}
+
+
+@pytest.mark.parametrize(
+    ("facts", "wish"),
+    [
+        ({}, {"train_recipe": "llama_pro"}),
+        ({}, {"train_recipe": "freeze_sft", "train_set": "freeze_trainable_layers=3"}),
+        ({"hub": {"revision": COMMIT, "config": {"num_hidden_layers": 12}}}, {"train_recipe": "llama_pro"} | HUB_MODEL),
+    ],
+)
+def test_layers_that_a_model_does_not_have_are_told_before_it_is_there(facts: Variables, wish: Variables) -> None:
+    with pytest.raises(FinetuneError) as refusal:
+        make({"a": node(**facts)}, **wish)
+    assert "freeze_trainable_layers" in refusal.value.where and "layers" in refusal.value.what
+
+
+def test_the_remedy_of_a_val_size_that_leaves_nothing_is_one() -> None:
+    told = {}
+    for records in (1, 9):
+        with pytest.raises(FinetuneError) as refusal:
+            make({"a": node()}, sources=(replace(DATA, records=records),), train_set="val_size=9")
+        told[records] = refusal.value.change
+    assert told[1].startswith("remove val_size") and "0.1" in told[9]
 
 
 def test_that_records_on_a_hub_are_not_read_is_told() -> None:
