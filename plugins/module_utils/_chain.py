@@ -59,6 +59,13 @@ def check(variables: t.Mapping[str, t.Any], chain: t.Any, read: t.Callable[[dict
             raise of_member(member, error) from None
 
 
+def passed_over(chain: t.Any, member: t.Any) -> list[str]:
+    """What a plan says where there is a chain, and the run is none of its members."""
+    return (
+        ["train_chain is passed over: the playbook llmops.finetune.chain applies it."] if chain and not member else []
+    )
+
+
 def of_member(member: t.Any, error: FinetuneError) -> FinetuneError:
     """The same error, which says in which member it is."""
     if not isinstance(member, t.Mapping) or error.where.startswith(VARIABLE):

@@ -220,6 +220,12 @@ def test_a_mistake_is_told_with_its_member() -> None:
         _chain.check({}, chain, read)
 
 
+def test_that_a_chain_is_passed_over_is_told() -> None:
+    (told,) = _chain.passed_over([{"train_name": "a"}], None)
+    assert "llmops.finetune.chain" in told
+    assert _chain.passed_over([{"train_name": "a"}], {"train_name": "a"}) == _chain.passed_over([], None) == []
+
+
 def test_what_a_plan_refuses_is_told_with_its_member_once() -> None:
     wrong = FinetuneError("There is no finished run 'c'.", where="train_from", change="train it first")
     (named,) = _chain.of_member({"train_name": "b"}, wrong).parts

@@ -91,7 +91,7 @@ RULES: t.Tuple[Rule, ...] = (
     Rule(
         ("report_to",),
         lambda c: "none" in c.words("report_to") and len(c.words("report_to")) > 1,
-        "none stands beside trackers, and is no tracker itself",
+        "trackers are named, and none beside them, which is no tracker",
         "remove none, or the others",
         _TRANSFORMERS,
     ),
