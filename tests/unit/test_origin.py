@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _chain, _identity, _plan, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils import _chain, _describe, _identity, _plan, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
 from .plans import COMMIT, CORPUS, DATA, DEFAULTS, LOCK, RECIPES, SCHEMAS, make, node
@@ -94,6 +94,9 @@ def test_the_reward_model_of_ppo_is_a_run() -> None:
     assert lines(found)["reward_model"] == f"{ROOT}/runs/judge-00000001/output"
     assert lines(found)["reward_model_type"] == "lora" and lines(found)["create_new_adapter"] == "true"
     assert found.nodes["a"]["before"] == ["sft-00000001", "judge-00000001"]
+    assert "  from    sft-00000001, judge-00000001" in _describe.lines(found, [DATA], facts)
+    alone = make({"a": node()})
+    assert not any(line.startswith("  from") for line in _describe.lines(alone, [DATA], {"a": node()}))
     with pytest.raises(FinetuneError, match="no reward model"):
         plan(facts, train_from="sft", train_reward_from="sft", train_recipe="ppo")
     with pytest.raises(FinetuneError, match="takes no reward model"):
