@@ -13,6 +13,7 @@ from ..module_utils import (
     _assumed,
     _before,
     _chain,
+    _dataset,
     _describe,
     _hub,
     _identity,
@@ -46,6 +47,7 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         known = task_vars or {}
         register = self._task.args.get("facts")
+        member = self._templar.template(known.get("train_member"))
         try:
             told = Attempts()
             told(names.refuse_misspelt, known)
@@ -62,7 +64,7 @@ class ActionModule(ActionBase):
             if "train_member" in known:
                 if not register:  # a mistake in a later one is told before the first one trains
                     _chain.check(variables, self._templar.template(known.get("train_chain") or []), read)
-                variables = _chain.over(variables, self._templar.template(known["train_member"]))
+                variables = _chain.over(variables, member)
             made = known.get("ansible_facts", {}).get(MADE, {})
             wish = told(read, variables)
             told.refuse()
@@ -76,7 +78,7 @@ class ActionModule(ActionBase):
                     "hub": {**wish.hub, **_in_s3(wish, secrets)},
                     "folders": wish.folders,
                     "before": [name for name in (wish.begins_with, wish.rewarded_by) if name],
-                    "datasets": [*_entries(variables, "train_datasets"), *_entries(variables, "train_eval_datasets")],
+                    "datasets": _dataset.on_nodes([*wish.datasets, *wish.eval_datasets]),
                 }
             facts: t.Mapping[str, t.Any] = {
                 host: known["hostvars"][host][register]["node"] for host in known["ansible_play_hosts_all"]
@@ -103,7 +105,8 @@ class ActionModule(ActionBase):
                 store=_profile.find(_store.ENVIRONMENT, "", []).identity["digest"],
             )
         except FinetuneError as error:
-            return {"failed": True, "msg": str(error)}
+            return {"failed": True, "msg": str(_chain.of_member(member, error))}
+        plan.notices += _chain.passed_over(known.get("train_chain"), member)
         for line in _describe.lines(plan, sources, facts):
             self._display.display(line)
         result = plan.as_dict()
@@ -131,9 +134,3 @@ class ActionModule(ActionBase):
 def _in_s3(wish: Wish, secrets: dict[str, str]) -> dict[str, t.Any]:
     """What this controller is told of a model there; nodes are not asked before they have what speaks to S3."""
     return {"told": _s3.model(wish.model, wish.model_revision, secrets)} if _hub.of_s3(wish.model) else {}
-
-
-def _entries(variables: t.Mapping[str, t.Any], name: str) -> list[t.Any]:
-    """As in the variable, which may be one entry alone."""
-    entries = variables.get(name) or []
-    return list(entries) if isinstance(entries, (list, tuple)) else [entries]

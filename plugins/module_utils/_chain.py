@@ -10,6 +10,7 @@ import typing as t
 from ._errors import FinetuneError
 from ._wish.wish import DEMO_MODEL
 
+VARIABLE = "train_chain"
 KEYS = (
     "train_name",
     "train_from",
@@ -55,13 +56,27 @@ def check(variables: t.Mapping[str, t.Any], chain: t.Any, read: t.Callable[[dict
         try:
             read(given)
         except FinetuneError as error:
-            where = f"train_chain, member {member['train_name']}: {error.where}"
-            raise FinetuneError(error.what, where=where, change=error.change) from None
+            raise of_member(member, error) from None
+
+
+def passed_over(chain: t.Any, member: t.Any) -> list[str]:
+    """What a plan says where there is a chain, and the run is none of its members."""
+    return (
+        ["train_chain is passed over: the playbook llmops.finetune.chain applies it."] if chain and not member else []
+    )
+
+
+def of_member(member: t.Any, error: FinetuneError) -> FinetuneError:
+    """The same error, which says in which member it is."""
+    if not isinstance(member, t.Mapping) or error.where.startswith(VARIABLE):
+        return error
+    where = f"{VARIABLE}, member {member.get('train_name')}: {error.where}"
+    return FinetuneError(error.what, where=where, change=error.change)
 
 
 def over(variables: t.Mapping[str, t.Any], member: t.Any) -> dict[str, t.Any]:
     """The variables of one member. What all have in common is not for one that has its own from elsewhere: held-out
-    records where it names data, the model where it begins with an earlier run."""
+    records where it names data, the model where it begins with an earlier run, and the revision of another model."""
     if not isinstance(member, t.Mapping) or not member.get("train_name"):
         raise FinetuneError(
             "A member of a chain has no name.",
@@ -79,4 +94,6 @@ def over(variables: t.Mapping[str, t.Any], member: t.Any) -> dict[str, t.Any]:
     held_out = [] if "train_datasets" in member else variables.get("train_eval_datasets")
     model = DEMO_MODEL if member.get("train_from") else variables.get("train_model")
     variables = {**variables, "train_eval_datasets": held_out, "train_model": model}
+    if member.get("train_from") or member.get("train_model") not in (None, model):
+        variables["train_model_revision"] = "main"
     return {**variables, **member, "train_args": {**common, **own}}

@@ -112,8 +112,9 @@ def parse_args(value: t.Any) -> Arguments:
     if value in (None, ""):
         return {}
     if not isinstance(value, t.Mapping):
+        kind = "text" if isinstance(value, str) else "a list" if isinstance(value, (list, tuple)) else repr(value)
         raise FinetuneError(
-            f"train_args is {'text' if isinstance(value, str) else 'no dict'}, not a dict of LLaMA-Factory keys.",
+            f"train_args is {kind}, not a dict of LLaMA-Factory keys.",
             where="train_args",
             change='write `train_args: {learning_rate: 1.0e-4}`; for one key: train_set="learning_rate=1e-4"',
         )

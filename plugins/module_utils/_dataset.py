@@ -224,6 +224,12 @@ def _entry(entry: t.Any, where: str) -> Dataset:
             where=f"{where}.split",
             change="remove it, or name the file of that split",
         )
+    if source in _FILES and options.get("subset"):
+        raise FinetuneError(
+            f"subset is {options['subset']!r}, and a file has none.",
+            where=f"{where}.subset",
+            change="remove it, or name the file of that subset",
+        )
     if "num_samples" in options:
         number = options["num_samples"] = _config.scalar(options["num_samples"])
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
@@ -231,6 +237,13 @@ def _entry(entry: t.Any, where: str) -> Dataset:
                 f"num_samples is {number!r}.", where=f"{where}.num_samples", change="use a whole number from 1"
             )
     return Dataset(name, source, place, formatting, columns, tags, ranking, options)
+
+
+def on_nodes(datasets: t.Iterable[Dataset]) -> list[dict[str, t.Any]]:
+    """Entries of those that lie on the nodes, each once, also where one is trained and evaluated on."""
+    kept = {dataset.name: dataset for dataset in datasets if dataset.source == "path"}
+    written = ("name", "formatting", "columns", "tags", "ranking")
+    return [{"path": one.where, **{key: getattr(one, key) for key in written}, **one.options} for one in kept.values()]
 
 
 def _names(given: t.Any, known: t.Iterable[str], where: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from . import _pin, _ranks, _state, _tokens
+from . import _origin, _pin, _ranks, _state, _tokens
 from ._dataset import Source
 from ._engine.state import EARLIER
 from ._plan import Plan
@@ -38,6 +38,7 @@ def lines(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Facts])
         f"Run {plan.id}: {now}",
         f"  recipe  {plan.request['recipe']}, environment {plan.environment['lock']} {plan.environment['digest']}",
         f"  model   {model['name']}{made}",
+        *([f"  from    {', '.join(begins)}"] if (begins := _origin.named(resolved)) else []),
         "  data    "
         + ", ".join(source.dataset.name + (" (held out)" if source.evaluates else "") for source in sources)
         + (f", with {plan.media['count']} file{'s' * (plan.media['count'] > 1)} of media" if plan.media else ""),

@@ -20,8 +20,7 @@ REFS = ".refs.json"
 """In the folder of models: by model and revision as asked for, the commit that it was when a run last took it."""
 
 _CHANGE = {
-    "missing": "correct train_model; for a private model put a token into train_secrets, as HF_TOKEN or "
-    "MODELSCOPE_API_TOKEN",
+    "missing": "correct train_model; for a private model put a token into train_secrets, as HF_TOKEN",
     "revision": "correct train_model_revision",
     "gated": "accept its terms on its page, and put a token of the account that did into train_secrets, as HF_TOKEN",
     "unreachable": "let the node reach the hub, or a mirror that HF_ENDPOINT in train_secrets names, or copy the model "
@@ -67,7 +66,10 @@ def refusal(told: t.Mapping[str, t.Any], model: str, revision: str, where: str) 
     """What a person reads of a `kind` and what was `said`."""
     whats, changes = (_WHAT_IN_S3, _CHANGE_IN_S3) if of_s3(model) else (_WHAT, _CHANGE)
     what = whats[told["kind"]].format(model=model, revision=revision)
-    return FinetuneError(f"{what} ({told['said']}).", where=where, change=changes[told["kind"]])
+    change = changes[told["kind"]]
+    if of_modelscope(model):
+        change = change.replace("HF_ENDPOINT", "MODELSCOPE_ENDPOINT").replace("HF_TOKEN", "MODELSCOPE_API_TOKEN")
+    return FinetuneError(f"{what} ({told['said']}).", where=where, change=change)
 
 
 def folder_name(model: str, revision: str) -> str:

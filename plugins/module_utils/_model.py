@@ -58,7 +58,7 @@ def facts(folder: Path) -> dict[str, t.Any]:
     config = _json(folder / "config.json")
     if not config:
         raise FinetuneError(
-            f"{folder}/config.json is no JSON object.", where="train_model", change="copy the model to the node again"
+            f"{folder}/config.json is no JSON object.", where="train_model", change="copy the model there again"
         )
     try:
         files, names = _weights(folder)

@@ -10,6 +10,7 @@ import typing as t
 
 from . import _nodes, _parallel, _template, _tools
 from ._dataset import Source
+from ._engine.hub_s3 import BRANCH
 from ._wish.wish import DEMO_MODEL, Wish
 
 if t.TYPE_CHECKING:
@@ -54,6 +55,8 @@ def notices(
         told.append("eval_steps is passed over: eval_strategy is no.")
     if plan.resolved["arguments"].get("tokenized_path"):
         told.append("Where tokenized_path holds tokens already, they are trained on, whatever data and template are.")
+    if not (wish.hub or wish.begins_with) and wish.model_revision != BRANCH:
+        told.append(f"train_model_revision {wish.model_revision} is passed over: the model is not one of a hub.")
     for source in sources:
         known = bool(plan.resolved["arguments"].get("template"))
         doubts = _tools.with_template(source.doubts) if known else source.doubts
@@ -68,6 +71,8 @@ def notices(
                 f"Dataset {source.dataset.name}: its records are read when the environment is there, and the plan is "
                 "made again with them before anything is staged."
             )
+        if not source.digest:
+            told.append(f"Dataset {source.dataset.name} is on a hub: none of its records was read before.")
         if source.dataset.formatting == "openai":
             told.append(
                 f"Dataset {source.dataset.name}: to records of formatting openai without tools, LLaMA-Factory adds the "

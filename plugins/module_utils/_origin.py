@@ -13,7 +13,8 @@ from __future__ import annotations
 import typing as t
 from dataclasses import replace
 
-from . import _model_place, _template
+from . import _model_place, _sent_model, _template
+from ._engine import hub_modelscope
 from ._engine.state import EARLIER
 from ._errors import FinetuneError
 from ._wish.wish import Wish
@@ -124,8 +125,21 @@ def _with_reward(wish: Wish, run: Run) -> Wish:
             change="name a run of recipe reward",
         )
     kind = "full" if arguments["finetuning_type"] in _WHOLE else "lora"
+    ours, other = _plainly(wish.model), _plainly(run["resolved"]["model"]["name"])
+    if kind == "lora" and ours and other and ours != other:
+        raise FinetuneError(
+            f"Run {run['id']} left an adapter that scores answers on {other}, and PPO would put it onto {ours}.",
+            where="train_reward_from",
+            change="name a run of recipe reward on the same model, or one that trained all weights",
+        )
     own = {"reward_model": EARLIER + run["id"], "reward_model_type": kind}
     return _with(wish, own, f"train_reward_from {run['id']}")
+
+
+def _plainly(model: str) -> str:
+    """A model by the one name that it has; empty for a folder, which may be a copy of any."""
+    copied = model.startswith(("/", _sent_model.PREFIX)) or model == _sent_model.NAME
+    return "" if copied else model.removeprefix(hub_modelscope.PREFIX)
 
 
 def _with(wish: Wish, own: dict[str, t.Any], origin: str) -> Wish:

@@ -125,7 +125,7 @@ def _refuse_hardware(engine: str, host: str, node: t.Mapping[str, t.Any]) -> Non
             f"Engine {engine} runs on GPUs alone{', beside CPUs with ' * bool(needed.cpu_flags)}"
             f"{' and '.join(needed.cpu_flags)}; {host} has {' and '.join(lacks)}.",
             where="train_engine",
-            change="leave such hosts out (--limit), or use auto, zero3 or fsdp2",
+            change="leave such hosts out (--limit), or set train_engine: zero3 or fsdp2",
         )
 
 

@@ -117,7 +117,7 @@ def make(
     _situation.refuse_missing_model(wish, facts)
     if record.state != "finished":
         _refuse(who, fresh["engine"], facts, world_size)
-        _situation.refuse(wish, wrong(fresh), origins)
+        _situation.refuse(wish, wrong(fresh), origins, schema)
     starts = wish.present and record.state not in ("finished", "running")
     kept = record.resolved if record.kept else {}
     fit = _fastest.settle(wish, kept, fresh, origins, facts, record.run, wrong if starts else None)

@@ -125,7 +125,8 @@ def check(path: Path, dataset: Dataset, stage: str = "sft", limit: int = 20, med
     report.columns = kinds.fields
     if not dataset.columns and not any(fault.record == 0 for fault in report.faults):
         _note_lacking(written, path.suffix, report)
-    report.faults += _absent(dataset, report)
+    if absent := _absent(dataset, report):
+        report.faults, report.more = absent, 0
     if times and not report.faults and (wrong := times.wrong()):
         report.faults.append(Fault(0, *wrong))
     if stage == "pt" and not report.faults and report.doubts.get(NO_TEXT, [0])[0] == report.records > 0:
@@ -171,13 +172,21 @@ def _note_media(record: dict[str, t.Any], written: Layout, report: Report) -> bo
 
 
 def _absent(dataset: Dataset, report: Report) -> list[Fault]:
-    """Faults of the file as a whole: LLaMA-Factory dies on a column that no record has."""
+    """Faults of the file as a whole: LLaMA-Factory dies on a column that no record has. What each record lacks for it
+    is then no fault of its own."""
     if not report.records:
         return [Fault(0, "there is no record in it", "add records")]
-    if report.faults or report.more:
-        return []
     names = [name for name in dataset.columns.values() if name not in report.columns]
-    return [Fault(0, f"no record has {name!r}, which `columns` names", "correct `columns`") for name in names]
+    own = [
+        fault for fault in report.faults if not fault.what.startswith(tuple(f"{name!r} is missing" for name in names))
+    ]
+    if not names or own or (report.more and not report.faults):
+        return []
+    there = ", ".join(map(repr, sorted(report.columns))) or "none"
+    return [
+        Fault(0, f"no record has {name!r}, which `columns` names; the fields are {there}", "correct `columns`")
+        for name in names
+    ]
 
 
 def doubts(found: t.Mapping[str, t.Sequence[int]]) -> tuple[str, ...]:

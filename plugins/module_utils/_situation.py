@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import re
 import typing as t
 
-from . import _memory, _parallel, _ranks, _rules, _schema, _template, _tools
+from . import _config, _memory, _parallel, _ranks, _rules, _schema, _template, _tools
 from ._dataset import Source
 from ._errors import FinetuneError
 from ._model import Model
@@ -15,11 +16,31 @@ from ._ranks import Facts
 from ._vram import shape
 from ._wish.wish import Wish
 
+_REMOVED = re.compile(r"\bremove (\w+(?:(?:, | and | or )\w+)*)")
+"""The keys that a remedy has removed, in its own words."""
 
-def refuse(wish: Wish, problems: t.Sequence[_schema.Problem], origins: t.Mapping[str, str]) -> None:
+
+def refuse(
+    wish: Wish, problems: t.Sequence[_schema.Problem], origins: t.Mapping[str, str], schema: _schema.Schema
+) -> None:
     """What LLaMA-Factory would refuse after minutes, or take and do otherwise. problems: that are found."""
-    told = [problem._replace(key=wish.model_place) if problem.key == "train_model" else problem for problem in problems]
+    told = [problem._replace(change=problem.change + _instead(problem.change, origins, schema)) for problem in problems]
+    told = [problem._replace(key=wish.model_place) if problem.key == "train_model" else problem for problem in told]
     _schema.refuse(told, origins)
+
+
+def _instead(change: str, origins: t.Mapping[str, str], schema: _schema.Schema) -> str:
+    """How to be rid of keys that a remedy removes and the author has not written: there is nothing to remove."""
+    words = [word for removed in _REMOVED.findall(change) for word in re.split(r", | and | or ", removed)]
+    told = []
+    for key in dict.fromkeys(word for word in words if word in schema.keys):
+        origin = origins.get(key, "")
+        if origin.startswith("recipe "):
+            none = _config.to_yaml(schema.keys[key].default)
+            told.append(f"; {key} is of {origin}: take another train_recipe, or set {key}: {none} in train_args")
+        elif origin.startswith(("train_from ", "train_reward_from ")):
+            told.append(f"; {key} comes with {origin.partition(' ')[0]}: leave that out")
+    return "".join(told)
 
 
 def refuse_missing_model(wish: Wish, facts: t.Mapping[str, Facts]) -> None:
@@ -90,6 +111,9 @@ def _weights(wish: Wish, facts: t.Mapping[str, Facts]) -> Model:
                 change="copy one folder to all nodes",
             )
     model = Model(**known)
+    config = _memory.config(wish, facts)
     if not model.modules:
-        model = model._replace(modules=shape.modules(_memory.config(wish, facts)))
+        model = model._replace(modules=shape.modules(config))
+    if not model.layers and isinstance(config.get("num_hidden_layers"), int):
+        model = model._replace(layers=config["num_hidden_layers"])
     return model._replace(absent=(), damaged=()) if wish.assumed else model

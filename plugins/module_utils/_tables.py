@@ -20,12 +20,21 @@ _TORN = "copy it again, or save the records as .jsonl"
 
 def unreadable(path: Path) -> Wrong:
     """Why this Python cannot read the file, and what to change; None when it can."""
-    if path.suffix not in SUFFIXES or importlib.util.find_spec("pyarrow"):
+    if path.suffix not in SUFFIXES or (importlib.util.find_spec("pyarrow") and _imported()):
         return None
     return (
         f"{path.suffix} files are read with pyarrow, which {sys.executable} does not have",
         "install the package pyarrow for it, or save the records as .jsonl",
     )
+
+
+def _imported() -> bool:
+    """What is found may still not come: of root's own Python, another account may not read all."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def records(path: Path) -> Records:

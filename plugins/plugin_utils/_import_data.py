@@ -84,12 +84,13 @@ def _entry(name: str, info: t.Mapping[str, t.Any], place: Path | None, found: Im
     source = entry[sources[0]]
     if not isinstance(source, str):
         raise FinetuneError(f"{sources[0]} is {source!r}.", where=where, change="write it as text")
-    kept = {word: entry[word] for word in _KEPT if entry.get(word)}
+    words = [word for word in _KEPT if word != "subset" or sources[0] == "hf_hub_url"]
+    kept = {word: entry[word] for word in words if entry.get(word)}
     if sources[0] == "file_name":
         described = {"name": name, "file": str(place.parent / source if place else source), **kept}
     else:
         described = {"name": name, "hub" if sources[0] == "hf_hub_url" else "s3": source, **kept}
-    others = [other for other in entry if other not in (*_KEPT, *_SOURCES)]
+    others = [other for other in entry if other not in (*words, *_SOURCES)]
     found.notices += [f"{place}, entry {name}: {other} is not taken over." for other in others]
     return _checked(described, where, found)
 

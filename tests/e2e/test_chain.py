@@ -62,6 +62,13 @@ def test_it_is_planned_whole_before_anything_is_there(predicted: Outcome) -> Non
     assert trained(predicted) == set(ids(predicted))
 
 
+def test_what_is_wrong_with_the_last_one_is_told_before_the_first_one_trains(world: World) -> None:
+    no_judge = {"train_name": "c-ppo", "train_recipe": "ppo", "train_reward_from": "c-sft", **recipes.data("pt")}
+    refused = world.play("llmops.finetune.chain", variables={"train_chain": [*chain()[:2], no_judge]}, **STEPS)
+    assert refused.rc != 0 and refused.changed == []
+    assert "is no reward model" in refused.message and "train_chain, member c-ppo: " in refused.message
+
+
 def test_each_takes_up_what_the_one_before_left(world: World, predicted: Outcome, first: Outcome) -> None:
     assert first.rc == 0, first.text
     assert ids(first) == ids(predicted) and trained(first) == set(ids(first))

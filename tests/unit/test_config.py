@@ -116,6 +116,7 @@ def test_train_args_that_are_no_dict_of_keys_are_refused(value: t.Any) -> None:
         _config.parse_args(value)
     assert refusal.value.where == "train_args"
     assert refusal.value.change
+    assert not isinstance(value, list) or refusal.value.what.startswith("train_args is a list, not a dict")
 
 
 # --- keys that are not the author's ---

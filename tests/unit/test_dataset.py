@@ -32,6 +32,21 @@ def test_an_entry_says_where_its_records_are(entry: t.Any, name: str, source: st
     assert _dataset.parse(entry, "train_datasets") == [dataset], "a single entry needs no list"
 
 
+def test_nodes_are_asked_for_theirs_alone_and_for_each_once() -> None:
+    entry = {
+        "path": "/srv/a b.json",
+        "name": "x",
+        "formatting": "sharegpt",
+        "columns": {"messages": "m"},
+        "tags": {"role_tag": "role"},
+        "ranking": True,
+        "num_samples": 5,
+    }
+    there = _dataset.parse([entry, "demo", {"file": "a.json"}, {"hub": "o/d"}], "train_datasets")
+    asked = _dataset.on_nodes([*there, *_dataset.parse([entry], "train_eval_datasets")])
+    assert _dataset.parse(asked, "train_datasets") == there[:1]
+
+
 def test_further_keys_are_kept() -> None:
     (dataset,) = _dataset.parse(
         {"hub": "o/d", "formatting": "sharegpt", "tags": {"role_tag": "role"}, "split": "test", "num_samples": "50"},
@@ -66,6 +81,7 @@ def test_further_keys_are_kept() -> None:
             "train_datasets[0].columns",
             "add `messages",
         ),
+        ([{"path": "/a.json", "subset": "en"}], "train_datasets[0].subset", "remove it"),
         ([{"file": "a.xlsx"}], "train_datasets[0].file", ".jsonl"),
         ([{"file": "a"}], "train_datasets[0].file", "no folder"),
         (["my/a.json"], "train_datasets[0]", "write {file: my/a.json}"),

@@ -280,6 +280,9 @@ def test_without_hub_and_record_a_run_is_refused_and_may_still_be_stopped() -> N
     with pytest.raises(FinetuneError, match="could not be asked") as refusal:
         make({"a": node(hub=GONE)}, train_model=MODEL)
     assert refusal.value.where == "train_model" and "HF_ENDPOINT" in refusal.value.change
+    with pytest.raises(FinetuneError, match="could not be asked") as refusal:
+        make({"a": node(hub=GONE)}, train_model=f"modelscope:{MODEL}")
+    assert "MODELSCOPE_ENDPOINT" in refusal.value.change and "HF_" not in refusal.value.change
     for state in ("stopped", "absent"):
         assert make({"a": node(hub=GONE)}, train_model=MODEL, train_state=state).nodes
 

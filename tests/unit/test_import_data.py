@@ -137,10 +137,10 @@ def test_a_dataset_that_is_nowhere_is_refused_with_its_key(tmp_path: Path, text:
 
 
 def test_what_dataset_info_has_besides_is_told(tmp_path: Path) -> None:
-    entry = {"file_name": "a.json", "ms_hub_url": "org/a", "colums": {}, "folder": "x"}
+    entry = {"file_name": "a.json", "ms_hub_url": "org/a", "colums": {}, "folder": "x", "subset": "en"}
     place = tmp_path / "data/dataset_info.json"
     assert wish(tmp_path, "dataset: a\n", {"a": entry}).notices == [
-        f"{place}, entry a: {key} is not taken over." for key in ("colums", "folder")
+        f"{place}, entry a: {key} is not taken over." for key in ("colums", "folder", "subset")
     ]
 
 

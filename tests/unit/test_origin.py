@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing as t
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _chain, _identity, _plan, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils import _chain, _describe, _identity, _plan, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
 from .plans import COMMIT, CORPUS, DATA, DEFAULTS, LOCK, RECIPES, SCHEMAS, make, node
@@ -94,10 +94,25 @@ def test_the_reward_model_of_ppo_is_a_run() -> None:
     assert lines(found)["reward_model"] == f"{ROOT}/runs/judge-00000001/output"
     assert lines(found)["reward_model_type"] == "lora" and lines(found)["create_new_adapter"] == "true"
     assert found.nodes["a"]["before"] == ["sft-00000001", "judge-00000001"]
+    assert "  from    sft-00000001, judge-00000001" in _describe.lines(found, [DATA], facts)
+    alone = make({"a": node()})
+    assert not any(line.startswith("  from") for line in _describe.lines(alone, [DATA], {"a": node()}))
     with pytest.raises(FinetuneError, match="no reward model"):
         plan(facts, train_from="sft", train_reward_from="sft", train_recipe="ppo")
     with pytest.raises(FinetuneError, match="takes no reward model"):
         plan(facts, train_reward_from="judge")
+
+
+def test_a_reward_model_that_is_an_adapter_is_one_on_the_same_model() -> None:
+    whole, judge = run("base-00000001", finetuning_type="full"), run("judge-00000001", stage="rm")
+    ppo: dict[str, t.Any] = {"train_name": "x", "train_reward_from": "judge", "train_recipe": "ppo"}
+    with pytest.raises(FinetuneError, match="scores answers on demo, and PPO would put it onto run:base-00000001"):
+        plan(having(whole, judge), **ppo, train_from="base")
+    with pytest.raises(FinetuneError, match="would put it onto org/m"):
+        plan(having(judge), **ppo, train_model="org/m")
+    for there, model in (("modelscope:org/m", "org/m"), ("org/m", "/srv/m"), ("/srv/m", "org/m"), ("demo", "demo")):
+        plan(having(run("judge-1", stage="rm", model={"name": there, "revision": "r"})), **ppo, train_model=model)
+    plan(having(whole, run("judge-1", stage="rm", finetuning_type="full")), **ppo, train_from="base")
 
 
 def test_another_earlier_run_is_another_run() -> None:
@@ -130,7 +145,10 @@ def test_one_that_is_still_to_be_made_is_planned_with_and_holds_the_start() -> N
         ({"train_from": "lora-sft"}, "cannot begin with itself"),
         ({"train_from": "sft", "train_model": "org/model"}, "train_model names org/model"),
         ({"train_from": "good", "train_set": "adapter_name_or_path=/a"}, "train_from decides adapter_name_or_path"),
-        ({"train_from": "good", "train_recipe": "full_sft"}, "adapter"),
+        (
+            {"train_from": "good", "train_recipe": "full_sft"},
+            "adapter_name_or_path comes with train_from: leave that out",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(wish: dict[str, t.Any], told: str) -> None:
@@ -145,6 +163,22 @@ def test_a_member_goes_over_what_all_have_in_common() -> None:
     assert (got["train_recipe"], got["train_model"], got["train_eval_datasets"]) == ("dora", "org/m", ["e"])
     assert _chain.over(common, {"train_name": "x", "train_from": "sft"})["train_model"] == "demo", "the role's default"
     assert _chain.over(common, {"train_name": "x", "train_datasets": ["d"]})["train_eval_datasets"] == []
+
+
+def test_the_revision_of_the_common_model_is_not_for_others() -> None:
+    common = {"train_model": "org/m", "train_model_revision": "v2"}
+    got = {
+        name: _chain.over(common, {"train_name": "x", **given})["train_model_revision"]
+        for name, given in (
+            ("as all", {}),
+            ("the same", {"train_model": "org/m"}),
+            ("another", {"train_model": "org/n"}),
+            ("its own", {"train_model": "org/n", "train_model_revision": "v3"}),
+            ("an earlier run", {"train_from": "a"}),
+        )
+    }
+    expected = {"as all": "v2", "the same": "v2", "another": "main", "its own": "v3", "an earlier run": "main"}
+    assert got == expected
 
 
 @pytest.mark.parametrize(
@@ -187,3 +221,17 @@ def test_a_mistake_is_told_with_its_member() -> None:
     chain = [{"train_name": "a", "train_recipe": "dpo"}, {"train_name": "b", "train_recipe": "lora_stf"}]
     with pytest.raises(FinetuneError, match="member b: train_recipe"):
         _chain.check({}, chain, read)
+
+
+def test_that_a_chain_is_passed_over_is_told() -> None:
+    (told,) = _chain.passed_over([{"train_name": "a"}], None)
+    assert "llmops.finetune.chain" in told
+    assert _chain.passed_over([{"train_name": "a"}], {"train_name": "a"}) == _chain.passed_over([], None) == []
+
+
+def test_what_a_plan_refuses_is_told_with_its_member_once() -> None:
+    wrong = FinetuneError("There is no finished run 'c'.", where="train_from", change="train it first")
+    (named,) = _chain.of_member({"train_name": "b"}, wrong).parts
+    assert (named.where, named.what, named.change) == ("train_chain, member b: train_from", wrong.what, wrong.change)
+    assert _chain.of_member({"train_name": "b"}, named) is named
+    assert _chain.of_member(None, wrong) is wrong, "there is no chain"

@@ -123,7 +123,17 @@ def test_a_column_that_no_record_has_is_named(tmp_path: Path) -> None:
     (fault,) = check(
         tmp_path, [ALPACA], columns={"prompt": "instruction", "response": "output", "system": "who"}
     ).faults
-    assert (fault.record, fault.what) == (0, "no record has 'who', which `columns` names")
+    assert fault.record == 0
+    assert fault.what == "no record has 'who', which `columns` names; the fields are 'input', 'instruction', 'output'"
+
+
+def test_a_column_that_each_record_lacks_is_one_fault_of_the_file(tmp_path: Path) -> None:
+    misnamed = {"prompt": "instruction", "response": "answr"}
+    report = check(tmp_path, [ALPACA] * 30, columns=misnamed)
+    assert ([fault.record for fault in report.faults], report.more) == ([0], 0)
+    assert "no record has 'answr'" in report.faults[0].what and report.faults[0].change == "correct `columns`"
+    torn = check(tmp_path, [ALPACA, {**ALPACA, "instruction": 1}], columns=misnamed)
+    assert [fault.record for fault in torn.faults] == [1, 2], "what is wrong besides is told first"
 
 
 TALK = talk(ASK, ANSWER)
@@ -205,7 +215,8 @@ def test_a_fault_in_the_middle_is_found_there(
 def test_columns_and_tags_of_the_author_are_what_is_checked(tmp_path: Path) -> None:
     columns = {"prompt": "q", "response": "a"}
     assert check(tmp_path, [{"q": "Why?", "a": "So."}], columns=columns).faults == []
-    assert "'a' is missing" in check(tmp_path, [{"q": "Why?", "output": "So."}], columns=columns).faults[0].what
+    (fault,) = check(tmp_path, [{"q": "Why?", "a": "So."}, {"q": "Why?", "output": "So."}], columns=columns).faults
+    assert "'a' is missing" in fault.what and fault.record == 2
     assert "names no response" in check(tmp_path, [ALPACA], columns={"prompt": "instruction"}).faults[0].what
     chat: dict[str, t.Any] = {
         "formatting": "sharegpt",
@@ -214,7 +225,7 @@ def test_columns_and_tags_of_the_author_are_what_is_checked(tmp_path: Path) -> N
     }
     record = {"chat": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}
     assert check(tmp_path, [record], **chat).faults == []
-    assert check(tmp_path, [TALK], **chat).faults[0].record == 1
+    assert check(tmp_path, [record, TALK], **chat).faults[0].record == 2
 
 
 def test_not_more_faults_are_kept_than_a_person_reads(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from ansible_collections.llmops.finetune.plugins.module_utils import _describe
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 from ansible_collections.llmops.finetune.plugins.plugin_utils import _import
 
-from .plans import DATA, HELD_OUT, SCHEMAS, TABLE, Variables, eth0, known, lines, make, node
+from .plans import COMMIT, DATA, HELD_OUT, HUB, SCHEMAS, TABLE, Variables, eth0, known, lines, make, node
+
+HUB_MODEL: Variables = {"train_model": "org/m"}
 
 
 def test_records_that_only_the_environment_reads_are_noted() -> None:
@@ -20,6 +22,50 @@ def test_records_that_only_the_environment_reads_are_noted() -> None:
     assert plan.unread == {"t": "a: no pyarrow"}
     assert [notice.partition(":")[0] for notice in plan.notices] == ["Dataset t"]
     assert make({"a": node()}).unread == {}
+
+
+@pytest.mark.parametrize(
+    ("facts", "wish"),
+    [
+        ({}, {"train_recipe": "llama_pro"}),
+        ({}, {"train_recipe": "freeze_sft", "train_set": "freeze_trainable_layers=3"}),
+        ({"hub": {"revision": COMMIT, "config": {"num_hidden_layers": 12}}}, {"train_recipe": "llama_pro"} | HUB_MODEL),
+    ],
+)
+def test_layers_that_a_model_does_not_have_are_told_before_it_is_there(facts: Variables, wish: Variables) -> None:
+    with pytest.raises(FinetuneError) as refusal:
+        make({"a": node(**facts)}, **wish)
+    assert "freeze_trainable_layers" in refusal.value.where and "layers" in refusal.value.what
+
+
+def test_the_remedy_of_a_val_size_that_leaves_nothing_is_one() -> None:
+    told = {}
+    for records in (1, 9):
+        with pytest.raises(FinetuneError) as refusal:
+            make({"a": node()}, sources=(replace(DATA, records=records),), train_set="val_size=9")
+        told[records] = refusal.value.change
+    assert told[1].startswith("remove val_size") and "0.1" in told[9]
+
+
+def test_that_records_on_a_hub_are_not_read_is_told() -> None:
+    plan = make({"a": node()}, sources=(DATA, HUB))
+    assert [notice for notice in plan.notices if "records" in notice] == [
+        "Dataset data is on a hub: none of its records was read before."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wish", "told"),
+    [
+        ({"train_model": "demo"}, True),
+        ({"train_model": "/srv/x"}, True),
+        ({"train_model": "org/m"}, False),
+        ({"train_model": "/srv/x", "train_model_revision": "main"}, False),
+    ],
+)
+def test_a_revision_of_what_has_none_is_told(wish: Variables, told: bool) -> None:
+    plan = make({"a": node()}, **{"train_model_revision": "v2", **wish})
+    assert any("train_model_revision v2 is passed over" in notice for notice in plan.notices) is told
 
 
 def test_media_need_a_template_for_them() -> None:
@@ -58,6 +104,35 @@ def test_a_model_that_a_file_names_is_refused_with_that_file(second: Variables, 
     with pytest.raises(FinetuneError, match=what) as refusal:
         make({"a": first, "b": second}, imported=_import.read(text, "my.yaml", SCHEMAS))
     assert refusal.value.where == "train_config, my.yaml, key model_name_or_path"
+
+
+@pytest.mark.parametrize(
+    ("wish", "told"),
+    [
+        (
+            {"train_recipe": "liger"},
+            "remove enable_liger_kernel; enable_liger_kernel is of recipe liger: take another "
+            "train_recipe, or set enable_liger_kernel: false in train_args",
+        ),
+        ({"train_set": "enable_liger_kernel=true"}, "remove enable_liger_kernel"),
+        (
+            {"train_recipe": "qlora_sft", "train_set": "finetuning_type=full"},
+            "set finetuning_type: lora, or remove "
+            "quantization_bit; quantization_bit is of recipe qlora_sft: take another train_recipe, or set "
+            "quantization_bit: null in train_args",
+        ),
+        (
+            {"train_recipe": "qlora_sft", "train_set": "use_dora=true"},
+            "remove use_dora or quantization_bit; "
+            "quantization_bit is of recipe qlora_sft: take another train_recipe, or set quantization_bit: null in "
+            "train_args",
+        ),
+    ],
+)
+def test_of_a_key_that_the_recipe_has_there_is_nothing_to_remove(wish: Variables, told: str) -> None:
+    with pytest.raises(FinetuneError) as refusal:
+        make({"a": node()}, **wish)
+    assert refusal.value.change == told
 
 
 @pytest.mark.parametrize("wrong", [{"absent": ["model.safetensors"]}, {"damaged": ["a.safetensors"]}])

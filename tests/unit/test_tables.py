@@ -137,6 +137,13 @@ def test_only_a_table_needs_pyarrow() -> None:
     assert sys.executable in what and "pyarrow" in change and ".jsonl" in change
 
 
+def test_pyarrow_that_is_found_and_does_not_come_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when root's Python lies where the account of runs may not read all of it."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: object())
+    assert _tables.unreadable(Path("a.arrow")) and not _tables.unreadable(Path("a.csv"))
+
+
 def environment(root: Path, name: str, python: str) -> None:
     """An environment as far as it is looked at: its mark, and a Python."""
     folder = root / "envs" / name

@@ -80,7 +80,11 @@ RULES: t.Tuple[Rule, ...] = (
         ("val_size", "train_datasets"),
         _leaves_none,
         "val_size leaves no record to train on",
-        "use a part of the records such as 0.1, or fewer records",
+        lambda c: (
+            "remove val_size, or give more records than one"
+            if c.now.records == 1
+            else "use a part of the records such as 0.1, or a smaller number of them"
+        ),
         _SPLIT,
     ),
     Rule(
@@ -226,6 +230,13 @@ RULES: t.Tuple[Rule, ...] = (
         lambda c: c.now.media and not c.template.get("media") and (c.template or not c["template"]),
         "the datasets hold images, videos or audios, and the template is for text",
         "use the template of a model that sees or hears",
+        "data/mm_plugin.py",
+    ),
+    Rule(
+        ("train_model", "train_datasets"),
+        lambda c: c.now.media and c.now.model == "demo",
+        "the datasets hold images, videos or audios, and the demo's model takes texts alone",
+        "name a model that sees or hears",
         "data/mm_plugin.py",
     ),
     *map(_dies, USES),

@@ -75,6 +75,13 @@ RULES: t.Tuple[Rule, ...] = (
         _PARSER,
     ),
     Rule(
+        ("packing", "stage"),
+        lambda c: c["stage"] not in ("pt", "sft") and c["packing"],
+        "packing is for stages pt and sft: LLaMA-Factory passes over it",
+        "remove packing",
+        "data/loader.py _get_dataset_processor",
+    ),
+    Rule(
         ("train_on_prompt", "mask_history", "stage"),
         lambda c: c["stage"] != "sft" and (c["train_on_prompt"] or c["mask_history"]),
         "train_on_prompt and mask_history are for stage sft",

@@ -32,6 +32,10 @@ def _lacks(tracker: str) -> t.Callable[[View], t.Any]:
     return lambda c: tracker in c.words("report_to") and not any(name in c.schema.packages for name in packages)
 
 
+def _blank(value: t.Any) -> bool:
+    return isinstance(value, str) and not value.strip()
+
+
 _MODES = {
     "wandb": ("online", "offline", "shared", "disabled", "dryrun", "run"),
     "swanlab": ("cloud", "offline", "local", "disabled"),
@@ -79,9 +83,16 @@ RULES: t.Tuple[Rule, ...] = (
     ),
     Rule(
         ("report_to",),
-        lambda c: any(word not in _WORDS for word in c.words("report_to")),
+        lambda c: any(word not in _WORDS for word in c.words("report_to")) or _blank(c["report_to"]),
         "transformers has no such tracker",
         "use wandb, tensorboard, swanlab, mlflow, trackio or none",
+        _TRANSFORMERS,
+    ),
+    Rule(
+        ("report_to",),
+        lambda c: "none" in c.words("report_to") and len(c.words("report_to")) > 1,
+        "trackers are named, and none beside them, which is no tracker",
+        "remove none, or the others",
         _TRANSFORMERS,
     ),
     Rule(

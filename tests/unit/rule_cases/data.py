@@ -65,6 +65,13 @@ CASES: list[Case] = [
         {"records": 18, "datasets": 2},
     ),
     ("no record to train on", {"val_size": 1.0}, {}, {"val_size": 1}, {}),
+    (
+        "takes texts alone",
+        {"template": "qwen2_vl"},
+        {"media": True, "model": "demo"},
+        {"template": "qwen2_vl"},
+        {"media": True, "model": "org/m"},
+    ),
     ("no record of a dataset", {"max_samples": 0}, {}, {"max_samples": 1}, {}),
     (
         "preprocessing_num_workers is",

@@ -10,6 +10,7 @@ from .situations import ADAPTER, DPO, FSDP, HEAD, HELD_OUT, PPO, WITH, ZERO3, Ca
 CASES: list[Case] = [
     ("generated in stage sft", {**DPO, "predict_with_generate": True}, HELD_OUT, DPO, {}),
     ("neat_packing is for", {**DPO, "neat_packing": True}, {}, DPO, {}),
+    ("packing is for stages", {**DPO, "packing": True}, {}, {**DPO, "packing": False}, {}),
     ("are for stage sft", {**DPO, "mask_history": True}, {}, DPO, {}),
     (
         "predictions are generated",

@@ -25,6 +25,8 @@ GIVEN = secrets(WANDB_API_KEY="", SWANLAB_API_KEY="")
 CASES: list[Case] = [
     ("one tracker to transformers", {"report_to": "wandb,mlflow"}, GIVEN, {"report_to": ["wandb", "mlflow"]}, GIVEN),
     ("no such tracker", {"report_to": "wandbb"}, {}, {"report_to": "tensorboard"}, {}),
+    ("no such tracker", {"report_to": ""}, {}, {"report_to": []}, {}),
+    ("none beside them", {"report_to": ["none", "tensorboard"]}, {}, {"report_to": ["none"]}, {}),
     ("all are those", {"report_to": "all"}, {}, {"report_to": "none"}, {}),
     *(
         (
