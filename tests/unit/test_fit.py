@@ -100,14 +100,13 @@ def test_shared_storage_is_full_once_and_knows_accounts_by_number() -> None:
 
 
 def test_a_fetched_model_is_the_same_on_all_nodes_whenever_it_came(tmp_path: Path) -> None:
-    for host, came in (("a", 1), ("b", 2), ("c", 1)):
+    for host in "abc":
         folder = tmp_path / host
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"weights" if host != "c" else b"Weights")
-        (folder / "manifest.json").write_text(f'{{"files": {{"model.safetensors": {{"ctime_ns": {came}}}}}}}')
-    first, second, third = (
-        _proof.fingerprint(tmp_path / host, tmp_path / f"seen {host}", full=False) for host in "abc"
-    )
+        _node.seal(folder, ["model.safetensors"])
+    assert (tmp_path / "a" / "manifest.json").read_bytes() != (tmp_path / "b" / "manifest.json").read_bytes()
+    first, second, third = (_proof.fingerprint(tmp_path / host, tmp_path / "seen", full=False) for host in "abc")
     assert first == second != third
 
 
@@ -122,7 +121,12 @@ def test_a_model_is_read_whole_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     first = _proof.fingerprint(model, memory, full=False)
     read: list[str] = []
     real = files.sha256
-    monkeypatch.setattr(files, "sha256", lambda path: (read.append(Path(path).name), real(path))[1])
+
+    def noting(path: Path) -> str:
+        read.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(files, "sha256", noting)
     assert _proof.fingerprint(model, memory, full=False) == first and read == []
     assert _proof.fingerprint(model, memory, full=True) == first and read == ["config.json", "model.safetensors"]
     read.clear()
