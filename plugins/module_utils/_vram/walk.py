@@ -24,6 +24,8 @@ from .tape import FULL, Meter, Place, Storage, Tape
 FEW, FEW_MIXED, FEW_APART = 4, 3, 6
 """Layers of a kind that are walked: of a mixture of experts fewer; more without expandable segments, where what is
 reserved depends on what comes after what."""
+ENDS = 2
+"""Layers of a kind in the other walk: the first and the last, at one of which a moment has its peak."""
 LENGTHS = (0.4, 0.9, 0.2, 0.7, 0.5, 0.95, 0.3, 0.8, 0.6, 0.1)
 """Parts of the whole length that are trained on first, where lengths vary."""
 HANDLES = 2
@@ -90,14 +92,14 @@ def walk(job: Job, thorough: bool = False) -> Walk:
     shown = _walk(job, few, replays=True)
     found = Walk(dict(shown.peaks), shown.unsplit, shown.cached, *_numbers(shown))
     for index, (kind, count) in enumerate(whole):
-        missing = count - few[index][1]
+        missing, apart = count - few[index][1], few[index][1] - ENDS
         if missing:
-            fewer = _walk(job, [*few[:index], (kind, few[index][1] - 1), *few[index + 1 :]], replays=False)
+            fewer = _walk(job, [*few[:index], (kind, ENDS), *few[index + 1 :]], replays=False)
             for place, size in fewer.peaks.items():
-                found.peaks[place] += missing * (shown.peaks[place] - size)
+                found.peaks[place] += missing * (shown.peaks[place] - size) / apart
             numbers = zip(_numbers(found), _numbers(shown), _numbers(fewer), strict=True)
             found.resident, found.elements, found.trained, found.states = (
-                now + missing * (more - less) for now, more, less in numbers
+                now + missing * (more - less) / apart for now, more, less in numbers
             )
     return found
 
