@@ -229,6 +229,7 @@ def _variables(
         variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpu["uuid"] for gpu in gpus)
         variables["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
         variables["TORCH_NCCL_AVOID_RECORD_STREAMS"] = "1"
+        variables["FI_EFA_USE_HUGE_PAGE"] = "0"  # with them a data loader that forks runs out of memory on EFA
     else:
         variables["DS_ACCELERATOR"] = "cpu"
         demo = plan.resolved["model"]["name"] == DEMO_MODEL

@@ -91,6 +91,14 @@ def test_processes_share_the_cpus_and_the_demo_takes_the_threads_it_was_made_wit
     assert (launch["nproc_per_node"], launch["environment"]["OMP_NUM_THREADS"]) == (processes, threads)
 
 
+def test_ranks_on_gpus_see_those_of_the_run_alone() -> None:
+    environment = make({"a": node(gpus=3)}, train_gpus="2,0").nodes["a"]["launch"]["environment"]
+    assert environment["CUDA_VISIBLE_DEVICES"] == "GPU-c,GPU-a"
+    assert environment["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True", "as estimates of memory have it"
+    assert environment["FI_EFA_USE_HUGE_PAGE"] == "0"
+    assert not environment.keys() & {"DS_ACCELERATOR", "OMP_NUM_THREADS"}
+
+
 def test_ranks_start_no_processes_that_compile() -> None:
     """With CPUs and with GPUs: those that torch starts when it is imported take seconds of each rank's start."""
     for gpus in (0, 2):
