@@ -34,11 +34,12 @@ def lines(plan: Plan, sources: t.Sequence[Source], facts: t.Mapping[str, Facts])
     each = "ranks" if copies == resolved["world_size"] else "copies of the model"
     batch = f"{micro} × {accumulation} × {copies} (micro-batch × accumulation × {each})"
     chosen = arguments.get("template") and "template" not in plan.request["args"] and model["name"] != DEMO_MODEL
+    begins = _origin.named(resolved)
     told = [
         f"Run {plan.id}: {now}",
         f"  recipe  {plan.request['recipe']}, environment {plan.environment['lock']} {plan.environment['digest']}",
         f"  model   {model['name']}{made}",
-        *([f"  from    {', '.join(begins)}"] if (begins := _origin.named(resolved)) else []),
+        *([f"  from    {', '.join(begins)}"] if begins else []),
         "  data    "
         + ", ".join(source.dataset.name + (" (held out)" if source.evaluates else "") for source in sources)
         + (f", with {plan.media['count']} file{'s' * (plan.media['count'] > 1)} of media" if plan.media else ""),
