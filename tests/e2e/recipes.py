@@ -84,8 +84,8 @@ def apply(world: World, demo: Demo, name: str, run_name: str, environment: dict[
     asked: dict[str, t.Any] = {"train_name": run_name, "train_recipe": name, **data(RECIPES[name].arguments["stage"])}
     if run.ranks > 1:
         asked["train_processes_per_node"] = run.ranks
-    if name in _MODELS:
-        asked |= _MODELS[name](world, demo)
+    if name in _BESIDES:
+        asked |= _BESIDES[name](world, demo)
     return world.play(variables=asked, environment=environment, **{**STEPS, **run.arguments})
 
 
@@ -167,9 +167,10 @@ def _judged(world: World, demo: Demo) -> dict[str, t.Any]:
     return {"train_set": f"reward_model={world.folder(judge)}/output"}
 
 
-_MODELS: dict[str, t.Callable[[World, Demo], dict[str, t.Any]]] = {
+_BESIDES: dict[str, t.Callable[[World, Demo], dict[str, t.Any]]] = {
+    "asft": lambda _world, _demo: {"train_eval_datasets": []},
     "llama_pro": _grown,
     "multimodal_sft": _seeing,
     "ppo": _judged,
 }
-"""What recipes are given besides: a model of another kind, or a reward model."""
+"""What recipes are given besides: a model of another kind, a reward model, or nothing to evaluate on."""

@@ -173,6 +173,15 @@ RULES: t.Tuple[Rule, ...] = (
         "train/trainer_utils.py create_ref_model",
     ),
     Rule(
+        ("use_asft_loss", "train_eval_datasets", "val_size", "do_eval", "eval_strategy"),
+        lambda c: (
+            _asft(c) and (c.now.eval_datasets or c["val_size"] > 1e-6 or c["do_eval"] or c["eval_strategy"] != "no")
+        ),
+        "LLaMA-Factory's ASFT fails in the first evaluation, which asks for outputs beside the loss",
+        "set train_eval_datasets: [], and remove val_size, do_eval and eval_strategy",
+        "train/sft/trainer.py compute_loss",
+    ),
+    Rule(
         ("use_asft_loss", "enable_liger_kernel"),
         lambda c: _asft(c) and c["enable_liger_kernel"],
         "Liger's kernels leave no logits for the loss of ASFT, and LLaMA-Factory trains with the usual one",

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from .situations import APOLLO, BADAM, DPO, FREEZE, FULL, GALORE, OFT, WITH, ZERO2, ZERO3, Case
+from .situations import APOLLO, BADAM, DPO, FREEZE, FULL, GALORE, HELD_OUT, OFT, WITH, ZERO2, ZERO3, Case
 
 CASES: list[Case] = [
     ("no layer to train", {**FREEZE, "freeze_trainable_layers": 0}, {}, {**FREEZE, "freeze_trainable_layers": 1}, {}),
@@ -95,6 +95,20 @@ CASES: list[Case] = [
         {},
     ),
     ("the first step fails", {"use_asft_loss": True}, {}, {**FULL, "use_asft_loss": True}, {}),
+    (
+        "fails in the first evaluation",
+        {**FULL, "use_asft_loss": True, "val_size": 0.1},
+        {},
+        {**FULL, "use_asft_loss": True},
+        {},
+    ),
+    (
+        "fails in the first evaluation",
+        {**FULL, "use_asft_loss": True},
+        HELD_OUT,
+        {**FULL, "use_dft_loss": True},
+        HELD_OUT,
+    ),
     (
         "Liger's kernels leave no logits",
         {**FULL, "use_asft_loss": True, "enable_liger_kernel": True},
