@@ -27,8 +27,8 @@ from ansible_collections.llmops.finetune.plugins.module_utils._errors import Fin
 from ansible_collections.llmops.finetune.plugins.module_utils._gpu import tool
 from ansible_collections.llmops.finetune.plugins.module_utils._gpu.card import Problem
 
+from .cuda_hosts import A10G, H100, SILENT, cards, host
 from .test_cuda_key import ONE, ONE_IS
-from .test_cuda_plan import A10G, H100, SILENT, cards, host
 
 DRIVER = "580.178.04"
 

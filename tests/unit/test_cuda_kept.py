@@ -13,7 +13,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils._cuda.facts import
 from ansible_collections.llmops.finetune.plugins.module_utils._gpu import health
 from ansible_collections.llmops.finetune.plugins.module_utils._gpu.card import Gpu, Problem
 
-from .test_cuda_plan import B200, H100, SILENT, cards, decided, host, refused
+from .cuda_hosts import B200, H100, SILENT, cards, decided, host, refused
 
 
 def working(*devices: str, driver: str = "570.86.10", **known: t.Any) -> Facts:

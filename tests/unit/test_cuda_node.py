@@ -19,7 +19,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils._errors import Fin
 from ansible_collections.llmops.finetune.plugins.module_utils._gpu import tool
 
 from . import smi_outputs as outputs
-from .test_cuda_plan import A10G, H100, SILENT, host
+from .cuda_hosts import A10G, H100, SILENT, host
 
 
 @pytest.mark.parametrize(
