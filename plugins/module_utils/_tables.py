@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import typing as t
 from pathlib import Path
@@ -20,7 +19,7 @@ _TORN = "copy it again, or save the records as .jsonl"
 
 def unreadable(path: Path) -> Wrong:
     """Why this Python cannot read the file, and what to change; None when it can."""
-    if path.suffix not in SUFFIXES or (importlib.util.find_spec("pyarrow") and _imported()):
+    if path.suffix not in SUFFIXES or _imported():
         return None
     return (
         f"{path.suffix} files are read with pyarrow, which {sys.executable} does not have",
@@ -29,7 +28,7 @@ def unreadable(path: Path) -> Wrong:
 
 
 def _imported() -> bool:
-    """What is found may still not come: of root's own Python, another account may not read all."""
+    """What can be found may still not come: of root's own Python, another account may not read all."""
     try:
         import pyarrow  # noqa: F401
     except ImportError:

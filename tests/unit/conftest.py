@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import functools
 import typing as t
+from pathlib import Path
 
 import pytest
+from ansible_collections.llmops.finetune.plugins.module_utils._engine import files
 from ansible_collections.llmops.finetune.plugins.module_utils._vram import estimate, walk
 
 
@@ -18,3 +20,17 @@ def _walked_once() -> t.Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(estimate, "walk", functools.lru_cache(maxsize=None)(walk.walk))
         yield
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files whose digest is made of their content."""
+    names: list[str] = []
+    sha256 = files.sha256
+
+    def noted(path: Path) -> str:
+        names.append(path.name)
+        return sha256(path)
+
+    monkeypatch.setattr(files, "sha256", noted)
+    return names

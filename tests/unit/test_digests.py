@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _digests
-from ansible_collections.llmops.finetune.plugins.module_utils._engine import files
 
 
 @pytest.fixture(autouse=True)
@@ -20,20 +19,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(_digests, "FRESH_SECONDS", -1.0)
     return tmp_path / "cache"
-
-
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that are read."""
-    names: list[str] = []
-    sha256 = files.sha256
-
-    def noted(path: Path) -> str:
-        names.append(path.name)
-        return sha256(path)
-
-    monkeypatch.setattr(files, "sha256", noted)
-    return names
 
 
 def of(folder: Path, *names: str) -> list[str]:

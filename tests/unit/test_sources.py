@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 import typing as t
 from pathlib import Path
 
@@ -47,7 +47,7 @@ LATER = {"name": "a", "missing": False, "path": "/home/me/a.jsonl", "digest": "0
 
 def test_a_table_is_refused_where_nothing_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.parquet").touch()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(FinetuneError) as refusal:
         find([tmp_path], train_datasets=[{"file": "a.parquet"}])
     assert refusal.value.where.startswith("train_datasets, ") and "pyarrow" in refusal.value.change

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -126,8 +125,7 @@ def test_a_row_that_is_no_utf_8_is_the_only_one_refused(tmp_path: Path, ending: 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """This Python as one that lacks pyarrow."""
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else real(name))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
 
 
 @pytest.mark.usefixtures("bare")
@@ -137,10 +135,11 @@ def test_only_a_table_needs_pyarrow() -> None:
     assert sys.executable in what and "pyarrow" in change and ".jsonl" in change
 
 
-def test_pyarrow_that_is_found_and_does_not_come_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pyarrow_that_is_found_and_does_not_come_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As when root's Python lies where the account of runs may not read all of it."""
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: object())
+    (tmp_path / "pyarrow.py").write_text("import a_part_that_may_not_be_read\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "pyarrow", raising=False)
     assert _tables.unreadable(Path("a.arrow")) and not _tables.unreadable(Path("a.csv"))
 
 
