@@ -175,6 +175,12 @@ options:
     description: A bucket that is to be made for the fleet. It is not made here; one of others is refused.
     type: str
     default: ""
+  known_hosts:
+    description:
+      - With O(state=planned), a file of the module M(llmops.finetune.ec2_host_keys). RV(settled) then means too that it
+        has the keys of all nodes.
+    type: path
+    default: ""
   timeout:
     description: How long to wait for nodes to run or to end, in seconds.
     type: float
@@ -230,6 +236,10 @@ account:
   description: Id of the account.
   returned: with O(state=present) and V(planned)
   type: str
+settled:
+  description: Whether all nodes run, tagged and addressed as they should be, so that O(state=present) would do nothing.
+  returned: with O(state=planned)
+  type: bool
 nodes:
   description: The nodes by index, each with id, name, zone, addresses and when it ends itself.
   returned: with O(state=present) and V(planned)
@@ -271,7 +281,10 @@ def run(given: dict[str, t.Any], dry: bool) -> dict[str, t.Any]:
     if given["state"] == "present":
         changes, nodes = apply.present(aws, given, made, facts, dry)
     shown = sorted((told(one) for one in nodes), key=lambda one: one["name"])
-    return {"changes": changes, "plan": made.as_dict(), "nodes": shown, "account": facts.account}
+    result = {"changes": changes, "plan": made.as_dict(), "nodes": shown, "account": facts.account}
+    if given["state"] == "planned":
+        result["settled"] = apply.settled(aws, given, made, facts)
+    return result
 
 
 def main() -> None:

@@ -81,14 +81,14 @@ _POLL = 10
 
 def run(given: dict[str, t.Any], dry: bool) -> tuple[bool, list[str]]:
     path = pathlib.Path(given["path"])
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     aws = client.Aws(given["region"], given["profile"])
     nodes = [
         (one.tags["Name"], one.id)
         for one in survey.instances(aws, naming.checked(given["name"]))
         if one.state == "running" and one.node is not None
     ]
-    known = {key: keys for key, keys in host_keys.known(before).items() if key in nodes}
+    known = host_keys.of(before, nodes)
     unknown = [node for node in nodes if node not in known]
     if not dry:
         known |= learn(aws, unknown, given["timeout"])

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import base64
 import typing as t
+from pathlib import Path
 
 import boto3
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils._ec2 import deadline
+from ansible_collections.llmops.finetune.plugins.module_utils._ec2 import deadline, host_keys
 
 from ..aws import IMAGE
 from .ec2 import REGION, Account, no_capacity
@@ -29,6 +30,39 @@ def test_a_fleet_is_made_once(account: Account) -> None:
     again = account.apply()
     assert again["changes"] == [] and account.endpoint.mutations == [] and account.nodes == before
     assert again["plan"]["steps"]["keep"] == [0, 1, 2] and again["plan"]["hourly"] == 7.5
+
+
+def test_a_plan_says_whether_there_is_anything_to_do(account: Account, tmp_path: Path) -> None:
+    path = tmp_path / "known_hosts"
+
+    def settled(**given: t.Any) -> t.Any:
+        return account.apply(state="planned", **{"known_hosts": str(path), "public_ip": True, **given})["settled"]
+
+    def learned(*indexes: str) -> str:
+        return host_keys.written({(f"demo-00{index}", account.nodes[index]): ["ssh-rsa AAAA"] for index in indexes})
+
+    assert not settled(known_hosts="")
+    account.apply(public_ip=True)
+    account.endpoint.requests.clear()
+    assert settled(known_hosts="") and not settled(), "no file of keys"
+    path.write_text(learned("0", "1"))
+    assert not settled(), "a key lacks"
+    path.write_text(learned("0", "1", "2") + "demo-003 ssh-rsa AAAA i-3\n")
+    assert not settled(), "of a node that is gone"
+    path.write_text(learned("0", "1", "2"))
+    assert (
+        settled()
+        and not settled(tags={"team": "nlp"})
+        and not settled(extend=True, ttl_hours=48)
+        and not settled(idle_minutes=9)
+    )
+    assert not settled(count=2, allow_scale_down=True) and not settled(count=4)
+    account.ec2.allocate_address(
+        TagSpecifications=[{"ResourceType": "elastic-ip", "Tags": [{"Key": "llmops_fleet", "Value": "demo"}]}]
+    )
+    assert not settled() and settled(public_ip=False), "an address to be released"
+    account.ec2.stop_instances(InstanceIds=[account.nodes["2"]])
+    assert not settled(public_ip=False) and account.endpoint.mutations == ["AllocateAddress", "StopInstances"]
 
 
 def test_the_launch_of_a_node_with_one_card_is_this_and_nothing_else(account: Account) -> None:

@@ -177,6 +177,8 @@ def test_a_second_apply_changes_nothing(site: Site, provisioned: Outcome) -> Non
     for arguments in (["--check"], []):
         again = site.play("llmops.finetune.provision", *arguments)
         assert again.rc == 0 and again.changed == [], again.text
+        done = {line["task"] for line in again.results if not line["result"].get("skipped")}
+        assert not [task for task in done if task.startswith("Fleet")], "the plan has asked already"
     assert site.endpoint.mutations == []
 
 

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import typing as t
+from unittest import mock
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils._ec2 import errors, plan, survey
+from ansible_collections.llmops.finetune.plugins.module_utils._ec2 import apply, errors, naming, plan, survey
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
 from .ec2_facts import facts, node
@@ -200,3 +201,16 @@ def test_errors_are_told_with_a_remedy(code: str, kind_: str) -> None:
     told = errors.explained(code, "as AWS\n says it.", "RunInstances", zone="a", type="p5")
     assert code in told.what and "as AWS says it" in told.what and "{" not in told.what
     assert told.change or kind_ == "capacity"
+
+
+@pytest.mark.parametrize(
+    ("state", "tags", "settled"),
+    [("running", {}, True), ("pending", {}, False), ("running", {"team": "nlp"}, False)],
+)
+def test_a_node_that_still_starts_is_waited_for(state: str, tags: dict[str, str], settled: bool) -> None:
+    there = node(0, state, name="demo-000")
+    there.tags.update({naming.NODES: "1", naming.IDLE: "0"})
+    known = facts(instances=[there], offered=["a"])
+    wanted = {**WANTED, "count": 1, "tags": tags, "known_hosts": "", "extend": False}
+    made = plan.make(wanted, known, "us-east-1")
+    assert apply.settled(mock.Mock(), wanted, made, known) is settled

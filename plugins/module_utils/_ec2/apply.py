@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import pathlib
 import time
 import typing as t
 from datetime import datetime, timezone
 
 from .._errors import FinetuneError
-from . import addresses, client, deadline, errors, fleet, interfaces, naming, plan, request, survey
+from . import addresses, client, deadline, errors, fleet, host_keys, interfaces, naming, plan, request, survey
 from .addresses import Change
 
 _POLL = 3
@@ -35,6 +36,25 @@ def present(
     if changes and not dry:
         return changes, [one for one in survey.instances(aws, wanted["name"]) if one.state == "running"]
     return changes, list(nodes.values())
+
+
+def settled(aws: client.Aws, wanted: t.Mapping[str, t.Any], made: plan.Plan, facts: survey.Facts) -> bool:
+    """Whether all nodes run as they should, and ssh knows them where it is asked about: `present` would do nothing."""
+    nodes = made.steps.nodes
+    if made.steps.missing or any(one.state != "running" for one in nodes.values()):
+        return False
+    named = {(naming.node(wanted["name"], index), one.id) for index, one in nodes.items()}
+    if wanted["known_hosts"] and not host_keys.complete(_text(pathlib.Path(wanted["known_hosts"])), named):
+        return False
+    return not present(aws, wanted, made, facts, dry=True)[0]
+
+
+def _text(path: pathlib.Path) -> str:
+    """Nothing where it cannot be read: who is to write it tells why."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def absent(aws: client.Aws, wanted: t.Mapping[str, t.Any], dry: bool) -> list[Change]:

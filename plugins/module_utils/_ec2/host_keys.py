@@ -44,5 +44,16 @@ def known(text: str) -> dict[tuple[str, str], list[str]]:
     return found
 
 
+def of(text: str, nodes: t.Collection[tuple[str, str]]) -> dict[tuple[str, str], list[str]]:
+    """Of these nodes by name and instance, the keys in a file."""
+    return {node: keys for node, keys in known(text).items() if node in nodes}
+
+
+def complete(text: str, nodes: t.Collection[tuple[str, str]]) -> bool:
+    """Whether a file has keys of all these nodes, and of nobody else."""
+    there = of(text, nodes)
+    return set(there) == set(nodes) and written(there) == text
+
+
 def written(keys: t.Mapping[tuple[str, str], t.Sequence[str]]) -> str:
     return "".join(f"{name} {key} {instance}\n" for (name, instance), those in sorted(keys.items()) for key in those)

@@ -52,5 +52,6 @@ OPTIONS: dict[str, dict[str, t.Any]] = {
     "max_hourly_usd": {"type": "float"},
     "price_usd": {"type": "float", "default": 0},
     "bucket": _TEXT,
+    "known_hosts": {"type": "path", "default": ""},
     "timeout": {"type": "float", "default": 900},
 }
