@@ -31,7 +31,7 @@ def page() -> str:
         lines += ["", f"## {(table.__doc__ or '').partition(chr(10))[0].rstrip('.')}", ""]
         lines += ["| about | refused, because | what to do | source |", "|---|---|---|---|"]
         for rule in table.RULES:
-            remedy = rule.change if isinstance(rule.change, str) else ""
+            remedy = "" if callable(rule.change) else str(rule.change)
             cells = [", ".join(f"`{key}`" for key in rule.keys), rule.what, remedy, rule.source]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"

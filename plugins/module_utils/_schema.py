@@ -65,6 +65,8 @@ class Problem(t.NamedTuple):
     key: str
     what: str
     change: str
+    removes: t.Tuple[str, ...] = ()
+    """Keys that the change takes out."""
 
 
 def load(keys: t.Any, templates: t.Any, packages: t.Mapping[str, str]) -> Schema:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 import typing as t
 
 from . import _config, _memory, _parallel, _ranks, _rules, _schema, _template, _tools
@@ -16,24 +15,22 @@ from ._ranks import Facts
 from ._vram import shape
 from ._wish.wish import Wish
 
-_REMOVED = re.compile(r"\bremove (\w+(?:(?:, | and | or )\w+)*)")
-"""The keys that a remedy has removed, in its own words."""
-
 
 def refuse(
     wish: Wish, problems: t.Sequence[_schema.Problem], origins: t.Mapping[str, str], schema: _schema.Schema
 ) -> None:
     """What LLaMA-Factory would refuse after minutes, or take and do otherwise. problems: that are found."""
-    told = [problem._replace(change=problem.change + _instead(problem.change, origins, schema)) for problem in problems]
+    told = [
+        problem._replace(change=problem.change + _instead(problem.removes, origins, schema)) for problem in problems
+    ]
     told = [problem._replace(key=wish.model_place) if problem.key == "train_model" else problem for problem in told]
     _schema.refuse(told, origins)
 
 
-def _instead(change: str, origins: t.Mapping[str, str], schema: _schema.Schema) -> str:
+def _instead(removes: t.Iterable[str], origins: t.Mapping[str, str], schema: _schema.Schema) -> str:
     """How to be rid of keys that a remedy removes and the author has not written: there is nothing to remove."""
-    words = [word for removed in _REMOVED.findall(change) for word in re.split(r", | and | or ", removed)]
     told = []
-    for key in dict.fromkeys(word for word in words if word in schema.keys):
+    for key in removes:
         origin = origins.get(key, "")
         if origin.startswith("recipe "):
             none = _config.to_yaml(schema.keys[key].default)

@@ -281,7 +281,7 @@ def run(given: dict[str, t.Any], dry: bool) -> dict[str, t.Any]:
     if given["state"] == "present":
         changes, nodes = apply.present(aws, given, made, facts, dry)
     shown = sorted((told(one) for one in nodes), key=lambda one: one["name"])
-    result = {"changes": changes, "plan": made.as_dict(), "nodes": shown, "account": facts.account}
+    result: dict[str, t.Any] = {"changes": changes, "plan": made.as_dict(), "nodes": shown, "account": facts.account}
     if given["state"] == "planned":
         result["settled"] = apply.settled(aws, given, made, facts)
     return result

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import typing as t
 
@@ -53,6 +54,17 @@ def test_an_estimate_is_for_numbers_that_a_run_may_have(arguments: dict[str, t.A
 def test_the_page_of_rules_is_written_from_the_tables() -> None:
     written = runpy.run_path(str(REPOSITORY / "scripts" / "rules.py"))
     assert written["PAGE"].read_text(encoding="utf-8") == written["page"](), "python scripts/rules.py writes it"
+
+
+def test_what_a_remedy_removes_is_known_as_that() -> None:
+    """So that a recipe's key is not asked to be removed by an author who never wrote it."""
+    keys = {key for schema in SCHEMAS.values() for key in schema.keys}
+    view = _rules.View({}, SCHEMAS["main"], _rules.Situation())
+    remedies = [rule.remedy(view) for rule in _rules.RULES if not callable(rule.change)]
+    for text, removes in remedies:
+        assert {word for word in re.findall(r"\bremove (\w+)", text) if word in keys} <= set(removes), text
+        assert all(key in text and key in keys for key in removes), text
+    assert len([removes for _text, removes in remedies if removes]) > 40
 
 
 def test_rows_are_about_keys_and_inputs_that_exist() -> None:

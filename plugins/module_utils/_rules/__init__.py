@@ -31,7 +31,7 @@ def problems(
     """Every row that speaks about these arguments, as a problem of the first of its keys that the author wrote."""
     view = View(arguments, schema, situation)
     return [
-        Problem(next((key for key in rule.keys if key in written), rule.keys[0]), rule.what, rule.remedy(view))
+        Problem(next((key for key in rule.keys if key in written), rule.keys[0]), rule.what, *rule.remedy(view))
         for rule in rules
         if rule.broken(view)
     ]

@@ -10,7 +10,7 @@ import math
 import typing as t
 
 from .._tools import USES, Use
-from .rule import Rule, View, relative
+from .rule import Rule, View, relative, remove
 
 _DATA = "hparams/data_args.py"
 _PARSER = "hparams/parser.py"
@@ -81,7 +81,7 @@ RULES: t.Tuple[Rule, ...] = (
         _leaves_none,
         "val_size leaves no record to train on",
         lambda c: (
-            "remove val_size, or give more records than one"
+            remove("val_size", after=", or give more records than one")
             if c.now.records == 1
             else "use a part of the records such as 0.1, or a smaller number of them"
         ),
@@ -91,28 +91,28 @@ RULES: t.Tuple[Rule, ...] = (
         ("max_samples",),
         lambda c: c["max_samples"] is not None and c["max_samples"] < 1,
         "max_samples leaves no record of a dataset",
-        "use a whole number from 1, or remove max_samples",
+        remove("max_samples", before="use a whole number from 1, or "),
         "data/loader.py",
     ),
     Rule(
         ("preprocessing_num_workers",),
         lambda c: c["preprocessing_num_workers"] is not None and c["preprocessing_num_workers"] < 1,
         "preprocessing_num_workers is a number of processes",
-        "use a whole number from 1, or remove preprocessing_num_workers",
+        remove("preprocessing_num_workers", before="use a whole number from 1, or "),
         "data/loader.py",
     ),
     Rule(
         ("val_size", "train_eval_datasets"),
         lambda c: c["val_size"] > 1e-6 and c.now.eval_datasets,
         "held-out data is either split off or given",
-        "remove val_size, or set train_eval_datasets: []",
+        remove("val_size", after=", or set train_eval_datasets: []"),
         _DATA,
     ),
     Rule(
         ("interleave_probs", "mix_strategy"),
         lambda c: c["interleave_probs"] is not None and c["mix_strategy"] == "concat",
         "interleave_probs means nothing to mix_strategy concat",
-        "set mix_strategy: interleave_under, or remove interleave_probs",
+        remove("interleave_probs", before="set mix_strategy: interleave_under, or "),
         _DATA,
     ),
     Rule(
@@ -152,7 +152,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("streaming", "max_samples"),
         lambda c: c["streaming"] and c["max_samples"] is not None,
         "max_samples does not go with streaming",
-        "remove max_samples, set max_steps",
+        remove("max_samples", after=", set max_steps"),
         _DATA,
     ),
     Rule(
@@ -173,7 +173,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("streaming", "tokenized_path"),
         lambda c: c["streaming"] and c["tokenized_path"],
         "a stream cannot be stored in tokenized_path",
-        "remove streaming or tokenized_path",
+        remove("streaming", "tokenized_path", either=True),
         "data/loader.py",
     ),
     Rule(
@@ -187,7 +187,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("mask_history", "train_on_prompt"),
         lambda c: c["mask_history"] and c["train_on_prompt"],
         "one masks what the other trains on",
-        "remove one of them",
+        remove("mask_history", "train_on_prompt", either=True),
         _DATA,
     ),
     Rule(
@@ -203,7 +203,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("train_on_prompt", "template"),
         lambda c: c["train_on_prompt"] and c.template.get("efficient_eos"),
         "this template puts the end of text elsewhere than train_on_prompt needs it",
-        "remove train_on_prompt",
+        remove("train_on_prompt"),
         "data/processor/supervised.py",
     ),
     Rule(

@@ -9,7 +9,7 @@ import math
 import typing as t
 
 from .._parallel import MODEL_SIZES
-from .rule import Rule, View
+from .rule import Rule, View, remove
 
 _WORKFLOW = "train/mca/workflow.py"
 _ARGUMENTS = "mcore_adapter training_args.py"
@@ -91,7 +91,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("sequence_parallel", "tensor_model_parallel_size"),
         lambda c: c.megatron and c["sequence_parallel"] and (c["tensor_model_parallel_size"] or 1) < 2,
         "sequence_parallel is for tensor parallel ranks, and there are none",
-        "remove sequence_parallel, or set tensor_model_parallel_size",
+        remove("sequence_parallel", after=", or set tensor_model_parallel_size"),
         "megatron-core model_parallel_config.py",
     ),
     Rule(
@@ -102,7 +102,7 @@ RULES: t.Tuple[Rule, ...] = (
             and not (c["use_distributed_optimizer"] and c["overlap_grad_reduce"])
         ),
         "overlap_param_gather goes with use_distributed_optimizer and overlap_grad_reduce alone",
-        "set both, or remove overlap_param_gather",
+        remove("overlap_param_gather", before="set both, or "),
         _ARGUMENTS,
     ),
     Rule(
@@ -144,14 +144,14 @@ RULES: t.Tuple[Rule, ...] = (
         ("compute_accuracy", "predict_with_generate"),
         lambda c: c.ktransformers and c["stage"] == "sft" and (c["compute_accuracy"] or c["predict_with_generate"]),
         "KTransformers has neither compute_accuracy nor predict_with_generate",
-        "remove both",
+        remove("compute_accuracy", "predict_with_generate"),
         "train/sft/workflow.py",
     ),
     Rule(
         ("gradient_checkpointing", "gradient_checkpointing_kwargs"),
         lambda c: c.ktransformers and (c["gradient_checkpointing"] or c["gradient_checkpointing_kwargs"] is not None),
         "KTransformers goes by disable_gradient_checkpointing alone",
-        "remove gradient_checkpointing and gradient_checkpointing_kwargs",
+        remove("gradient_checkpointing", "gradient_checkpointing_kwargs"),
         _KT_ARGUMENTS,
     ),
     Rule(
@@ -186,7 +186,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("use_unsloth", "use_unsloth_gc"),
         lambda c: c.ktransformers and (c["use_unsloth"] or c["use_unsloth_gc"]),
         "KTransformers does not go with unsloth",
-        "remove use_unsloth and use_unsloth_gc",
+        remove("use_unsloth", "use_unsloth_gc"),
         _KT_ARGUMENTS,
     ),
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .rule import Rule, View, relative
+from .rule import Remedy, Rule, View, relative, remove
 
 _ON_THE_FLY_BITS = {"bnb": (4, 8), "hqq": (1, 2, 3, 4, 5, 6, 8), "eetq": (8,)}
 _SLOW_SPLITTERS = ("0.9.3",)
@@ -87,7 +87,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("adapter_name_or_path", "finetuning_type"),
         lambda c: c["adapter_name_or_path"] and not c.lora,
         "an adapter goes with finetuning_type lora alone; also an OFT adapter is loaded so",
-        "set finetuning_type: lora, or remove adapter_name_or_path",
+        remove("adapter_name_or_path", before="set finetuning_type: lora, or "),
         _PARSER,
     ),
     Rule(
@@ -126,7 +126,7 @@ RULES: t.Tuple[Rule, ...] = (
         lambda c: c["shift_attn"] and c["stage"] != "ppo" and not _before(c.schema.packages["transformers"], 4, 48),
         "shift_attn needs transformers before 4.48, which no environment has: it fails with llama, and other models "
         "are trained without it",
-        "remove shift_attn",
+        remove("shift_attn"),
         "model/model_utils/longlora.py",
     ),
     Rule(
@@ -134,18 +134,18 @@ RULES: t.Tuple[Rule, ...] = (
         lambda c: c["mixture_of_depths"] is not None and not _before(c.schema.packages["transformers"], 4, 45),
         "mixture-of-depth, of which 1.2.0 is the last, needs transformers before 4.45, which no environment has: it "
         "fails in the first step",
-        "remove mixture_of_depths",
+        remove("mixture_of_depths"),
         "MoD/MoD.py",
     ),
     Rule(
         ("use_v1_kernels",),
         lambda c: c["use_v1_kernels"],
         "the kernels of use_v1_kernels are for NPUs, which no node has: elsewhere LLaMA-Factory has none of them",
-        "remove use_v1_kernels",
+        remove("use_v1_kernels"),
         "model/loader.py",
     ),
     *(
-        Rule((key,), _without_gpus(key), f"{what} on GPUs alone", f"remove {key}", source)
+        Rule((key,), _without_gpus(key), f"{what} on GPUs alone", remove(key), source)
         for key, what, source in (
             ("enable_liger_kernel", "liger's kernels run", "liger-kernel"),
             ("use_unsloth", "unsloth runs", "unsloth"),
@@ -156,7 +156,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("infer_backend",),
         lambda c: c["infer_backend"] != "huggingface",
         "training runs on huggingface alone",
-        "remove infer_backend",
+        remove("infer_backend"),
         _PARSER,
     ),
     Rule(
@@ -170,7 +170,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("quantization_bit", "finetuning_type"),
         lambda c: c.quantized and c["finetuning_type"] not in ("lora", "oft"),
         "a quantized model is trained with LoRA or OFT alone",
-        "set finetuning_type: lora, or remove quantization_bit",
+        remove("quantization_bit", before="set finetuning_type: lora, or "),
         _PARSER,
     ),
     Rule(
@@ -205,42 +205,45 @@ RULES: t.Tuple[Rule, ...] = (
         ("quantization_bit", "pissa_init"),
         lambda c: c.quantized and c["pissa_init"],
         "PiSSA cannot start from quantized weights",
-        "remove pissa_init or quantization_bit",
+        remove("pissa_init", "quantization_bit", either=True),
         _PARSER,
     ),
     Rule(
         ("quantization_bit", "resize_vocab"),
         lambda c: c.quantized and (c["resize_vocab"] or c["add_tokens"] or c["add_special_tokens"]),
         "the embeddings of a quantized model cannot be resized, and added tokens resize them",
-        "remove resize_vocab, add_tokens and add_special_tokens, or quantization_bit",
+        Remedy(
+            "remove resize_vocab, add_tokens and add_special_tokens, or quantization_bit",
+            ("resize_vocab", "add_tokens", "add_special_tokens", "quantization_bit"),
+        ),
         "model/model_utils/embedding.py",
     ),
     Rule(
         ("quantization_bit", "create_new_adapter"),
         lambda c: c.quantized and c["adapter_name_or_path"] and c["create_new_adapter"],
         "no new adapter can be made on top of another one on a quantized model",
-        "remove create_new_adapter",
+        remove("create_new_adapter"),
         _PARSER,
     ),
     Rule(
         ("quantization_device_map",),
         lambda c: c["do_train"] and c["quantization_device_map"] == "auto",
         "training places the model itself",
-        "remove quantization_device_map",
+        remove("quantization_device_map"),
         _PARSER,
     ),
     Rule(
         ("quantization_bit", "use_dora"),
         lambda c: c.quantized and c["use_dora"],
         "DoRA refuses quantized weights: LLaMA-Factory means to let those of bnb pass, and compares with a wrong word",
-        "remove use_dora or quantization_bit",
+        remove("use_dora", "quantization_bit", either=True),
         "model/adapter.py",
     ),
     Rule(
         ("fp8", "quantization_bit"),
         lambda c: c["fp8"] and c.quantized,
         "FP8 training does not go with a quantized model",
-        "remove fp8 or quantization_bit",
+        remove("fp8", "quantization_bit", either=True),
         _PARSER,
     ),
     Rule(

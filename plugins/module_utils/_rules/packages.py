@@ -8,7 +8,7 @@ from __future__ import annotations
 import typing as t
 
 from .._engine import hub_modelscope
-from .rule import Rule, View
+from .rule import Rule, View, remove
 
 _PARSER = "hparams/parser.py _check_extra_dependencies"
 _QUANTIZATION = "model/model_utils/quantization.py"
@@ -20,7 +20,7 @@ def _package(name: str, key: str, uses: t.Callable[[View], t.Any], source: str =
         (key,),
         lambda c: uses(c) and name not in c.schema.packages,
         f"it needs the package {name}, which the environment does not have",
-        f"remove {key}",
+        remove(key),
         source,
     )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import typing as t
 
-from .rule import Rule, View
+from .rule import Rule, View, remove
 
 _UNPACKED = ("mxfp4", "fp8")
 """Quantized checkpoints that LLaMA-Factory unpacks while it loads them: to it they are like any other."""
@@ -113,21 +113,21 @@ RULES: t.Tuple[Rule, ...] = (
         ("pissa_init", "train_model"),
         lambda c: _stays_quantized(c) and c["pissa_init"],
         "the checkpoint is quantized, and PiSSA cannot start from quantized weights",
-        "remove pissa_init, or take a model that is not quantized",
+        remove("pissa_init", after=", or take a model that is not quantized"),
         _ADAPTER,
     ),
     Rule(
         ("use_dora", "train_model"),
         lambda c: _stays_quantized(c) and c["use_dora"],
         "the checkpoint is quantized, and DoRA refuses quantized weights",
-        "remove use_dora, or take a model that is not quantized",
+        remove("use_dora", after=", or take a model that is not quantized"),
         _ADAPTER,
     ),
     Rule(
         ("quantization_bit", "train_model"),
         lambda c: c.quantized and c.now.weights.quantized,
         "the checkpoint is quantized already: LLaMA-Factory passes over quantization_bit",
-        "remove quantization_bit, or take a model that is not quantized",
+        remove("quantization_bit", after=", or take a model that is not quantized"),
         _QUANTIZATION,
     ),
     *(
@@ -196,7 +196,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("rope_scaling", "cutoff_len"),
         lambda c: c["rope_scaling"] and c["cutoff_len"] <= c.now.weights.first_length,
         "the model takes texts of cutoff_len as it is: LLaMA-Factory passes over rope_scaling",
-        lambda c: f"remove rope_scaling, or set cutoff_len above {c.now.weights.first_length}",
+        lambda c: remove("rope_scaling", after=f", or set cutoff_len above {c.now.weights.first_length}"),
         "model/model_utils/rope.py",
     ),
     Rule(
@@ -210,28 +210,28 @@ RULES: t.Tuple[Rule, ...] = (
         ("enable_liger_kernel", "train_model"),
         lambda c: c["enable_liger_kernel"] and _kind_not_in(*_LIGER)(c),
         "liger has no kernels for this kind of model: LLaMA-Factory warns, and trains without",
-        "remove enable_liger_kernel",
+        remove("enable_liger_kernel"),
         "model/model_utils/liger_kernel.py",
     ),
     Rule(
         ("mixture_of_depths", "train_model"),
         lambda c: c["mixture_of_depths"] == "convert" and _kind_not_in(*_DEPTHS)(c),
         "mixture-of-depths does not know this kind of model",
-        "remove mixture_of_depths, or take a model of " + ", ".join(_DEPTHS),
+        remove("mixture_of_depths", after=f", or take a model of {', '.join(_DEPTHS)}"),
         "model/model_utils/mod.py",
     ),
     Rule(
         ("neat_packing", "flash_attn", "train_model"),
         lambda c: c["neat_packing"] and c["flash_attn"] == "fa2" and c.now.weights.type in ("gemma4", "gpt_oss"),
         "neat_packing with fa2 is not for this kind of model",
-        "remove neat_packing",
+        remove("neat_packing"),
         "data/collator.py",
     ),
     Rule(
         ("neat_packing", "train_model"),
         lambda c: c["neat_packing"] and c.now.weights.type in ("qwen2_5_omni", "qwen3_omni_moe"),
         "texts of a model that hears and sees cannot be packed yet",
-        "remove neat_packing",
+        remove("neat_packing"),
         "data/collator.py",
     ),
     Rule(

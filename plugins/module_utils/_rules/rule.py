@@ -115,12 +115,29 @@ def relative(key: str) -> t.Callable[[View], bool]:
     return lambda c: bool(c[key]) and not str(c[key]).startswith("/")
 
 
+class Remedy(t.NamedTuple):
+    text: str
+    removes: t.Tuple[str, ...] = ()
+    """Keys that are to go, which a recipe or another run may have brought."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def remove(*keys: str, either: bool = False, before: str = "", after: str = "") -> Remedy:
+    """Remove these keys, all or either; with what else helps before or after that."""
+    *most, last = keys
+    listed = f"{', '.join(most)} {'or' if either else 'and'} {last}" if most else last
+    return Remedy(f"{before}remove {listed}{after}", keys)
+
+
 class Rule(t.NamedTuple):
     keys: t.Tuple[str, ...]
     broken: t.Callable[[View], t.Any]
     what: str
-    change: t.Union[str, t.Callable[[View], str]]
+    change: t.Union[str, Remedy, t.Callable[[View], t.Union[str, Remedy]]]
     source: str
 
-    def remedy(self, view: View) -> str:
-        return self.change if isinstance(self.change, str) else self.change(view)
+    def remedy(self, view: View) -> Remedy:
+        told = self.change(view) if callable(self.change) else self.change
+        return Remedy(told) if isinstance(told, str) else told

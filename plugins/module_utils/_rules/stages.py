@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import typing as t
 
-from .rule import Rule, View
+from .rule import Rule, View, remove
 
 _PPO_LOGGERS = ("wandb", "tensorboard", "none")
 _PARSER = "hparams/parser.py"
@@ -64,28 +64,28 @@ RULES: t.Tuple[Rule, ...] = (
         ("predict_with_generate", "stage"),
         lambda c: c["stage"] != "sft" and c["predict_with_generate"],
         "answers are generated in stage sft alone",
-        "remove predict_with_generate",
+        remove("predict_with_generate"),
         _PARSER,
     ),
     Rule(
         ("neat_packing", "stage"),
         lambda c: c["stage"] != "sft" and c["neat_packing"],
         "neat_packing is for stage sft",
-        "remove neat_packing",
+        remove("neat_packing"),
         _PARSER,
     ),
     Rule(
         ("packing", "stage"),
         lambda c: c["stage"] not in ("pt", "sft") and c["packing"],
         "packing is for stages pt and sft: LLaMA-Factory passes over it",
-        "remove packing",
+        remove("packing"),
         "data/loader.py _get_dataset_processor",
     ),
     Rule(
         ("train_on_prompt", "mask_history", "stage"),
         lambda c: c["stage"] != "sft" and (c["train_on_prompt"] or c["mask_history"]),
         "train_on_prompt and mask_history are for stage sft",
-        "remove them",
+        remove("train_on_prompt", "mask_history"),
         _PARSER,
     ),
     Rule(
@@ -99,7 +99,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("load_best_model_at_end", "stage"),
         lambda c: c["stage"] in ("rm", "ppo") and c["load_best_model_at_end"],
         "this stage cannot load the best model at its end",
-        "remove load_best_model_at_end",
+        remove("load_best_model_at_end"),
         _PARSER,
     ),
     Rule(
@@ -141,7 +141,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("shift_attn", "stage"),
         lambda c: c["stage"] == "ppo" and c["shift_attn"],
         "PPO does not go with shift_attn",
-        "remove shift_attn",
+        remove("shift_attn"),
         _PARSER,
     ),
     Rule(
@@ -162,7 +162,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("train_eval_datasets", "val_size"),
         lambda c: c["stage"] == "ppo" and (c.now.eval_datasets or c["val_size"] > 1e-6),
         "PPO takes no held-out data",
-        "set train_eval_datasets: [], and remove val_size",
+        remove("val_size", before="set train_eval_datasets: [], and "),
         _PPO,
     ),
     Rule(
@@ -177,7 +177,7 @@ RULES: t.Tuple[Rule, ...] = (
             (f"{kind}_steps", f"{kind}_strategy"),
             _ppo_steps(kind),
             f"PPO counts {kind}_steps in whole steps, and knows no other {kind}_strategy",
-            f"set {kind}_steps to a whole number from 1, and remove {kind}_strategy",
+            remove(f"{kind}_strategy", before=f"set {kind}_steps to a whole number from 1, and "),
             _PPO,
         )
         for kind in ("logging", "save")
@@ -186,7 +186,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("dpo_label_smoothing", "pref_loss"),
         lambda c: c["stage"] == "dpo" and c["pref_loss"] != "sigmoid" and c["dpo_label_smoothing"] > 1e-6,
         "labels are smoothed with pref_loss sigmoid alone",
-        "remove dpo_label_smoothing",
+        remove("dpo_label_smoothing"),
         _FINETUNING,
     ),
     Rule(
@@ -204,14 +204,20 @@ RULES: t.Tuple[Rule, ...] = (
             and c["val_size"] < 1e-6
         ),
         "there is nothing to evaluate on",
-        "set train_eval_datasets or val_size, or remove do_eval, do_predict, predict_with_generate and eval_strategy",
+        remove(
+            "do_eval",
+            "do_predict",
+            "predict_with_generate",
+            "eval_strategy",
+            before="set train_eval_datasets or val_size, or ",
+        ),
         _PARSER,
     ),
     Rule(
         ("predict_with_generate", "compute_accuracy"),
         lambda c: c["predict_with_generate"] and c["compute_accuracy"],
         "accuracy is computed without generating",
-        "remove one of them",
+        remove("predict_with_generate", "compute_accuracy", either=True),
         _PARSER,
     ),
     Rule(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .rule import Rule, View
+from .rule import Rule, View, remove
 
 _TRANSFORMERS = "transformers training_args.py"
 _LATER = "transformers trainer.py"
@@ -44,14 +44,14 @@ RULES: t.Tuple[Rule, ...] = (
         ("bf16", "fp16"),
         lambda c: c["bf16"] and c["fp16"],
         "bf16 and fp16 exclude each other",
-        "remove one of them",
+        remove("bf16", "fp16", either=True),
         _TRANSFORMERS,
     ),
     Rule(
         ("bf16",),
         lambda c: (c["bf16"] or c["bf16_full_eval"]) and not c.now.bf16 and not c["use_cpu"],
         "bf16 needs GPUs of compute capability 8.0 or more, or use_cpu: true",
-        "remove bf16",
+        remove("bf16"),
         _TRANSFORMERS,
     ),
     Rule(
@@ -79,14 +79,14 @@ RULES: t.Tuple[Rule, ...] = (
         ("tf32",),
         lambda c: c["tf32"] and not c.now.bf16,
         "tf32 needs GPUs of compute capability 8.0 or more",
-        "remove tf32",
+        remove("tf32"),
         _TRANSFORMERS,
     ),
     Rule(
         ("dataloader_prefetch_factor", "dataloader_num_workers"),
         lambda c: c["dataloader_prefetch_factor"] is not None and c["dataloader_num_workers"] == 0,
         "only workers fetch ahead",
-        "set dataloader_num_workers: 1, or remove dataloader_prefetch_factor",
+        remove("dataloader_prefetch_factor", before="set dataloader_num_workers: 1, or "),
         _TRANSFORMERS,
     ),
     Rule(
@@ -152,7 +152,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("do_train",),
         lambda c: not c["do_train"],
         "a managed run trains",
-        "remove do_train, or set it to true",
+        remove("do_train", after=", or set it to true"),
         "train/sft/workflow.py",
     ),
     Rule(
@@ -191,14 +191,14 @@ RULES: t.Tuple[Rule, ...] = (
         ("auto_find_batch_size", "train_engine"),
         lambda c: c["auto_find_batch_size"] and c.zero3,
         "the batch size cannot be searched for under ZeRO-3",
-        "remove auto_find_batch_size",
+        remove("auto_find_batch_size"),
         _LATER,
     ),
     Rule(
         ("save_only_model", "load_best_model_at_end", "train_engine"),
         lambda c: c["save_only_model"] and c["load_best_model_at_end"] and (c.deepspeed or c.now.engine.fsdp),
         "DeepSpeed and FSDP load the best model from a whole checkpoint alone",
-        "remove save_only_model",
+        remove("save_only_model"),
         _LATER,
     ),
     Rule(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .rule import Rule, View
+from .rule import Rule, View, remove
 
 _OPTIMIZERS = ("use_galore", "use_apollo", "use_badam")
 _GALORE_OPTIM = ("adamw_torch", "adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit", "adafactor")
@@ -49,11 +49,11 @@ RULES: t.Tuple[Rule, ...] = (
         ("pissa_init", "stage"),
         lambda c: c["pissa_init"] and (c["stage"] in ("ppo", "kto") or c.with_reference),
         "PiSSA changes the base model, which this stage needs as it was",
-        "remove pissa_init",
+        remove("pissa_init"),
         _FINETUNING,
     ),
     *(
-        Rule((key, "finetuning_type"), _only_lora(key), f"{key} is for LoRA", f"remove {key}", _FINETUNING)
+        Rule((key, "finetuning_type"), _only_lora(key), f"{key} is for LoRA", remove(key), _FINETUNING)
         for key in ("loraplus_lr_ratio", "use_rslora", "use_dora", "pissa_init")
     ),
     Rule(
@@ -67,7 +67,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("use_unsloth", "finetuning_type"),
         lambda c: c["use_unsloth"] and c["finetuning_type"] == "oft",
         "unsloth does not go with OFT",
-        "set finetuning_type: lora, or remove use_unsloth",
+        remove("use_unsloth", before="set finetuning_type: lora, or "),
         "model/adapter.py",
     ),
     Rule(
@@ -86,7 +86,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("oft_rank", "oft_block_size"),
         lambda c: c["finetuning_type"] == "oft" and bool(c["oft_rank"]) == bool(c["oft_block_size"]),
         "exactly one of oft_rank and oft_block_size is not zero; oft_block_size is 32 unless it is set",
-        "set oft_block_size: 0 beside oft_rank, or remove oft_rank",
+        remove("oft_rank", before="set oft_block_size: 0 beside oft_rank, or "),
         "peft OFTConfig",
     ),
     Rule(
@@ -106,7 +106,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("pure_bf16",),
         lambda c: c["pure_bf16"] and not c.now.bf16,
         "pure_bf16 needs GPUs of compute capability 8.0 or more",
-        "remove pure_bf16",
+        remove("pure_bf16"),
         _PARSER,
     ),
     Rule(
@@ -120,14 +120,14 @@ RULES: t.Tuple[Rule, ...] = (
         ("galore_layerwise", "use_galore"),
         lambda c: c["use_galore"] and c["galore_layerwise"],
         "layer-wise GaLore is not for ranks that torchrun starts",
-        "remove galore_layerwise",
+        remove("galore_layerwise"),
         _PARSER,
     ),
     Rule(
         ("apollo_layerwise", "use_apollo"),
         lambda c: c["use_apollo"] and c["apollo_layerwise"],
         "layer-wise APOLLO is not for ranks that torchrun starts",
-        "remove apollo_layerwise",
+        remove("apollo_layerwise"),
         _PARSER,
     ),
     Rule(
@@ -178,14 +178,14 @@ RULES: t.Tuple[Rule, ...] = (
             _asft(c) and (c.now.eval_datasets or c["val_size"] > 1e-6 or c["do_eval"] or c["eval_strategy"] != "no")
         ),
         "LLaMA-Factory's ASFT fails in the first evaluation, which asks for outputs beside the loss",
-        "set train_eval_datasets: [], and remove val_size, do_eval and eval_strategy",
+        remove("val_size", "do_eval", "eval_strategy", before="set train_eval_datasets: [], and "),
         "train/sft/trainer.py compute_loss",
     ),
     Rule(
         ("use_asft_loss", "enable_liger_kernel"),
         lambda c: _asft(c) and c["enable_liger_kernel"],
         "Liger's kernels leave no logits for the loss of ASFT, and LLaMA-Factory trains with the usual one",
-        "remove enable_liger_kernel",
+        remove("enable_liger_kernel"),
         "train/trainer_utils.py asft_loss_func",
     ),
     Rule(
