@@ -53,6 +53,12 @@ class Model(t.NamedTuple):
     """What its config.json says of its sizes."""
 
 
+def merged(adapters: t.Sequence[str], new: t.Any) -> list[str]:
+    """Adapters that become part of the model before training, below the one that is trained: all of them where a new
+    one is made (create_new_adapter), else all but the last, which goes on being trained."""
+    return list(adapters if new else adapters[:-1])
+
+
 def facts(folder: Path) -> dict[str, t.Any]:
     """The fields of a Model, for a folder with a config.json."""
     config = _json(folder / "config.json")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import typing as t
 from dataclasses import replace
 
-from . import _model_place, _sent_model, _template
+from . import _model, _model_place, _sent_model, _template
 from ._engine import hub_modelscope
 from ._engine.state import EARLIER
 from ._errors import FinetuneError
@@ -22,8 +22,9 @@ from ._wish.wish import Wish
 if t.TYPE_CHECKING:
     from ._ranks import Facts
 
-_REFERS = ("dpo", "kto", "ppo")
-"""Stages that compare with the model as it was: an adapter that went on being trained would not be there to compare."""
+_ANEW = ("rm", "dpo", "kto", "ppo")
+"""Stages that get a new adapter. The last three compare with the model as it was, and an adapter that went on being
+trained would not be there to compare; PPO puts that of rm onto a model into which the earlier one is merged."""
 _WHOLE = ("full", "freeze")
 
 Run = dict[str, t.Any]
@@ -107,11 +108,10 @@ def _with_model(wish: Wish, run: Run) -> Wish:
     )
     if arguments["finetuning_type"] in _WHOLE:
         return replace(wish, model=reference, model_revision="")
-    before = [word for word in str(arguments.get("adapter_name_or_path") or "").split(",") if word]
-    adapters = [*(before if arguments.get("create_new_adapter") else before[:-1]), reference]
+    adapters = [*_merged(arguments), reference]
     own: dict[str, t.Any] = {"adapter_name_or_path": ",".join(adapters)}
     asked = {**wish.base, **wish.args}
-    if wish.stage in _REFERS and "create_new_adapter" not in asked and not asked.get("quantization_bit"):
+    if wish.stage in _ANEW and "create_new_adapter" not in asked and not asked.get("quantization_bit"):
         own["create_new_adapter"] = True
     return _with(replace(wish, model=model["name"], model_revision=str(model["revision"])), own, origin)
 
@@ -132,8 +132,15 @@ def _with_reward(wish: Wish, run: Run) -> Wish:
             where="train_reward_from",
             change="name a run of recipe reward on the same model, or one that trained all weights",
         )
+    if kind == "lora":
+        wish = replace(wish, scored_on=tuple(_merged(arguments)))
     own = {"reward_model": EARLIER + run["id"], "reward_model_type": kind}
     return _with(wish, own, f"train_reward_from {run['id']}")
+
+
+def _merged(arguments: t.Mapping[str, t.Any]) -> list[str]:
+    adapters = [word for word in str(arguments.get("adapter_name_or_path") or "").split(",") if word]
+    return _model.merged(adapters, arguments.get("create_new_adapter"))
 
 
 def _plainly(model: str) -> str:

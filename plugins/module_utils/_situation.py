@@ -78,6 +78,7 @@ def found(
         model=wish.model,
         template=None if wish.insists else template,
         folders={folder: _in_every(folder, facts) for folder in wish.folders},
+        scored_on=wish.scored_on,
         weights=_weights(wish, facts),
         engine=_parallel.ENGINES[resolved["engine"]],
         variables=variables,

@@ -89,7 +89,8 @@ def test_a_model_that_was_sent_is_where_it_was_sent_to() -> None:
 
 
 def test_the_reward_model_of_ppo_is_a_run() -> None:
-    facts = having(run("sft-00000001"), run("judge-00000001", stage="rm"))
+    on_top = {"adapter_name_or_path": "run:sft-00000001", "create_new_adapter": True}
+    facts = having(run("sft-00000001"), run("judge-00000001", stage="rm", **on_top))
     found = plan(facts, train_from="sft", train_reward_from="judge", train_recipe="ppo")
     assert lines(found)["reward_model"] == f"{ROOT}/runs/judge-00000001/output"
     assert lines(found)["reward_model_type"] == "lora" and lines(found)["create_new_adapter"] == "true"
@@ -101,6 +102,24 @@ def test_the_reward_model_of_ppo_is_a_run() -> None:
         plan(facts, train_from="sft", train_reward_from="sft", train_recipe="ppo")
     with pytest.raises(FinetuneError, match="takes no reward model"):
         plan(facts, train_reward_from="judge")
+
+
+def test_a_reward_model_scores_for_the_model_that_it_was_trained_on() -> None:
+    """PPO merges the earlier adapter into the model. One that had gone on with it would count it twice."""
+    sft, judge = run("sft-00000001"), "judge-00000001"
+    reward = plan(having(sft), train_from="sft", train_recipe="reward")
+    assert lines(reward)["create_new_adapter"] == "true"
+    ppo: dict[str, t.Any] = {"train_reward_from": "judge", "train_recipe": "ppo"}
+    plan(having(sft, run(judge, **reward.resolved["arguments"])), **ppo, train_from="sft")
+    again = {**reward.resolved["arguments"], "create_new_adapter": False}
+    plan(having(sft, run(judge, **again)), **ppo)
+    plan(having(sft, run(judge, **again)), **ppo, train_from="sft", train_set="create_new_adapter=false")
+    plan(having(sft, run(judge, stage="rm", finetuning_type="full")), **ppo, train_from="sft")
+    for other in (run(judge, **again), run(judge, stage="rm")):
+        with pytest.raises(FinetuneError, match="is an adapter on another model"):
+            plan(having(sft, other), **ppo, train_from="sft")
+    with pytest.raises(FinetuneError, match="an adapter on another model"):
+        plan(having(sft, run(judge, **reward.resolved["arguments"])), **ppo)
 
 
 def test_a_reward_model_that_is_an_adapter_is_one_on_the_same_model() -> None:

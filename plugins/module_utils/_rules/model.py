@@ -101,6 +101,18 @@ RULES: t.Tuple[Rule, ...] = (
         "model/adapter.py",
     ),
     Rule(
+        ("create_new_adapter", "train_engine", "use_unsloth"),
+        lambda c: (
+            c["create_new_adapter"]
+            and c["adapter_name_or_path"]
+            and (c.zero3 or c["use_unsloth"] or c.ktransformers or c.now.weights.quantized)
+        ),
+        "no adapter is merged with ZeRO-3, unsloth, KTransformers or into a quantized model: LLaMA-Factory would go on "
+        "with the one that is there, and pass over create_new_adapter",
+        "take another train_engine, such as zero2 or fsdp2, or set create_new_adapter: false to go on with that one",
+        "model/adapter.py",
+    ),
+    Rule(
         ("flash_attn",),
         lambda c: c["flash_attn"] == "fa3",
         "LLaMA-Factory takes fa3 and then dies when it configures the model",

@@ -35,6 +35,9 @@ class Situation(t.NamedTuple):
     """What the registry has for the model; None where the author insists on his own."""
     folders: t.Mapping[str, t.Container[str]] = MappingProxyType({})
     """By the full path of an adapter or a reward model, those of its files that are there on every node."""
+    scored_on: t.Sequence[str] | None = None
+    """Adapters that were merged into the model which the adapter of the reward model was trained on; None where the
+    reward model is not known, or is no adapter."""
     weights: Model = Model()
     """What is known of the model itself."""
     engine: Engine = Engine()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import typing as t
 
+from .. import _model
 from .rule import Rule, View, remove
 
 _PPO_LOGGERS = ("wandb", "tensorboard", "none")
@@ -30,6 +31,12 @@ def _other_reward_model(c: View) -> bool:
     """A whole model where an adapter is due, or the other way round."""
     there, mark = _reward_folder(c), {"lora": "adapter_config.json", "full": "config.json"}
     return there is not None and "value_head.safetensors" in there and mark[c["reward_model_type"]] not in there
+
+
+def _scores_another_model(c: View) -> bool:
+    """The reward model's adapter goes onto what PPO makes of the model."""
+    merged = _model.merged(c.words("adapter_name_or_path"), c["create_new_adapter"])
+    return c["stage"] == "ppo" and c.now.scored_on is not None and list(c.now.scored_on) != merged
 
 
 def _less_than_a_batch(c: View) -> bool:
@@ -157,6 +164,13 @@ RULES: t.Tuple[Rule, ...] = (
         "PPO reports to wandb or tensorboard alone",
         "use one of them, or none",
         _PARSER,
+    ),
+    Rule(
+        ("train_reward_from", "train_from", "create_new_adapter"),
+        _scores_another_model,
+        "the reward model is an adapter on another model: it was not trained with the same adapters merged below it",
+        "begin both runs with the same one (train_from), or train all weights of the reward model",
+        "model/adapter.py, train/trainer_utils.py create_reward_model",
     ),
     Rule(
         ("train_eval_datasets", "val_size"),

@@ -89,6 +89,8 @@ class Wish:
     """GPUs that a plan takes each host to have."""
     family: str = ""
     """The model at the beginning of a chain of runs, where an earlier one is this one's model."""
+    scored_on: tuple[str, ...] | None = None
+    """Adapters that were merged into the model below that of the reward model, where a run is that."""
     left: t.Mapping[str, t.Any] = field(default_factory=dict)
     """What is known of the run that it begins with: the config.json of its model, and LLaMA-Factory's keys of its
     adapter."""

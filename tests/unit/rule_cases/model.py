@@ -5,7 +5,21 @@
 
 from __future__ import annotations
 
-from .situations import ADAPTER, BITS, FSDP, FULL, HEAD, PPO, QWEN3, READS_GPTQ, WITH, ZERO3, Case
+from .situations import (
+    ADAPTER,
+    BITS,
+    FSDP,
+    FULL,
+    HEAD,
+    KTRANSFORMERS,
+    ON_TOP,
+    PPO,
+    QWEN3,
+    READS_GPTQ,
+    WITH,
+    ZERO3,
+    Case,
+)
 
 CASES: list[Case] = [
     ("image_max_pixels is smaller", {"image_max_pixels": 9}, {}, {"image_max_pixels": 2000}, {}),
@@ -57,6 +71,10 @@ CASES: list[Case] = [
     ("an adapter goes with", {**FULL, "adapter_name_or_path": "/a"}, {}, {"adapter_name_or_path": "/a"}, {}),
     ("several adapters", {**BITS, "adapter_name_or_path": "/a,/b"}, {}, {**BITS, "adapter_name_or_path": "/a"}, {}),
     ("several adapters", {"adapter_name_or_path": "/a,/b"}, ZERO3, {"adapter_name_or_path": "/a,/b"}, {}),
+    ("pass over create_new", {**ON_TOP, "use_unsloth": True}, {"gpus": True}, ON_TOP, {}),
+    ("pass over create_new", ON_TOP, ZERO3, {**ON_TOP, "create_new_adapter": False}, ZERO3),
+    ("pass over create_new", ON_TOP, READS_GPTQ, {"create_new_adapter": True}, READS_GPTQ),
+    ("pass over create_new", ON_TOP, KTRANSFORMERS, ON_TOP, {}),
     ("fa3", {"flash_attn": "fa3"}, {}, {"flash_attn": "sdpa"}, {}),
     ("no flash-attn", {"flash_attn": "fa2"}, {}, {"flash_attn": "fa2"}, {WITH: ["flash-attn"]}),
     ("on GPUs alone", {"enable_liger_kernel": True}, {}, {"enable_liger_kernel": True}, {"gpus": True}),

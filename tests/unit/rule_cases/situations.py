@@ -22,6 +22,7 @@ STREAM = {"streaming": True, "max_steps": 9, "dataloader_num_workers": 1}
 PPO = {"stage": "ppo", "reward_model": "/reward"}
 DPO = {"stage": "dpo"}
 HEAD, ADAPTER = frozenset(["value_head.safetensors"]), frozenset(["adapter_config.json"])
+ON_TOP = {"adapter_name_or_path": "/a", "create_new_adapter": True}
 HELD_OUT = {"eval_datasets": 1}
 FREEZE = {"finetuning_type": "freeze"}
 OFT = {"finetuning_type": "oft", "ddp_find_unused_parameters": False}

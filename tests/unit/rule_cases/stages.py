@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from .situations import ADAPTER, DPO, FSDP, HEAD, HELD_OUT, PPO, WITH, ZERO3, Case
+from .situations import ADAPTER, DPO, FSDP, HEAD, HELD_OUT, ON_TOP, PPO, WITH, ZERO3, Case
 
 CASES: list[Case] = [
     ("generated in stage sft", {**DPO, "predict_with_generate": True}, HELD_OUT, DPO, {}),
@@ -34,6 +34,15 @@ CASES: list[Case] = [
         PPO,
         {"folders": {"/reward": HEAD | ADAPTER}},
     ),
+    ("an adapter on another model", {**PPO, **ON_TOP}, {"scored_on": ()}, {**PPO, **ON_TOP}, {"scored_on": ("/a",)}),
+    (
+        "an adapter on another model",
+        {**PPO, "adapter_name_or_path": "/a,/b"},
+        {"scored_on": ("/a", "/b")},
+        {**PPO, "adapter_name_or_path": "/a,/b"},
+        {"scored_on": ("/a",)},
+    ),
+    ("an adapter on another model", PPO, {"scored_on": ("/a",)}, PPO, {"scored_on": ()}),
     (
         "of the other type",
         PPO,
