@@ -15,11 +15,14 @@ import uuid
 from pathlib import Path
 
 from . import _report
-from ._engine import files, state, supervisor
+from ._engine import files, processes, state, supervisor
 from ._errors import FinetuneError
 
 START_SECONDS = 30.0
 """How long an apply waits for a module of the engine to say that it began."""
+
+_END_SECONDS = 5.0
+"""How long a process of the engine that was told to end may take."""
 
 JOIN_SECONDS, JOIN_SECONDS_PER_NODE = 30.0, 5.0
 """How long ranks of an all-reduce wait for those of the other nodes, whose calls may come one after the other."""
@@ -87,10 +90,12 @@ def _begin(run: state.Run, spec: dict[str, t.Any], module: str, path: Path, *arg
 
 
 def _end(path: Path, module: str) -> None:
-    """End the process that `path` names, where it is that module of the engine."""
+    """End the process that `path` names, where it is that module of the engine, and wait until its locks are free."""
     pid = int(files.read_json(path).get("pid") or 0)
-    deadline = time.monotonic() + 5
-    while pid and f"engine.{module}".encode() in _command(pid) and time.monotonic() < deadline:
+    if not pid or f"engine.{module}".encode() not in _command(pid):
+        return
+    deadline = time.monotonic() + _END_SECONDS
+    while processes.lives(pid) and time.monotonic() < deadline:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
         time.sleep(0.05)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import subprocess
 import sys
 import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _changes, _node, _run, _stage, _state
+from ansible_collections.llmops.finetune.plugins.module_utils import _changes, _node, _place, _run, _stage, _state
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import files, lease, state
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
@@ -396,6 +397,27 @@ def test_a_start_leaves_a_token_unless_the_run_lives_or_a_lease_is_held(root: Pa
     assert _run.ask_start(spec(root), _changes.Changes(dry=False)) == "", "a living run is adopted"
     for descriptor in (*held, living):
         os.close(descriptor)
+
+
+def test_a_place_that_was_given_up_is_free_at_once(root: Path) -> None:
+    """A process that ends loses its command line first, then its memory, and its locks after that."""
+    run = state.Run(root / "runs" / "x-00000000")
+    run.path.mkdir(parents=True)
+    lock = root / "cpu"
+    holder = (
+        "import fcntl, os, sys, time\n"
+        f"descriptor = os.open({str(lock)!r}, os.O_RDWR | os.O_CREAT)\n"
+        "fcntl.flock(descriptor, fcntl.LOCK_EX)\n"
+        "held = bytearray(os.urandom(1 << 20) * 600)\n"
+        "print('held', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", holder, "engine.listener"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"held\n"
+        files.write_json(run.listening, {"pid": process.pid})
+        _place.release(run)
+        assert not files.locked(lock) and not run.listening.exists()
 
 
 def test_a_supervisor_that_never_answers_is_told_with_its_log(root: Path) -> None:

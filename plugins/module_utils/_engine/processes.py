@@ -46,6 +46,12 @@ def descendants(root: int) -> list[Process]:
     return below
 
 
+def lives(pid: int) -> bool:
+    """Whether a process is there and has its files, and so its locks; its command line is gone before those."""
+    process = _read(pid)
+    return process is not None and process.state not in ("Z", "X")
+
+
 def running(word: str, but: str) -> bool:
     """Whether a process below this one has `word` in its command line, and not `but`."""
     for process in descendants(os.getpid()):
