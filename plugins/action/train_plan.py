@@ -90,7 +90,7 @@ class ActionModule(ActionBase):
             model = _sources.model(wish, _lookup.folders(known))
             profile = _profile.find(wish.environment, wish.lock, _lookup.folders(known))
             schema = schemas[wish.environment]
-            facts = _before.with_stored(wish, facts, made, lambda name: _s3.earlier(wish.store, name, secrets))
+            facts = _before.with_stored(wish.fetched, facts, made, lambda name: _s3.earlier(wish.store, name, secrets))
             corpus = _sources.corpus_digest()
             who = _identity.find(wish, sources, facts, corpus_digest=corpus, model=model, made=made)
             facts = self._recorded(who, facts, secrets)

@@ -15,9 +15,6 @@ from . import _store, _workshop
 from ._changes import Changes
 from ._engine import state
 
-if t.TYPE_CHECKING:
-    from ._wish.wish import Wish
-
 FETCHING_SECONDS = 24 * 3600.0
 """How long an apply waits for another one that fetches the same."""
 _CHANGE = (
@@ -34,14 +31,13 @@ Run = dict[str, t.Any]
 
 
 def with_stored(
-    wish: Wish, facts: Facts, made: t.Container[str], ask: t.Callable[[str], t.Iterable[Run]]
+    named: t.Iterable[str], facts: Facts, made: t.Container[str], ask: t.Callable[[str], t.Iterable[Run]]
 ) -> dict[str, dict[str, t.Any]]:
-    """Facts in which hosts without an earlier run know what the store has of it (`elsewhere`). made: names of runs of
-    this play, which are on the hosts. ask: the finished runs of a name or id in the store."""
+    """Facts in which hosts without an earlier run know what the store has of it (`elsewhere`). named: runs that one
+    begins with; made: names of runs of this play, which are on the hosts. ask: the finished runs of a name or id in the
+    store."""
     known = dict(facts)
-    if not wish.store or not known or not wish.present:
-        return known
-    waiting = [name for name in (wish.begins_with, wish.rewarded_by) if name and name not in made]
+    waiting = [name for name in named if name not in made] if known else []
     asked: set[str] = set()
     while waiting:
         wanted = waiting.pop()

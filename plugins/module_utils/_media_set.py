@@ -16,7 +16,7 @@ import tarfile
 import typing as t
 from pathlib import Path
 
-from . import _media, _node
+from . import _media, _sealed
 from ._errors import FinetuneError
 
 CONTENT = "files"
@@ -63,7 +63,7 @@ def store(stream: t.IO[bytes], folder: Path, wanted: str, content: str = "", wha
         found = unpack(stream, workshop / content, wanted, what)
         digests = {str(Path(content, path)): digest for path, digest in found.items()}
         os.sync()  # the manifest is not to outlive what it names
-        _node.seal(workshop, digests, digests)
+        _sealed.seal(workshop, digests, digests)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(workshop, folder)
     finally:

@@ -14,7 +14,7 @@ import shutil
 import typing as t
 from pathlib import Path
 
-from . import _hub, _media_set, _node, _workshop
+from . import _hub, _media_set, _sealed, _workshop
 from ._changes import Changes
 from ._errors import FinetuneError
 
@@ -29,28 +29,28 @@ def stage(spec: Spec, changes: Changes, secrets: t.Mapping[str, t.Any], *, start
     """secrets: environment variables of the fetch. starting: ranks will read it; else a fetched model is left alone."""
     model = spec["model"]
     folder = Path(model["path"])
-    if model["build"] and not _node.model_intact(folder, model["identity"]):
+    if model["build"] and not _sealed.model_intact(folder, model["identity"]):
         if changes.add("update" if folder.exists() else "build", folder):
             _workshop.alone(folder, WHAT, MAKING_SECONDS, lambda _lock: _make(spec, folder))
     elif model["local"] and starting:
-        if not _node.intact(folder) and changes.add("update" if folder.exists() else "create", folder):
+        if not _sealed.intact(folder) and changes.add("update" if folder.exists() else "create", folder):
             _workshop.alone(folder, WHAT, MAKING_SECONDS, lambda _lock: _store(model, folder))
     elif model["hub"] and starting:
-        if not _node.intact(folder) and changes.add("update" if folder.exists() else "fetch", folder):
+        if not _sealed.intact(folder) and changes.add("update" if folder.exists() else "fetch", folder):
             _workshop.alone(folder, WHAT, FETCHING_SECONDS, lambda lock: _fetch(spec, folder, secrets, lock))
         if not changes.dry:
             _hub.remember(folder.parent, model["hub"], model["asked"], model["identity"])
 
 
 def _make(spec: Spec, folder: Path) -> None:
-    if _node.model_intact(folder, spec["model"]["identity"]):
+    if _sealed.model_intact(folder, spec["model"]["identity"]):
         return  # another apply made it meanwhile
     shutil.rmtree(folder, ignore_errors=True)
     with _workshop.Workshop(folder, spec) as workshop:
         corpus = workshop / "corpus.jsonl"
         corpus.write_text(spec["model"]["corpus"], encoding="utf-8")
         made = _workshop.run(spec, workshop, "base_model", ["--corpus", str(corpus), "--output", str(folder)], {})
-    if made.returncode != 0 or not _node.model_intact(folder, spec["model"]["identity"]):
+    if made.returncode != 0 or not _sealed.model_intact(folder, spec["model"]["identity"]):
         raise FinetuneError(
             "The embedded base model could not be made.",
             where=_workshop.last(made),
@@ -59,13 +59,13 @@ def _make(spec: Spec, folder: Path) -> None:
 
 
 def _store(model: Spec, folder: Path) -> None:
-    if not _node.intact(folder):
+    if not _sealed.intact(folder):
         _media_set.store(model["stream"], folder, model["identity"], what="files of the model")
 
 
 def _fetch(spec: Spec, folder: Path, secrets: t.Mapping[str, t.Any], lock: int) -> None:
     """What a cut fetch left is gone on with, and of a damaged folder what is right is kept."""
-    if _node.intact(folder):
+    if _sealed.intact(folder):
         return
     partial, model = folder.with_name(f".{folder.name}"), spec["model"]
     if folder.exists() and not partial.exists():
@@ -85,7 +85,7 @@ def _fetch(spec: Spec, folder: Path, secrets: t.Mapping[str, t.Any], lock: int) 
         raise FinetuneError(
             f"The model {model['hub']} could not be fetched.", where=_workshop.last(done), change="see the lines above"
         )
-    _node.seal(partial, told["files"], told["files"])
+    _sealed.seal(partial, told["files"], told["files"])
     os.replace(partial, folder)
 
 

@@ -5,21 +5,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
 import re
 import socket
-import stat
 import typing as t
 from dataclasses import astuple
 from pathlib import Path
 from types import MappingProxyType
 
-from . import _checker, _dataset, _host, _hub, _model, _model_place, _output, _records, _user
+from . import _checker, _dataset, _host, _hub, _model, _model_place, _output, _records, _sealed, _user
 from ._engine import files, lease, state
-from ._errors import FinetuneError
 from ._media import Media
 
 NOTHING: dict[str, t.Any] = {
@@ -89,7 +86,7 @@ def facts(
         }
 
     def read() -> dict[str, t.Any]:
-        refuse_unusable(Path(place))
+        _user.refuse_unusable(Path(place))
         return {
             "runs": runs(Path(place), name),
             "before": earlier(Path(place), before),
@@ -131,22 +128,6 @@ def facts(
 def _ask(hub: t.Mapping[str, t.Any], folder: Path, whole: t.Container[str]) -> dict[str, t.Any]:
     given = _hub.Access(hub.get("endpoint") or "", hub.get("token") or "")
     return _hub.facts(hub["model"], hub["revision"], folder, whole, given, hub.get("told") or {})
-
-
-def refuse_unusable(root: Path) -> None:
-    """A root that is a file or in one, or that the account may not look into."""
-    try:
-        there = next(path for path in (root, *root.parents) if path.exists())
-        if not there.is_dir():
-            raise FinetuneError(f"{there} is no folder.", where="train_root", change="name a folder")
-        next((root / "runs").glob("*"), None)
-        (root / "runs").exists()
-    except PermissionError as error:
-        raise FinetuneError(
-            f"{_user.login()} may not look into {error.filename}.",
-            where="train_root",
-            change="choose a folder that the account may use, or let it in",
-        ) from None
 
 
 def runs(root: Path, name: str) -> dict[str, dict[str, t.Any]]:
@@ -206,77 +187,18 @@ def peaks(root: Path) -> dict[str, dict[str, t.Any]]:
 
 def datasets(root: Path) -> list[str]:
     """The stored files, as `<folder>/<name>`, of the dataset folders whose content is as it was stored."""
-    whole = [folder for folder in sorted((root / "datasets").glob("*")) if intact(folder)]
-    return [f"{folder.name}/{name}" for folder in whole for name in sorted(stored(folder))]
+    whole = [folder for folder in sorted((root / "datasets").glob("*")) if _sealed.intact(folder)]
+    return [f"{folder.name}/{name}" for folder in whole for name in sorted(_sealed.stored(folder))]
 
 
 def media_sets(root: Path) -> list[str]:
     """Names of the media sets that are as they were stored."""
-    return [folder.name for folder in sorted((root / "media").glob("*")) if intact(folder)]
-
-
-def stored(folder: Path) -> dict[str, dict[str, t.Any]]:
-    """The files that manifest.json names, with digest, size and time; none when there is no manifest."""
-    entries = files.read_json(folder / "manifest.json").get("files")
-    return entries if isinstance(entries, dict) else {}
-
-
-def untouched(folder: Path) -> dict[str, str]:
-    """The digests, by name, of the files that manifest.json names and that nobody touched since it was written."""
-    found = {}
-    for name, was in stored(folder).items():
-        with contextlib.suppress(OSError, TypeError):  # no such file; a manifest without times
-            now = (folder / name).stat()
-            if (now.st_size, now.st_ctime_ns) == (was["size"], was["ctime_ns"]):
-                found[name] = was["sha256"]
-    return found
-
-
-def intact(folder: Path) -> bool:
-    """Every file that manifest.json names has the digest it names; a file untouched since is not read again."""
-    entries = stored(folder)
-    for name, was in entries.items():
-        path = os.path.join(folder, name)
-        try:
-            now = os.stat(path)
-        except OSError:
-            return False
-        if not stat.S_ISREG(now.st_mode) or now.st_size != was["size"]:
-            return False
-        if now.st_ctime_ns != was["ctime_ns"] and files.sha256(Path(path)) != was["sha256"]:
-            return False
-    return bool(entries)
-
-
-def seal(folder: Path, names: t.Iterable[str], known: t.Mapping[str, str] | None = None) -> None:
-    """Write the manifest that `intact` reads. known: digests that need not be computed."""
-    entries = {}
-    for name in names:
-        now = (folder / name).stat()
-        digest = (known or {}).get(name) or files.sha256(folder / name)
-        entries[name] = {"sha256": digest, "size": now.st_size, "ctime_ns": now.st_ctime_ns}
-    files.write_json(folder / "manifest.json", {"files": entries})
+    return [folder.name for folder in sorted((root / "media").glob("*")) if _sealed.intact(folder)]
 
 
 def models(root: Path) -> list[str]:
     """Names of the model folders, made here or fetched, that are whole."""
-    return [folder.name for folder in sorted((root / "models").glob("[!.]*@*")) if _whole(folder)]
-
-
-def _whole(folder: Path) -> bool:
-    made = files.read_json(folder / "manifest.json").get("identity")
-    return model_intact(folder, folder.name.partition("@")[2]) if made else intact(folder)
-
-
-def model_intact(folder: Path, identity: str) -> bool:
-    """Made by the recipe `identity`, and every file has the digest it was left with."""
-    manifest = files.read_json(folder / "manifest.json")
-    if not manifest.get("files"):
-        return False
-    return manifest.get("identity") == identity and all(
-        (folder / name).is_file() and files.sha256(folder / name) == digest
-        for name, digest in manifest["files"].items()
-    )
+    return [folder.name for folder in sorted((root / "models").glob("[!.]*@*")) if _sealed.whole(folder)]
 
 
 def trained_files(folder: Path) -> list[str]:

@@ -123,7 +123,7 @@ def node(
             "lease_dir": facts["lease_dir"],
             "max_restarts": wish.max_restarts,
             **({"shared": plan.shared} if plan.shared else {}),
-            **({"store": _store.on_node(plan, root)} if plan.store else {}),
+            **({"store": _store.on_node(plan.store, plan.s3, plan.resolved["arguments"], root)} if plan.store else {}),
             "notices": wish.spot_notices,
             "resumes": not begins_again(plan.resolved["arguments"]),
             "grace_seconds": GRACE_SECONDS,
@@ -152,7 +152,7 @@ def _model(plan: Plan, root: str) -> dict[str, t.Any]:
         return told
     if name.startswith(("/", EARLIER)):
         return {**told, "identity": ""}
-    python = _store.python(plan, root) if plan.s3 and _hub.of_s3(name) else ""
+    python = _store.python(plan.s3, root) if plan.s3 and _hub.of_s3(name) else ""
     return {**told, "hub": name, "asked": plan.request["model"]["revision"], "python": python}
 
 

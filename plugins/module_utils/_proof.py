@@ -11,7 +11,7 @@ import shutil
 import typing as t
 from pathlib import Path
 
-from . import _digests, _env, _node
+from . import _digests, _env, _sealed
 from ._engine import files
 from ._engine.state import Run
 
@@ -55,7 +55,7 @@ def fingerprint(folder: Path, memory: Path, *, full: bool) -> str:
     what was read of them; one that was not touched since is read again with `full` alone."""
     kept = (path for path in folder.rglob("*") if not path.name.startswith(".") and path.name != "manifest.json")
     paths = sorted(path for path in kept if path.is_file())
-    known = {} if full else _node.untouched(folder)
+    known = {} if full else _sealed.untouched(folder)
     names = {path: path.relative_to(folder).as_posix() for path in paths}
     unknown = [str(path) for path in paths if names[path] not in known]
     read = dict(zip(unknown, _digests.sha256(unknown, _digests.within(memory, str(folder)), again=full)))

@@ -13,7 +13,7 @@ import time
 import typing as t
 from pathlib import Path
 
-from . import _before, _explain, _media_set, _models, _node, _output, _place, _proof, _run, _state, _store, _tokenized
+from . import _before, _explain, _media_set, _models, _output, _place, _proof, _run, _sealed, _state, _store, _tokenized
 from ._changes import Changes
 from ._engine import files, state, supervisor
 from ._errors import FinetuneError
@@ -121,8 +121,8 @@ def _check_results(run: state.Run, changes: Changes, *, retry: bool) -> _state.S
 def _stage_dataset(dataset: dict[str, t.Any], changes: Changes) -> None:
     """Store the bytes that were sent under their digest; what is there and whole is left alone."""
     folder, path = Path(dataset["folder"]), Path(dataset["file"])
-    whole = _node.intact(folder)
-    if whole and path.name in _node.stored(folder):
+    whole = _sealed.intact(folder)
+    if whole and path.name in _sealed.stored(folder):
         return
     if not changes.add("update" if folder.exists() else "create", folder):
         return
@@ -132,12 +132,12 @@ def _stage_dataset(dataset: dict[str, t.Any], changes: Changes) -> None:
             where=dataset["file"],
             change="run again; if the file is being written to, wait for it",
         )
-    _node.seal(folder, [path.name, *(_node.stored(folder) if whole else ())])
+    _sealed.seal(folder, [path.name, *(_sealed.stored(folder) if whole else ())])
 
 
 def _stage_media(media: dict[str, t.Any], changes: Changes) -> None:
     folder = Path(media["folder"])
-    if not _node.intact(folder) and changes.add("update" if folder.exists() else "create", folder):
+    if not _sealed.intact(folder) and changes.add("update" if folder.exists() else "create", folder):
         _media_set.store(media["stream"], folder, media["digest"], _media_set.CONTENT)
 
 

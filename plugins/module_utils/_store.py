@@ -20,9 +20,6 @@ from ._engine import files, progress, state, store
 from ._env import environment_path
 from ._errors import FinetuneError
 
-if t.TYPE_CHECKING:
-    from ._plan import Plan
-
 ENVIRONMENT = "store"
 """The profile of the environment that speaks to S3."""
 NOTICES = ("interruption", "rebalance")
@@ -91,9 +88,9 @@ def speaker(plan: t.Mapping[str, str], model: t.Mapping[str, str], facts: Facts,
     return {"lock": f"node-{ENVIRONMENT}.txt", "digest": digest} if plan or lacks else {}
 
 
-def python(plan: Plan, root: str) -> str:
-    """What speaks to S3 on a node."""
-    return f"{environment_path(root, plan.s3['digest'])}/bin/python"
+def python(speaks: t.Mapping[str, str], root: str) -> str:
+    """What speaks to S3 on a node. speaks: as `speaker` has it."""
+    return f"{environment_path(root, speaks['digest'])}/bin/python"
 
 
 def notices(plan: t.Mapping[str, str], *, removed_in_part: bool) -> list[str]:
@@ -103,10 +100,11 @@ def notices(plan: t.Mapping[str, str], *, removed_in_part: bool) -> list[str]:
     return [f"{plan['url']} stays: hosts of the run are left out, and it is theirs too."]
 
 
-def on_node(plan: Plan, root: str) -> dict[str, t.Any]:
-    """What of it is in launch.json."""
-    keep = plan.resolved["arguments"].get("save_total_limit") or 0
-    return {"url": plan.store["url"], "python": python(plan, root), "keep": keep}
+def on_node(
+    plan: t.Mapping[str, str], speaks: t.Mapping[str, str], arguments: t.Mapping[str, t.Any], root: str
+) -> dict[str, t.Any]:
+    """What of it is in launch.json. plan: of the store; arguments: LLaMA-Factory's."""
+    return {"url": plan["url"], "python": python(speaks, root), "keep": arguments.get("save_total_limit") or 0}
 
 
 # On a node

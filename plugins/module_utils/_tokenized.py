@@ -10,7 +10,7 @@ import shutil
 import typing as t
 from pathlib import Path
 
-from . import _node, _workshop
+from . import _sealed, _workshop
 from ._changes import Changes
 from ._engine import diagnose, files
 from ._errors import FinetuneError
@@ -24,12 +24,12 @@ Spec = dict[str, t.Any]
 def stage(spec: Spec, changes: Changes, secrets: t.Mapping[str, t.Any]) -> None:
     """secrets: environment variables for data of a hub."""
     folder = Path(spec["tokens"]["folder"])
-    if not _node.intact(folder) and changes.add("update" if folder.exists() else "build", folder):
+    if not _sealed.intact(folder) and changes.add("update" if folder.exists() else "build", folder):
         _workshop.alone(folder, "the tokens", MAKING_SECONDS, lambda lock: _make(spec, folder, secrets, lock))
 
 
 def _make(spec: Spec, folder: Path, secrets: t.Mapping[str, t.Any], lock: int) -> None:
-    if _node.intact(folder):
+    if _sealed.intact(folder):
         return  # another apply made them meanwhile
     partial = folder.with_name(f".{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -49,6 +49,6 @@ def _make(spec: Spec, folder: Path, secrets: t.Mapping[str, t.Any], lock: int) -
         shutil.rmtree(partial, ignore_errors=True)
         known = diagnose.diagnose(errors=[], tail=made.stderr)
         raise FinetuneError("The data could not be tokenized.", where=_workshop.last(made), change=known.change)
-    _node.seal(partial, names)
+    _sealed.seal(partial, names)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)

@@ -10,6 +10,7 @@ import os
 import pwd
 import traceback
 import typing as t
+from pathlib import Path
 
 from ._errors import FinetuneError
 
@@ -138,3 +139,19 @@ def home(user: str) -> str:
 def expand(path: str, user: str) -> str:
     """`~` at the start of a path on the node means the home of the run's user."""
     return home(user) + path[1:] if path == "~" or path.startswith("~/") else path
+
+
+def refuse_unusable(root: Path) -> None:
+    """A root that is a file or in one, or that the account may not look into."""
+    try:
+        there = next(path for path in (root, *root.parents) if path.exists())
+        if not there.is_dir():
+            raise FinetuneError(f"{there} is no folder.", where="train_root", change="name a folder")
+        next((root / "runs").glob("*"), None)
+        (root / "runs").exists()
+    except PermissionError as error:
+        raise FinetuneError(
+            f"{login()} may not look into {error.filename}.",
+            where="train_root",
+            change="choose a folder that the account may use, or let it in",
+        ) from None

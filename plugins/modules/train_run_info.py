@@ -63,13 +63,13 @@ import typing as t  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
-from ..module_utils import _node, _run, _user  # noqa: E402
+from ..module_utils import _run, _user  # noqa: E402
 from ..module_utils._engine import state  # noqa: E402
 from ..module_utils._errors import FinetuneError  # noqa: E402
 
 
 def look(root: pathlib.Path, run_id: str, name: str, wait: float) -> dict[str, t.Any]:
-    _node.refuse_unusable(root)
+    _user.refuse_unusable(root)
     runs = _run.find(root, run_id, name)
     deadline = time.monotonic() + wait
     while any(state.observe(run) == "running" for run in runs) and time.monotonic() < deadline:

@@ -49,7 +49,7 @@ def plan(
 ) -> _plan.Plan:
     given = {"train_datasets": [{"file": "a.json"}], "train_store": TEAM, "train_from": "sft", "train_name": "more"}
     read = _wish.read({**DEFAULTS, **given, **wish}, SCHEMAS, RECIPES)
-    known = _before.with_stored(read, facts, made or {}, store)
+    known = _before.with_stored(read.fetched, facts, made or {}, store)
     who = _identity.find(read, (DATA,), known, corpus_digest=CORPUS, made=made)
     return _plan.make(who, (DATA,), known, environment=LOCK, schema=SCHEMAS[read.environment])
 

@@ -9,7 +9,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _digests, _fit, _node, _proof
+from ansible_collections.llmops.finetune.plugins.module_utils import _digests, _fit, _proof, _sealed
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import files
 
 Found = dict[str, list[dict[str, t.Any]]]
@@ -104,7 +104,7 @@ def test_a_fetched_model_is_the_same_on_all_nodes_whenever_it_came(tmp_path: Pat
         folder = tmp_path / host
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"weights" if host != "c" else b"Weights")
-        _node.seal(folder, ["model.safetensors"])
+        _sealed.seal(folder, ["model.safetensors"])
     assert (tmp_path / "a" / "manifest.json").read_bytes() != (tmp_path / "b" / "manifest.json").read_bytes()
     first, second, third = (_proof.fingerprint(tmp_path / host, tmp_path / "seen", full=False) for host in "abc")
     assert first == second != third
@@ -131,7 +131,7 @@ def test_a_model_is_read_whole_once(tmp_path: Path, read: list[str], monkeypatch
 
 def test_what_was_sealed_here_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"weights")
-    _node.seal(tmp_path, ["model.safetensors"])
+    _sealed.seal(tmp_path, ["model.safetensors"])
     whole = _proof.fingerprint(tmp_path, tmp_path / ".seen", full=False)
     monkeypatch.setattr(files, "sha256", lambda path: pytest.fail(f"{path} is read"))
     assert _proof.fingerprint(tmp_path, tmp_path / ".other", full=False) == whole

@@ -12,7 +12,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _node, _user
+from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _node, _sealed, _user
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import files, lease, state
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 from ansible_collections.llmops.finetune.plugins.module_utils._gpu import detect
@@ -35,15 +35,15 @@ def seal(folder: Path, **contents: str) -> Path:
     folder.mkdir(parents=True)
     for name, text in contents.items():
         (folder / name).write_text(text, encoding="utf-8")
-    _node.seal(folder, contents)
+    _sealed.seal(folder, contents)
     return folder
 
 
 def test_a_stored_dataset_is_whole_until_it_is_touched(tmp_path: Path) -> None:
     folder = seal(tmp_path / "datasets/aa", data="text", more="x")
-    assert _node.intact(folder)
+    assert _sealed.intact(folder)
     os.utime(folder / "data", (1, 1))
-    assert _node.intact(folder), "other times, same content"
+    assert _sealed.intact(folder), "other times, same content"
     seal(tmp_path / "datasets/bb", data="y")
     assert _node.datasets(tmp_path) == ["aa/data", "aa/more", "bb/data"]
 
@@ -52,8 +52,8 @@ def test_digests_that_are_known_are_taken(tmp_path: Path) -> None:
     folder = tmp_path / "media/aa"
     (folder / "files/x").mkdir(parents=True)
     (folder / "files/x/1.png").write_text("1", encoding="utf-8")
-    _node.seal(folder, ["files/x/1.png"], {"files/x/1.png": "0" * 64})
-    assert _node.stored(folder)["files/x/1.png"]["sha256"] == "0" * 64
+    _sealed.seal(folder, ["files/x/1.png"], {"files/x/1.png": "0" * 64})
+    assert _sealed.stored(folder)["files/x/1.png"]["sha256"] == "0" * 64
     assert _node.media_sets(tmp_path) == ["aa"]
 
 
@@ -75,7 +75,7 @@ def test_a_damaged_dataset_is_seen(tmp_path: Path, tamper: str) -> None:
         os.truncate(manifest, 10)
     else:
         files.write_json(manifest, {"files": {}})
-    assert not _node.intact(folder)
+    assert not _sealed.intact(folder)
     assert _node.datasets(tmp_path) == []
 
 
@@ -86,13 +86,13 @@ def test_a_model_is_whole_by_recipe_and_content(tmp_path: Path) -> None:
     weights.write_bytes(b"weights")
     files.write_json(folder / "manifest.json", {"identity": "id1", "files": {weights.name: files.sha256(weights)}})
     assert _node.models(tmp_path) == ["demo@id1"]
-    assert not _node.model_intact(folder, "id2")
+    assert not _sealed.model_intact(folder, "id2")
     weights.write_bytes(b"Weights")
     assert _node.models(tmp_path) == []
     weights.unlink()
     assert _node.models(tmp_path) == []
     (folder / "manifest.json").unlink()
-    assert not _node.model_intact(folder, "id1")
+    assert not _sealed.model_intact(folder, "id1")
 
 
 @pytest.mark.parametrize("manifest", [{"identity": "id1"}, {"identity": "id1", "files": {}}])
@@ -284,7 +284,7 @@ def test_a_root_that_may_not_be_looked_into_is_refused(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(Path, "glob", forbidden)
     with pytest.raises(FinetuneError, match=f"may not look into {tmp_path}/runs") as refusal:
-        _node.refuse_unusable(tmp_path)
+        _user.refuse_unusable(tmp_path)
     assert refusal.value.where == "train_root"
 
 
@@ -292,9 +292,9 @@ def test_a_root_that_may_not_be_looked_into_is_refused(monkeypatch: pytest.Monke
 def test_a_root_that_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FinetuneError, match=f"{tmp_path}/file is no folder") as refusal:
-        _node.refuse_unusable(tmp_path / name)
+        _user.refuse_unusable(tmp_path / name)
     assert refusal.value.where == "train_root"
-    _node.refuse_unusable(tmp_path / "not yet/there")
+    _user.refuse_unusable(tmp_path / "not yet/there")
 
 
 def test_the_files_of_an_adapter_or_a_reward_model(tmp_path: Path) -> None:

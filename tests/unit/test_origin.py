@@ -89,7 +89,7 @@ def test_a_model_that_was_sent_is_where_it_was_sent_to() -> None:
 
 
 def test_the_reward_model_of_ppo_is_a_run() -> None:
-    on_top = {"adapter_name_or_path": "run:sft-00000001", "create_new_adapter": True}
+    on_top: dict[str, t.Any] = {"adapter_name_or_path": "run:sft-00000001", "create_new_adapter": True}
     facts = having(run("sft-00000001"), run("judge-00000001", stage="rm", **on_top))
     found = plan(facts, train_from="sft", train_reward_from="judge", train_recipe="ppo")
     assert lines(found)["reward_model"] == f"{ROOT}/runs/judge-00000001/output"

@@ -17,7 +17,15 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _changes, _node, _place, _run, _stage, _state
+from ansible_collections.llmops.finetune.plugins.module_utils import (
+    _changes,
+    _node,
+    _place,
+    _run,
+    _sealed,
+    _stage,
+    _state,
+)
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import files, lease, state
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
@@ -234,7 +242,7 @@ def test_a_model_that_another_apply_makes_is_waited_for(root: Path, monkeypatch:
 
     def lock(path: Path, patience: float) -> int:  # the other one is done once we have the lock
         made.append(path)
-        monkeypatch.setattr(_node, "model_intact", lambda folder, identity: True)
+        monkeypatch.setattr(_sealed, "model_intact", lambda folder, identity: True)
         return os.open(os.devnull, os.O_RDONLY)
 
     monkeypatch.setattr(files, "lock", lock)

@@ -18,6 +18,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils import (
     _models,
     _node,
     _plan,
+    _sealed,
     _sent_model,
     _sources,
     _wish,
@@ -105,7 +106,7 @@ def test_what_was_sent_is_stored_once_and_again_when_it_was_damaged(tmp_path: Pa
     assert _node.models(tmp_path / "root") == [folder.name]
     (folder / "config.json").write_text("{}")
     assert _node.models(tmp_path / "root") == []
-    assert stored() == [{"action": "update", "path": str(folder)}] and _node.intact(folder)
+    assert stored() == [{"action": "update", "path": str(folder)}] and _sealed.intact(folder)
     model["identity"] = "0" * 64
     (folder / "config.json").unlink()
     with pytest.raises(FinetuneError, match="files of the model are not those that were planned with"):

@@ -14,8 +14,8 @@ from ansible_collections.llmops.finetune.plugins.module_utils import (
     _changes,
     _describe,
     _model,
-    _node,
     _plan,
+    _sealed,
     _tokenized,
     _tokens,
 )
@@ -216,13 +216,13 @@ def test_they_are_made_once_and_again_where_they_are_damaged(tmp_path: Path, spe
     assert staged(spec, dry=True) == ["build"] and not (tmp_path / "tokenized").exists()
     assert staged(spec) == ["build"] and staged(spec) == [] and count(tmp_path) == 1
     folder = tmp_path / "tokenized/abc"
-    assert [path.name for path in (tmp_path / "tokenized").iterdir()] == ["abc"] and _node.intact(folder)
+    assert [path.name for path in (tmp_path / "tokenized").iterdir()] == ["abc"] and _sealed.intact(folder)
     assert (folder / "train/data.arrow").read_text() == "t\n"
     (folder / "train/data.arrow").write_text("x\n")
     assert staged(spec, dry=True) == ["update"] and staged(spec) == ["update"] and count(tmp_path) == 2
     assert (folder / "train/data.arrow").read_text() == "t\n"
     (folder / "manifest.json").unlink()
-    assert staged(spec) == ["update"] and _node.intact(folder)
+    assert staged(spec) == ["update"] and _sealed.intact(folder)
 
 
 def test_half_made_ones_are_nothing(tmp_path: Path, spec: dict[str, t.Any]) -> None:
@@ -236,4 +236,4 @@ def test_half_made_ones_are_nothing(tmp_path: Path, spec: dict[str, t.Any]) -> N
     assert list((tmp_path / "tokenized").iterdir()) == []
     loader(tmp_path)
     assert staged(spec) == ["build"]
-    assert sorted(_node.stored(tmp_path / "tokenized/abc")) == ["train/data.arrow"]
+    assert sorted(_sealed.stored(tmp_path / "tokenized/abc")) == ["train/data.arrow"]

@@ -101,6 +101,11 @@ class Wish:
         return self.state in ("finished", "staged")
 
     @property
+    def fetched(self) -> list[str]:
+        """Runs that it begins with, which hosts without them have from the store."""
+        return [name for name in (self.begins_with, self.rewarded_by) if name and self.store and self.present]
+
+    @property
     def objects(self) -> list[str]:
         """Addresses of what is in S3."""
         return [dataset.where for dataset in (*self.datasets, *self.eval_datasets) if dataset.source == "s3"]
