@@ -13,7 +13,7 @@ from __future__ import annotations
 import typing as t
 from dataclasses import replace
 
-from . import _model, _model_place, _sent_model, _template
+from . import _model, _model_place, _schema, _sent_model, _template
 from ._engine import hub_modelscope
 from ._engine.state import EARLIER
 from ._errors import FinetuneError
@@ -139,8 +139,7 @@ def _with_reward(wish: Wish, run: Run) -> Wish:
 
 
 def _merged(arguments: t.Mapping[str, t.Any]) -> list[str]:
-    adapters = [word for word in str(arguments.get("adapter_name_or_path") or "").split(",") if word]
-    return _model.merged(adapters, arguments.get("create_new_adapter"))
+    return _model.merged(_schema.as_words(arguments.get("adapter_name_or_path")), arguments.get("create_new_adapter"))
 
 
 def _plainly(model: str) -> str:

@@ -69,6 +69,13 @@ class Problem(t.NamedTuple):
     """Keys that the change takes out."""
 
 
+def as_words(value: t.Any) -> list[str]:
+    """A list, or text with commas, as a list of words."""
+    if isinstance(value, str):
+        return [word.strip() for word in value.split(",") if word.strip()]
+    return [str(item) for item in value or ()]
+
+
 def load(keys: t.Any, templates: t.Any, packages: t.Mapping[str, str]) -> Schema:
     """From keys.json and templates.json as scripts/schema.py wrote them."""
     known = {

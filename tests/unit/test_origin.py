@@ -118,6 +118,10 @@ def test_a_reward_model_scores_for_the_model_that_it_was_trained_on() -> None:
     for other in (run(judge, **again), run(judge, stage="rm")):
         with pytest.raises(FinetuneError, match="is an adapter on another model"):
             plan(having(sft, other), **ppo, train_from="sft")
+    both = {"adapter_name_or_path": "/a, /b", "create_new_adapter": True}
+    there = having(run(judge, **{**reward.resolved["arguments"], **both}))
+    there["a"]["folders"] = {name: ["adapter_config.json"] for name in ("/a", "/b")}
+    plan(there, **ppo, train_args=both)
     with pytest.raises(FinetuneError, match="an adapter on another model"):
         plan(having(sft, run(judge, **reward.resolved["arguments"])), **ppo)
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from .._model import Model
 from .._parallel import Engine
-from .._schema import Schema
+from .._schema import Schema, as_words
 from .._template import Choice, mismatch
 from .._tools import Use
 
@@ -65,10 +65,7 @@ class View:
 
     def words(self, key: str) -> list[str]:
         """A list, or text with commas, as a list of words."""
-        value = self[key]
-        if isinstance(value, str):
-            return [word.strip() for word in value.split(",") if word.strip()]
-        return [str(item) for item in value or ()]
+        return as_words(self[key])
 
     @property
     def zero3(self) -> bool:
