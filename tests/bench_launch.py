@@ -26,6 +26,8 @@ import yaml
 REPOSITORY = Path(__file__).parents[1]
 COUNTS = [int(count) for count in os.environ.get("HOSTS", "1 3 8 16").split()]
 TIMES = 3
+SETTLE = 3.0
+"""Seconds from the end of one launch to the next: the kernel takes back what killed ranks had, on all cores."""
 ROOT = "/data/llmops"
 PORT = 29500
 TITLE = ("hosts", "ours", "by hand", "ratio", "difference", "of ours, preflight")
@@ -209,3 +211,4 @@ def _last_rank(count: int) -> float:
 def _gone() -> None:
     while _ranks():
         time.sleep(0.2)
+    time.sleep(SETTLE)

@@ -64,8 +64,10 @@ class ActionModule(ActionBase):
         spec = {**plan["nodes"][known["inventory_hostname"]], "id": plan["id"], "name": plan["name"]}
         if state in ("released", "stopped", "absent"):
             return {**spec, "whole": plan["whole"], "engine": engine() if plan["store"] and state == "absent" else {}}
-        spec.update({key: plan[key] for key in ("request", "resolved", "unread", "environment")})
         spec["together"] = all(node["listens"] for node in plan["nodes"].values())
+        if state == "started":
+            return {**spec, "unit": render("unit.j2", plan=plan, spec=spec)}
+        spec.update({key: plan[key] for key in ("request", "resolved", "unread", "environment")})
         spec["files"] = {
             "train.yaml": render("train.yaml.j2", plan=plan, spec=spec),
             "dataset_info.json": render("dataset_info.json.j2", spec=spec),
@@ -73,14 +75,12 @@ class ActionModule(ActionBase):
         }
         if spec["deepspeed"]:
             spec["files"]["deepspeed.json"] = render("deepspeed.json.j2", spec=spec)
-        spec["unit"] = render("unit.j2", plan=plan, spec=spec)
         spec["engine"] = engine()
         if spec["model"]["build"] and spec["model"]["missing"]:
             spec["model"] = {**spec["model"], "corpus": _sources.CORPUS.read_text(encoding="utf-8")}
-        if state == "staged":
-            spec["datasets"] = [self._send(dataset) for dataset in spec["datasets"]]
-            spec["media"] = self._send_media(spec["media"])
-            spec["model"] = self._send_model(spec["model"])
+        spec["datasets"] = [self._send(dataset) for dataset in spec["datasets"]]
+        spec["media"] = self._send_media(spec["media"])
+        spec["model"] = self._send_model(spec["model"])
         return spec
 
     def _send(self, dataset: dict[str, t.Any]) -> dict[str, t.Any]:

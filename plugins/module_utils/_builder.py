@@ -17,8 +17,6 @@ from . import _env, _lock, _uv
 from ._engine import files
 from ._errors import FinetuneError
 
-FORMAT = 1
-"""Of the completion mark."""
 IMPORT_PROBE = """\
 import importlib, os, sys
 os.environ["TORCH_WARM_POOL"] = "0"  # else torch starts processes that compile
@@ -60,7 +58,7 @@ class Builder:
         self.clear()
         self.uv.run(_uv.venv_arguments(self.path, python), self.wanted.name)
         mark = {
-            "format": FORMAT,
+            "format": _env.FORMAT,
             "lock": self.wanted.name,
             "digest": self.wanted.digest,
             "python": python,

@@ -16,14 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import _lock
+from ._engine.files import read_json, sha256
 
 Content = t.Literal["all", "unsealed", "none"]
 """Which packages to read byte by byte: all, those whose seal is broken or unknown, none."""
 
 MARK = "environment.json"
+"""The completion mark inside an environment: written last, so a directory without it is not an environment."""
+FORMAT = 1
+"""Of the mark."""
 RANKS_PATH = "/usr/local/bin:/usr/bin:/bin"
 """Where ranks look for programs after those of their environment."""
-"""The completion mark inside an environment: written last, so a directory without it is not an environment."""
 
 
 def environment_digest(lock_text: str) -> str:
@@ -75,6 +78,52 @@ def sentence(damages: t.Iterable[Damage]) -> str:
 
 
 @dataclass
+class Built:
+    """What a build left in an environment's place. wrong: why it cannot stay, "" where its packages decide."""
+
+    wrong: str
+    mark: dict[str, t.Any] = field(default_factory=dict)
+    version: tuple[int, ...] = ()
+    """Of its Python."""
+    site: str = ""
+
+
+def built(path: str, digest: str) -> Built:
+    """All but the packages: the mark of a finished build of that lock, its Python, its settings."""
+    if not os.path.lexists(path):
+        return Built("it is not there")
+    if not os.path.lexists(f"{path}/{MARK}"):
+        return Built("its build was never finished")
+    mark = read_json(Path(path) / MARK)
+    try:
+        if (mark["format"], mark["digest"]) != (FORMAT, digest):
+            return Built("its completion mark is of another environment")
+        version = tuple(int(part) for part in mark["python_version"].split("."))
+        site = site_packages(path, version)
+        base, config, _seals = mark["python"], mark["pyvenv"], mark["seals"]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return Built("its completion mark cannot be read")
+    settings = Path(path) / "pyvenv.cfg"
+    if not os.access(f"{path}/bin/python", os.X_OK) or not os.access(base, os.X_OK):
+        return Built(f"its Python {base} is gone")
+    if not settings.is_file() or sha256(settings) != config or not os.path.isdir(site):
+        return Built("pyvenv.cfg or site-packages was changed")
+    return Built("", mark, version, site)
+
+
+def untouched(root: str, digest: str) -> bool:
+    """Whether the environment of a lock is as its build sealed it, by presence, size and time of every file."""
+    there = built(environment_path(root, digest), digest)
+    if there.wrong:
+        return False
+    found = {
+        name: _inspect_package(there.site, entries[0][1], name, entries[0][0], {})[1] if len(entries) == 1 else {}
+        for name, entries in _installed(there.site).items()
+    }
+    return bool(found == there.mark["seals"])
+
+
+@dataclass
 class Inspection:
     """What a look at an environment found. seals: {name: seal of a package}, for the mark."""
 
@@ -96,12 +145,7 @@ def inspect(
     """
     result = Inspection()
     unread: list[tuple[str, str, list[tuple[str, str]]]] = []
-    found: dict[str, list[tuple[str, str]]] = {}
-    for entry in sorted(os.listdir(site)):
-        stem, dot, suffix = entry.rpartition(".")
-        if dot and suffix == "dist-info":
-            name, version = _halves(stem, "-")
-            found.setdefault(_lock.normalise(name), []).append((version, entry))
+    found = _installed(site)
     for name, version in lock.items():
         if name not in found:
             result.damages.append(Damage("missing", name, version, ""))
@@ -128,6 +172,17 @@ def inspect(
         del result.seals[name]
         result.damages.append(Damage("files", name, locked, f"{changed} was changed", poisoned=True))
     return result
+
+
+def _installed(site: str) -> dict[str, list[tuple[str, str]]]:
+    """(version, its dist-info) of each installation of each distribution."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for entry in sorted(os.listdir(site)):
+        stem, dot, suffix = entry.rpartition(".")
+        if dot and suffix == "dist-info":
+            name, version = _halves(stem, "-")
+            found.setdefault(_lock.normalise(name), []).append((version, entry))
+    return found
 
 
 def _inspect_package(

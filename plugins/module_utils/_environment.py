@@ -154,30 +154,15 @@ class Environment:
 
     def look(self) -> Look:
         """The state of the path, without touching it."""
-        mark_path = Path(self.path) / _env.MARK
-        if not os.path.lexists(self.path):
-            return Look("it is not there", exists=False)
-        if not os.path.lexists(mark_path):
-            return Look("its build was never finished", exists=True)
-        mark = files.read_json(mark_path)
-        try:
-            if (mark["format"], mark["digest"]) != (_builder.FORMAT, self.wanted.digest):
-                return Look("its completion mark is of another environment", exists=True)
-            version = tuple(int(part) for part in mark["python_version"].split("."))
-            site = _env.site_packages(self.path, version)
-            base, config, seals = mark["python"], mark["pyvenv"], mark["seals"]
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return Look("its completion mark cannot be read", exists=True)
-        lock = _lock.parse_lock(self.wanted.lock, version, self.wanted.name)
-        settings = Path(self.path) / "pyvenv.cfg"
-        if not os.access(f"{self.path}/bin/python", os.X_OK) or not os.access(base, os.X_OK):
-            return Look(f"its Python {base} is gone", exists=True, lock=lock)
-        if not settings.is_file() or files.sha256(settings) != config or not os.path.isdir(site):
-            return Look("pyvenv.cfg or site-packages was changed", exists=True, lock=lock)
+        there = _env.built(self.path, self.wanted.digest)
+        if there.wrong:
+            return Look(there.wrong, exists=os.path.lexists(self.path))
+        base = there.mark["python"]
+        lock = _lock.parse_lock(self.wanted.lock, there.version, self.wanted.name)
         if self.python and os.path.realpath(self.python) != base and self.find_python()[0] != base:
             return Look(f"it was built on {base}, not on {self.python}", exists=True, lock=lock)
-        found = _env.inspect(site, lock, seals, "all" if self.everything else "unsealed")
-        return Look("", exists=True, mark=mark, lock=lock, found=found)
+        found = _env.inspect(there.site, lock, there.mark["seals"], "all" if self.everything else "unsealed")
+        return Look("", exists=True, mark=there.mark, lock=lock, found=found)
 
     def find_python(self) -> tuple[str, dict[str, t.Any]]:
         return _python.find(self.python, self.user, self.home)

@@ -108,7 +108,7 @@ def _logical_lines(text: str) -> t.Iterator[tuple[int, str]]:
     start = 0
     parts: list[str] = []
     for number, raw in enumerate(text.splitlines(), 1):
-        line = re.sub(r"(^|\s)#.*$", "", raw).strip()
+        line = (re.sub(r"(^|\s)#.*$", "", raw) if "#" in raw else raw).strip()
         if not parts:
             start = number
         more = line.endswith("\\")

@@ -44,6 +44,9 @@ class Media(t.NamedTuple):
         return [folder for folder in self.folders if os.path.isabs(folder)]
 
 
+UNKNOWN = Media()
+
+
 def held(record: Record, layout: Layout) -> bool:
     """Whether the record has any. Pretraining looks at its text alone."""
     return layout.stage != "pt" and any(_items(layout.of(record, role)) for role, _placeholder in KINDS)

@@ -15,12 +15,13 @@ from dataclasses import astuple
 from pathlib import Path
 from types import MappingProxyType
 
-from . import _checker, _dataset, _host, _hub, _model, _model_place, _output, _records, _sealed, _user
+from . import _dataset, _env, _host, _hub, _model, _model_place, _output, _sealed, _user
 from ._engine import files, lease, state
-from ._media import Media
+from ._media import UNKNOWN, Media
 
 NOTHING: dict[str, t.Any] = {
     "runs": {},
+    "environment_whole": False,
     "datasets": [],
     "media": [],
     "models": [],
@@ -41,11 +42,12 @@ def facts(
     stage: str = "sft",
     lease_dir: str = "",
     model: str = "",
-    media: Media = _records.UNKNOWN,
+    media: Media = UNKNOWN,
     folders: t.Sequence[str] = (),
     output_root: str = "",
     before: t.Sequence[str] = (),
     hub: t.Mapping[str, t.Any] = MappingProxyType({}),
+    environment: str = "",
 ) -> dict[str, t.Any]:
     """The facts the plan needs.
 
@@ -55,8 +57,12 @@ def facts(
     told.
     folders: where adapters and reward models are. media: what is known of them besides that they are here.
     output_root: where all nodes are to have their results. before: names or ids of runs that this one begins with.
+    environment: digest of the lock that the run would be started in.
     """
     from ._gpu import detect  # most module calls want to know what is whole, and ask no GPU
+
+    if here:  # now, as the account of runs may not read what Ansible brought
+        from . import _checker
 
     cards = detect.look()
     present = cards.devices()
@@ -89,6 +95,7 @@ def facts(
         _user.refuse_unusable(Path(place))
         return {
             "runs": runs(Path(place), name),
+            "environment_whole": bool(environment) and _env.untouched(place, environment),
             "before": earlier(Path(place), before),
             "peaks": peaks(Path(place)),
             "datasets": datasets(Path(place)),

@@ -15,7 +15,7 @@ import uuid
 from pathlib import Path
 
 from . import _report
-from ._engine import files, processes, state, supervisor
+from ._engine import files, logs, processes, state
 from ._errors import FinetuneError
 
 START_SECONDS = 30.0
@@ -81,7 +81,7 @@ def _begin(run: state.Run, spec: dict[str, t.Any], module: str, path: Path, *arg
     while (told := files.read_json(path)).get("token") != token:
         if time.monotonic() > deadline:
             log = run.logs / f"{module}.log"
-            last = supervisor.tail(log, 2000).splitlines()[-5:]
+            last = logs.tail(log, 2000).splitlines()[-5:]
             raise FinetuneError(
                 f"The {module} did not start.", where="\n          ".join([str(log), *last]), change="read that log"
             )

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from . import _ray, _unit, _user
 from ._changes import Changes
-from ._engine import files, supervisor
+from ._engine import files, logs
 from ._errors import FinetuneError
 
 LOG, LOCK, LEADER = "node.log", "node.lock", "leader.json"
@@ -140,7 +140,7 @@ def _start(spec: Spec, folder: Path) -> None:
         if alive and time.monotonic() < deadline:
             time.sleep(0.2)
             continue
-        last = [line[:200] for line in supervisor.tail(folder / LOG, 2000).splitlines()[-5:]]
+        last = [line[:200] for line in logs.tail(folder / LOG, 2000).splitlines()[-5:]]
         if spec["systemd"]:
             _unit.remove(_ray.NAME, str(folder))
         _user.as_user(spec["user"], lambda: {"ended": _end(folder)})

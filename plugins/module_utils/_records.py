@@ -16,13 +16,12 @@ from ._errors import FinetuneError
 from ._fields import columns, lacking, other_form, unasked, unread
 from ._formats import NO_QUESTION, NO_TEXT, Layout, doubt, fault
 from ._kinds import FILLED, Kinds
-from ._media import Media, held, name, paths
+from ._media import UNKNOWN, Media, held, name, paths
 from ._plain import plain
 from ._readers import in_lines, records
 from ._times import Times
 from ._torn import DEEP
 
-UNKNOWN = Media()
 _UNSEEN = "media on the nodes, which are looked for when the run starts; data with `path` have them looked for now"
 
 

@@ -23,7 +23,7 @@ from types import MappingProxyType
 
 from . import _output, _place, _report, _store
 from ._changes import Changes
-from ._engine import files, lease, progress, state, supervisor
+from ._engine import files, lease, logs, progress, state
 from ._errors import FinetuneError
 
 OPTIONS: dict[str, t.Any] = {
@@ -52,11 +52,10 @@ def report(run: state.Run) -> dict[str, t.Any]:
         "summary": progress.summary(run) if now == "finished" else None,
     }
     if now in ("failed", "interrupted") and answer["log"]:
-        answer["tail"] = supervisor.last_words(Path(answer["log"]))
+        answer["tail"] = logs.last_words(Path(answer["log"]))
         answer["node_rank"] = files.read_json(run.launch).get("node_rank", 0)
         answer["errors"] = [
-            {key: error.get(key) for key in ("rank", "node", "type", "message", "time")}
-            for error in supervisor.errors(run)
+            {key: error.get(key) for key in ("rank", "node", "type", "message", "time")} for error in logs.errors(run)
         ]
     return answer
 
@@ -136,7 +135,7 @@ def wait_until_started(run: state.Run, token: str, pid: int = 0) -> dict[str, t.
         time.sleep(0.1)
     raise FinetuneError(
         "The supervisor did not start.",
-        where="\n          ".join([str(log), *supervisor.tail(log, 2000).splitlines()[-5:]]),
+        where="\n          ".join([str(log), *logs.tail(log, 2000).splitlines()[-5:]]),
         change="read that log",
     )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from . import _before, _explain, _media_set, _models, _output, _place, _proof, _run, _sealed, _state, _store, _tokenized
 from ._changes import Changes
-from ._engine import files, state, supervisor
+from ._engine import files, state, torchrun
 from ._errors import FinetuneError
 
 
@@ -63,7 +63,7 @@ def stage(
         if spec["listens"]:
             answer["ports"] = _place.hold(run, spec)
             if full:
-                answer["spare_port"] = supervisor.free_port()
+                answer["spare_port"] = torchrun.free_port()
     return answer
 
 

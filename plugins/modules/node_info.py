@@ -67,6 +67,10 @@ options:
     type: list
     elements: str
     default: []
+  environment:
+    description: Digest of the lock that the run would start in, which names the environment's folder. Empty for none.
+    type: str
+    default: ""
   before:
     description: Names or ids of runs that the run begins with.
     type: list
@@ -162,6 +166,9 @@ node:
       description: Which of V(avx2), V(avx512f) and V(amx_tile) the CPUs have.
       type: list
       elements: str
+    environment_whole:
+      description: Whether O(environment) is there and as it was built, by presence, size and time of every file.
+      type: bool
     lease_dir:
       description: O(lease_dir) as given.
       type: str
@@ -216,7 +223,19 @@ from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 from ..module_utils import _dataset, _media, _node  # noqa: E402
 from ..module_utils._errors import FinetuneError  # noqa: E402
 
-ASKED = ("user", "root", "name", "stage", "lease_dir", "model", "folders", "output_root", "before", "hub")
+ASKED = [
+    "user",
+    "root",
+    "name",
+    "stage",
+    "lease_dir",
+    "model",
+    "folders",
+    "output_root",
+    "before",
+    "hub",
+    "environment",
+]
 """Options that are handed on as they are."""
 
 
@@ -247,6 +266,7 @@ def main() -> None:
                 "default": {},
                 "options": {"taken": {"type": "bool", "default": False}, "folder": {"type": "str", "default": ""}},
             },
+            "environment": {"type": "str", "default": ""},
             "lease_dir": {"type": "str", "default": ""},
             "output_root": {"type": "str", "default": ""},
             "datasets": {"type": "list", "elements": "raw", "default": []},

@@ -99,7 +99,7 @@ import typing as t  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
-from ..module_utils import _output, _place, _probe, _user  # noqa: E402
+from ..module_utils import _probe, _user  # noqa: E402
 from ..module_utils._engine.state import Run  # noqa: E402
 from ..module_utils._errors import FinetuneError  # noqa: E402
 
@@ -131,12 +131,16 @@ def main() -> None:
 def unseen(spec: dict[str, t.Any]) -> list[str]:
     if not spec:
         return []
+    from ..module_utils import _output  # a node compiles what it imports in each call, and few calls need this
+
     run = Run(pathlib.Path(spec["folder"]))
     found = _user.as_user(spec["user"], lambda: {"hosts": _output.unseen(run, spec["marks"])})
     return list(found["hosts"])
 
 
 def begin(spec: dict[str, t.Any]) -> None:
+    from ..module_utils import _place  # as above
+
     if os.geteuid() == 0:
         with contextlib.suppress(OSError, ValueError):  # InfiniBand and EFA want memory locked, as the run's unit may
             resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

@@ -271,9 +271,10 @@ def main() -> None:
     except FinetuneError as error:
         module.fail_json(msg=str(error))
     made = answer.pop("changes")
-    if "runs" in answer:
-        module.exit_json(changed=bool(made), changes=made, runs=answer["runs"], others=answer["others"])
-    module.exit_json(changed=bool(made), changes=made, run=answer)
+    told = {"runs": answer["runs"], "others": answer["others"]} if "runs" in answer else {"run": answer}
+    asked = {key: spec[key] for key in ("user", "root", "id", "name")}  # the rest holds the sources of the engine
+    invocation = {"module_args": {"state": given["state"], "spec": asked}}
+    module.exit_json(changed=bool(made), changes=made, **told, invocation=invocation)
 
 
 if __name__ == "__main__":

@@ -75,3 +75,9 @@ def test_a_package_removed_from_the_environment_comes_back(world: World, finishe
     assert predicted.changes == repaired.changes and any("fire" in path for _, path in repaired.changes)
     assert (packages / "fire" / "__init__.py").exists()
     assert again(world).changed == []
+
+
+def test_an_environment_is_looked_at_once_where_it_is_whole(world: World, finished: Outcome) -> None:
+    calm, deep = again(world), again(world, uv_env_verify="full")
+    assert calm.rc == deep.rc == 0 and calm.changed == deep.changed == []
+    assert "uv_env" not in calm.on_node and "uv_env" in deep.on_node

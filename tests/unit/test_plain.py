@@ -10,7 +10,7 @@ import random
 import typing as t
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _formats, _records
+from ansible_collections.llmops.finetune.plugins.module_utils import _dataset, _formats, _media, _records
 from ansible_collections.llmops.finetune.plugins.module_utils._media import Media
 from ansible_collections.llmops.finetune.plugins.module_utils._plain import plain
 
@@ -41,7 +41,7 @@ RECORDS = [
 ODD: list[t.Any] = [None, "", " ", "x", 0, 1.5, True, [], ["x"], {}, {"x": "y"}, "gpt", "user", "<image>", [ASK], ASK]
 
 
-def layout(form: str, media: Media = _records.UNKNOWN, **entry: t.Any) -> _formats.Layout:
+def layout(form: str, media: Media = _media.UNKNOWN, **entry: t.Any) -> _formats.Layout:
     dataset = _dataset.parse({"file": "a.json", **ALL[form].entry, **entry}, "v")[0]
     return _records.layout(dataset, ALL[form].stage, media)
 

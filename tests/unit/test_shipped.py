@@ -62,3 +62,9 @@ def test_a_module_on_nodes_has_nothing_that_decides(module: str) -> None:
 def test_what_only_acts_has_nothing_that_looks_at_records_or_gpus() -> None:
     names = {name.partition(".")[0] for name in sent("train_run")}
     assert "_sealed" in names and not names & {"_node", "_checker", "_dataset", "_records", "_tables", "_json"}
+
+
+def test_what_starts_a_supervisor_is_none() -> None:
+    """Its parts are sent as text, for the folder of the run."""
+    names = sent("train_run")
+    assert "_engine.logs" in names and not names & {"_engine.supervisor", "_engine.rank", "_engine.notices"}

@@ -439,23 +439,6 @@ def test_a_stall_is_ten_times_the_usual_step_and_five_minutes(
     assert supervisor.Supervisor(run)._stalled(now - began, now)[: len(says) or None] == says
 
 
-def test_the_end_of_a_log_is_read(tmp_path: Path) -> None:
-    (tmp_path / "log").write_bytes(b"a" * 100 + b"\xffend")
-    assert supervisor.tail(tmp_path / "log", 4) == "\ufffdend"
-    assert len(supervisor.tail(tmp_path / "log")) == 104
-    assert supervisor.tail(tmp_path / "missing") == ""
-
-
-def test_torchruns_account_of_a_failed_rank_is_left_out_of_the_last_words(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    words = "\n".join(f"line {i}" for i in range(9))
-    banner = "E1124 02:09:08.802000 3188 torch/distributed/elastic/multiprocessing/api.py:874] failed (exitcode: 1)"
-    log.write_text(f"{words}\n\n{banner}\nengine.rank FAILED\n====\n", encoding="utf-8")
-    assert supervisor.last_words(log) == ["line 3", "line 4", "line 5", "line 6", "line 7", "line 8"]
-    assert supervisor.last_words(log, 1) == ["line 8"]
-    assert supervisor.last_words(tmp_path / "missing") == []
-
-
 def test_the_temp_folder_of_a_killed_supervisor_goes_with_the_next_start(stage: Stage) -> None:
     staged = stage("finish")
     left = Path(tempfile.mkdtemp(prefix="llmops-"))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _checker, _dataset, _records, _tables
+from ansible_collections.llmops.finetune.plugins.module_utils import _checker, _dataset, _media, _records, _tables
 from pyarrow import ipc, parquet
 
 from .broken_records import (
@@ -154,7 +154,7 @@ def environment(root: Path, name: str, python: str) -> None:
 
 def ask(path: Path, root: Path) -> dict[str, t.Any]:
     dataset = _dataset.parse({"path": str(path)}, "v")[0]
-    return _checker.check(path, dataset, "sft", _records.UNKNOWN, root, _checker.sources())
+    return _checker.check(path, dataset, "sft", _media.UNKNOWN, root, _checker.sources())
 
 
 @pytest.mark.usefixtures("bare")

@@ -21,7 +21,7 @@ import types
 import typing as t
 from pathlib import Path
 
-from . import allreduce_rank, files, processes, rank, supervisor
+from . import allreduce_rank, files, logs, processes, rank, torchrun
 from .state import Run
 
 LAST_SECONDS = 5.0
@@ -47,7 +47,7 @@ def main() -> int:
     finally:
         processes.end_all()
     told = [files.read_json(path) for path in sorted(run.logs.glob("allreduce-rank*.json"))]
-    log = supervisor.tail(run.logs / "allreduce.log")
+    log = logs.tail(run.logs / "allreduce.log")
     files.write_json(run.allreduce, {"token": token, **outcome(told, launch["nproc_per_node"], log)})
     return 0
 
@@ -62,7 +62,7 @@ def _reduce(run: Run, launch: dict[str, t.Any], port: int, patience: float) -> N
     deadline = time.monotonic() + 2 * patience + work_seconds(launch["nnodes"])
     with tempfile.TemporaryDirectory(prefix="llmops-", ignore_cleanup_errors=True) as scratch:
         child = subprocess.Popen(
-            supervisor.command(launch, port, "engine.allreduce_rank", f"{patience:.0f}", join_seconds=patience),
+            torchrun.command(launch, port, "engine.allreduce_rank", f"{patience:.0f}", join_seconds=patience),
             env={**os.environ, "TMPDIR": scratch},
             preexec_fn=rank.die_with_parent,
         )

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import getpass
 import os
-import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,7 +25,21 @@ import types
 import typing as t
 from pathlib import Path
 
-from . import builds, checkpoint, diagnose, files, lease, memory, notices, processes, rank, state, uploads
+from . import (
+    builds,
+    checkpoint,
+    diagnose,
+    files,
+    lease,
+    logs,
+    memory,
+    notices,
+    processes,
+    rank,
+    state,
+    torchrun,
+    uploads,
+)
 from .state import Run
 
 POLL_SECONDS = 0.2
@@ -164,7 +176,7 @@ class Supervisor:
             "LLMOPS_RUN": self.run.id,
         }
         self.uploads.begin()
-        port = self.launch["master_port"] or free_port()
+        port = self.launch["master_port"] or torchrun.free_port()
         if self.launch["node_rank"]:
             self._wait_for_rendezvous(port)
         # A temp folder of the ranks' own, for what torchrun and its like leave. Its path is short: sockets go there.
@@ -176,7 +188,7 @@ class Supervisor:
             files.write_json(self.run.scratch, {"path": scratch})
             with open(self.run.log(attempt), "ab") as log:
                 child = subprocess.Popen(
-                    command(self.launch, port),
+                    torchrun.command(self.launch, port),
                     cwd=self.run.path,
                     env={**environment, "TMPDIR": scratch},
                     stdin=subprocess.DEVNULL,
@@ -192,10 +204,10 @@ class Supervisor:
         address = self.launch["master_addr"]
         deadline = time.monotonic() + self.launch["start_deadline_seconds"]
         if self.first_of_all:
-            while place_is_held(address, port) and time.monotonic() < deadline and not self.asked_to_end:
+            while torchrun.place_is_held(address, port) and time.monotonic() < deadline and not self.asked_to_end:
                 time.sleep(0.2)
         else:
-            wait_until_closed(address, port)
+            torchrun.wait_until_closed(address, port)
         self.first_of_all = False
 
     def _remove_old_scratch(self) -> None:
@@ -256,8 +268,8 @@ class Supervisor:
         if code == 0 and self.launch["nnodes"] > 1:
             return diagnose.ENDED_ELSEWHERE
         return diagnose.diagnose(
-            errors=errors(self.run),
-            tail=tail(self.run.log(attempt)),
+            errors=logs.errors(self.run),
+            tail=logs.tail(self.run.log(attempt)),
             signal=-code if code < 0 else 0,
             stalled=stalled,
             ended_by_kernel=ended_by_kernel,
@@ -270,82 +282,6 @@ class Supervisor:
             self.state.pop("diagnosis", None)
         self.state.update(more, state=now, time=time.time())
         files.write_json(self.run.state, self.state)
-
-
-def errors(run: Run) -> list[dict[str, t.Any]]:
-    """What failing ranks left in the last attempt, earliest first."""
-    found = [files.read_json(path) for path in run.logs.glob("error-rank*.json")]
-    return sorted((error for error in found if error), key=lambda error: float(error["time"]))
-
-
-def wait_until_closed(address: str, port: int, patience: float = 30.0) -> None:
-    """Until rank 0's node has given up the rendezvous of an earlier attempt: who meets there would meet nobody."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection((address, port), timeout=2).close()
-        except TimeoutError:
-            continue  # silent: once it is heard again, a new connection is quicker than one that waits for an answer
-        except OSError:
-            return
-        time.sleep(0.1)
-
-
-def place_is_held(address: str, port: int) -> bool:
-    """Whether a listener answers there (engine.listener), which speaks first; a rendezvous waits to be spoken to."""
-    try:
-        with socket.create_connection((address, port), timeout=2) as line:
-            line.settimeout(1)
-            return bool(line.recv(1))
-    except OSError:
-        return False
-
-
-def free_port() -> int:
-    """A port for the rendezvous of a single node."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def command(
-    launch: dict[str, t.Any], port: int, module: str = "engine.rank", *arguments: str, join_seconds: float = 0
-) -> list[str]:
-    """torchrun with static rendezvous: ranks are the inventory's order, restarts are ours.
-
-    join_seconds: how long a node waits for the others; 0 for as long as torchrun does by itself.
-    """
-    return [
-        launch["python"],
-        "-m",
-        "torch.distributed.run",
-        f"--nnodes={launch['nnodes']}",
-        f"--node-rank={launch['node_rank']}",
-        f"--nproc-per-node={launch['nproc_per_node']}",
-        f"--master-addr={launch['master_addr']}",
-        f"--master-port={port}",
-        *([f"--rdzv-conf=timeout={join_seconds:.0f}"] if join_seconds else []),
-        "--max-restarts=0",
-        "-m",
-        module,
-        *arguments,
-    ]
-
-
-def tail(path: Path, amount: int = 20_000) -> str:
-    """The last `amount` bytes of a log as text."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - amount))
-            return file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
-
-
-def last_words(path: Path, lines: int = 6) -> list[str]:
-    """The last lines of a log that tell something: torchrun's own account of a failed rank is left out."""
-    told = re.split(r"^[EW]\d{4} [^\n]*torch/distributed/elastic/", tail(path), maxsplit=1, flags=re.MULTILINE)[0]
-    return [line for line in told.splitlines() if line.strip()][-lines:]
 
 
 def main() -> int:
