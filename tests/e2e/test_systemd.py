@@ -253,7 +253,7 @@ def test_a_finished_run_leaves_no_unit_and_a_second_apply_changes_nothing(host: 
 
 
 def test_a_failed_run_leaves_no_unit(host: Host) -> None:
-    failed = host.play("train.yml", name="broken", asked={"train_retry": True}, template="no-such-template")
+    failed = host.play("train.yml", name="broken", lr_scheduler_kwargs={"no_such": 1})
     assert failed.rc != 0
     run = Run(host, str(failed.plan["id"]))
     assert run.read("state.json")["state"] == "failed", failed.text
