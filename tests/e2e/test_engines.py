@@ -60,7 +60,8 @@ def killed(world: World, engine: str) -> Path:
     write_plan(plan, [["checkpoint-4", PARTS[engine]]])
     done = apply(world, engine, f"killed-{engine}", killer(plan))
     assert done.rc == 0, done.text
-    assert (done.run["attempt"], done.run["from_step"]) == (2, 2)
+    went = (done.run["attempt"], done.run["from_step"])
+    assert went == (2, 2), f"{went}\n{done.text}"
     return world.folder(done)
 
 
