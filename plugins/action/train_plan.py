@@ -77,7 +77,10 @@ class ActionModule(ActionBase):
                     "model": wish.model,
                     "hub": {**wish.hub, **_in_s3(wish, secrets)},
                     "folders": wish.folders,
-                    "environment": self._environment(wish, known),
+                    "environment": _profile.looked_for(
+                        _profile.find(wish.environment, wish.lock, _lookup.folders(known)),
+                        {name: self._templar.template(known.get(name)) for name in _profile.DEEPER},
+                    ),
                     "before": [name for name in (wish.begins_with, wish.rewarded_by) if name],
                     "datasets": _dataset.on_nodes([*wish.datasets, *wish.eval_datasets]),
                 }
@@ -123,13 +126,6 @@ class ActionModule(ActionBase):
             return facts
         record = _s3.record(f"{who.wish.store}/{who.id}", secrets)
         return _store.with_record(who.id, record, facts, who.wish.output_root)
-
-    def _environment(self, wish: Wish, known: t.Mapping[str, t.Any]) -> str:
-        """Digest of the lock that nodes are to look for. Empty where uv_env is told to look deeper than they do."""
-        asked = {name: self._templar.template(known.get(f"uv_env_{name}")) for name in ("python", "verify")}
-        if asked["python"] or asked["verify"] == "full":
-            return ""
-        return _profile.find(wish.environment, wish.lock, _lookup.folders(known)).identity["digest"]
 
     def _imported(
         self, variables: dict[str, t.Any], known: t.Mapping[str, t.Any], schemas: t.Mapping[str, _schema.Schema]

@@ -81,7 +81,7 @@ def _begin(run: state.Run, spec: dict[str, t.Any], module: str, path: Path, *arg
     while (told := files.read_json(path)).get("token") != token:
         if time.monotonic() > deadline:
             log = run.logs / f"{module}.log"
-            last = logs.tail(log, 2000).splitlines()[-5:]
+            last = logs.ending(log)
             raise FinetuneError(
                 f"The {module} did not start.", where="\n          ".join([str(log), *last]), change="read that log"
             )

@@ -17,6 +17,8 @@ from ._wish.wish import Wish
 REQUIREMENTS = Path(__file__).absolute().parents[2] / "requirements"
 _EMPTY = {"mcore-adapter": "0.0.1"}
 """What the public registry has under a name, and is none of it."""
+DEEPER = ("uv_env_python", "uv_env_verify")
+"""Variables of role uv_env by which it looks at more than what its build sealed."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,13 @@ def find(environment: str, own: str, folders: t.Sequence[Path]) -> Profile:
     if own:
         _refuse_other(environment, found)
     return found
+
+
+def looked_for(profile: Profile, variables: t.Mapping[str, t.Any]) -> str:
+    """Digest of the environment that nodes are to look for. Empty where uv_env is told to look deeper than they do: by
+    its variables, of which one that is not set is None."""
+    deeper = variables["uv_env_python"] or variables["uv_env_verify"] == "full"
+    return "" if deeper else profile.identity["digest"]
 
 
 def refuse_missing(wish: Wish) -> None:

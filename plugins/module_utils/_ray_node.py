@@ -140,7 +140,7 @@ def _start(spec: Spec, folder: Path) -> None:
         if alive and time.monotonic() < deadline:
             time.sleep(0.2)
             continue
-        last = [line[:200] for line in logs.tail(folder / LOG, 2000).splitlines()[-5:]]
+        last = [line[:200] for line in logs.ending(folder / LOG)]
         if spec["systemd"]:
             _unit.remove(_ray.NAME, str(folder))
         _user.as_user(spec["user"], lambda: {"ended": _end(folder)})

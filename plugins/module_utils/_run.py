@@ -135,7 +135,7 @@ def wait_until_started(run: state.Run, token: str, pid: int = 0) -> dict[str, t.
         time.sleep(0.1)
     raise FinetuneError(
         "The supervisor did not start.",
-        where="\n          ".join([str(log), *logs.tail(log, 2000).splitlines()[-5:]]),
+        where="\n          ".join([str(log), *logs.ending(log)]),
         change="read that log",
     )
 

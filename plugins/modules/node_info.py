@@ -223,20 +223,8 @@ from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 from ..module_utils import _dataset, _media, _node  # noqa: E402
 from ..module_utils._errors import FinetuneError  # noqa: E402
 
-ASKED = [
-    "user",
-    "root",
-    "name",
-    "stage",
-    "lease_dir",
-    "model",
-    "folders",
-    "output_root",
-    "before",
-    "hub",
-    "environment",
-]
-"""Options that are handed on as they are."""
+READ = ("datasets", "media", "secrets")
+"""Options that are not handed on as they are."""
 
 
 def main() -> None:
@@ -276,7 +264,7 @@ def main() -> None:
     given = module.params
     try:
         here = [dataset for dataset in _dataset.parse(given["datasets"], "train_datasets") if dataset.source == "path"]
-        asked = {key: given[key] for key in ASKED}
+        asked = {key: value for key, value in given.items() if key not in READ}
         media = _media.Media(bool(given["media"].get("taken")), [given["media"].get("folder") or ""])
         node = _node.facts(here=here, media=media, **asked)
     except FinetuneError as error:

@@ -17,6 +17,12 @@ def test_the_end_of_a_log_is_read(tmp_path: Path) -> None:
     assert logs.tail(tmp_path / "missing") == ""
 
 
+def test_the_ending_is_a_few_lines(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("".join(f"line {i}\n" for i in range(9)), encoding="utf-8")
+    assert logs.ending(tmp_path / "log") == [f"line {i}" for i in range(4, 9)]
+    assert logs.ending(tmp_path / "missing") == []
+
+
 def test_torchruns_account_of_a_failed_rank_is_left_out_of_the_last_words(tmp_path: Path) -> None:
     log = tmp_path / "log"
     words = "\n".join(f"line {i}" for i in range(9))

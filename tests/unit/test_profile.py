@@ -118,3 +118,20 @@ def test_a_lock_that_is_not_there_or_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_bytes(b"\xff")
     with pytest.raises(FinetuneError, match="cannot be read"):
         _profile.find("main", "mine.txt", [tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("python", "verify", "looked_for"),
+    [
+        (None, None, "d1"),
+        ("", "quick", "d1"),
+        ("/usr/bin/python3.12", None, ""),
+        (None, "full", ""),
+        ("", "full", ""),
+    ],
+)
+def test_nodes_look_for_an_environment_unless_uv_env_looks_deeper(
+    python: str | None, verify: str | None, looked_for: str
+) -> None:
+    profile = _profile.Profile("/lock", {}, {"lock": "node-main", "digest": "d1"})
+    assert _profile.looked_for(profile, {"uv_env_python": python, "uv_env_verify": verify}) == looked_for

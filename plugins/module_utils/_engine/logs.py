@@ -29,6 +29,11 @@ def tail(path: Path, amount: int = 20_000) -> str:
         return ""
 
 
+def ending(path: Path) -> list[str]:
+    """The last lines of what a process of the engine said of itself."""
+    return tail(path, 2000).splitlines()[-5:]
+
+
 def last_words(path: Path, lines: int = 6) -> list[str]:
     """The last lines of a log that tell something: torchrun's own account of a failed rank is left out."""
     told = re.split(r"^[EW]\d{4} [^\n]*torch/distributed/elastic/", tail(path), maxsplit=1, flags=re.MULTILINE)[0]
