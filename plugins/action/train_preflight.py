@@ -49,12 +49,18 @@ class ActionModule(ActionBase):
             for host, node in plan["nodes"].items()
             if host != own and node["listens"]
         ]
-        arguments: dict[str, t.Any] = {"peers": peers}
-        if self._task.args.get("verify") == "full" and len(peers) + 1 == len(plan["nodes"]):
-            node, port = plan["nodes"][own], next(iter(staged.values()))["spare_port"]
-            arguments["allreduce"] = {key: node[key] for key in ("user", "folder", "launch")} | {"port": port}
-        if plan["shared"]:
-            marks = {host: staged[host]["mark"] for host in plan["nodes"] if host != own}
-            arguments["shared"] = {key: plan["nodes"][own][key] for key in ("user", "folder")} | {"marks": marks}
-        found = self._execute_module(module_args=arguments, task_vars=known)
-        return t.cast("dict[str, t.Any]", found if found.get("failed") else {**answer, **found})
+        node, first = plan["nodes"][own], next(iter(staged.values()))
+        full = self._task.args.get("verify") == "full" and len(peers) + 1 == len(plan["nodes"])
+        spec = {
+            **{key: node[key] for key in ("user", "root", "folder", "launch")},
+            **{key: plan[key] for key in ("id", "name")},
+            "peers": peers,
+            "marks": {host: staged[host]["mark"] for host in plan["nodes"] if host != own} if plan["shared"] else {},
+            "port": first["spare_port"] if full else None,
+        }
+        found = self._execute_module(
+            module_name="llmops.finetune.train_run",  # which is packed already
+            module_args={"state": "compared", "spec": spec},
+            task_vars=known,
+        )
+        return t.cast("dict[str, t.Any]", found if found.get("failed") else {**answer, **found["seen"]})

@@ -18,7 +18,7 @@ from ..plugin_utils._render import render
 
 
 class ActionModule(ActionBase):
-    TRANSFERS_FILES = True
+    TRANSFERS_FILES = False  # else a folder is made on the node for each call, also where there is nothing to send
     _VALID_ARGS = frozenset(
         (
             "state",

@@ -63,6 +63,8 @@ class Plan:
     """These are all hosts of the run: what they share goes with it."""
     unread: dict[str, str] = field(default_factory=dict)
     """Datasets whose records no Python on a node can read before the environment is there, and why."""
+    bare: bool = False
+    """A node lacks its account or something of an environment: it is given that before the run is staged."""
     model: dict[str, t.Any] = field(default_factory=dict)
     """Where its model comes from, which is sent from the controller: folder, and digests of its files."""
     media: dict[str, t.Any] = field(default_factory=dict)
@@ -161,6 +163,7 @@ def make(
         plan.nodes[host] = _nodes.node(plan, wish, sources, places, host, node, rank, ranks)
     plan.notices += _before.notices(plan.nodes)
     _start.prepare(plan, wish, facts)
+    plan.bare = _start.bare(plan, facts)
     plan.held = _start.held(plan, wish, facts)
     return plan
 

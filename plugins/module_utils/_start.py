@@ -27,6 +27,12 @@ def prepare(plan: Plan, wish: Wish, facts: t.Mapping[str, Facts]) -> None:
         node["lacking"] = lacking
 
 
+def bare(plan: Plan, facts: t.Mapping[str, Facts]) -> bool:
+    """Whether a node lacks its account or something of an environment, which it is given before the run is staged."""
+    builds = plan.environment["current"] and not all(node["environment_whole"] for node in facts.values())
+    return builds or bool(plan.s3 or plan.unread) or not all(node["account_exists"] for node in facts.values())
+
+
 def held(plan: Plan, wish: Wish, facts: t.Mapping[str, Facts]) -> str:
     """Who has what the run needs, where it would start now; or that its GPUs are none."""
     if wish.assumed:

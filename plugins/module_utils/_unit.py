@@ -70,10 +70,11 @@ def start(run_id: str, text: str, folder: str) -> int:
     temporary.chmod(0o644)
     os.replace(temporary, unit)
     try:
-        if known:  # else `enable` has systemd read it
+        if known:  # a new one is read when it starts; to read all units takes a busy host a second
             _systemctl("daemon-reload")
         _systemctl("reset-failed", unit.name, needed=False)
-        _systemctl("enable", "--now", unit.name)
+        _systemctl("enable", "--no-reload", unit.name)
+        _systemctl("start", unit.name)
     except FinetuneError:
         remove(run_id, folder)
         raise

@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Ansible module: which of the other nodes this one gets through to."""
+"""Ansible module: documentation of an action plugin that runs on the controller."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ description:
   - From what M(llmops.finetune.train_run) found on every host when it staged the run, the action plugin of the same
     name decides what all of them do next. A node that is not running joins those that are.
   - Where several nodes are about to start, each tries all others on a port that the kernel picked, and the first one
-    on the port of the rendezvous too, and compares clocks. M(llmops.finetune.train_run) with C(state=started) reads the
-    answers of all.
+    on the port of the rendezvous too, and compares clocks; this is M(llmops.finetune.train_run) with C(state=compared).
+    With C(state=started) it reads the answers of all.
 author: llmops.finetune contributors (@llmops-finetune)
 options:
   plan:
@@ -34,19 +34,6 @@ options:
     type: str
     choices: [quick, full]
     default: quick
-  peers:
-    description: The nodes to try - host, address, ports, run, node_rank. Set by the action plugin.
-    type: list
-    elements: dict
-    default: []
-  allreduce:
-    description: What of the plan the all-reduce needs on this node. Set by the action plugin.
-    type: dict
-    default: {}
-  shared:
-    description: The marks of the other nodes to look for in the folder that all share. Set by the action plugin.
-    type: dict
-    default: {}
 extends_documentation_fragment:
   - llmops.finetune.attributes
 """
@@ -90,63 +77,3 @@ allreduce:
   returned: always
   type: bool
 """
-
-import contextlib  # noqa: E402
-import os  # noqa: E402
-import pathlib  # noqa: E402
-import resource  # noqa: E402
-import typing as t  # noqa: E402
-
-from ansible.module_utils.basic import AnsibleModule  # noqa: E402
-
-from ..module_utils import _probe, _user  # noqa: E402
-from ..module_utils._engine.state import Run  # noqa: E402
-from ..module_utils._errors import FinetuneError  # noqa: E402
-
-
-def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "plan": {"type": "dict"},
-            "staged": {"type": "str"},
-            "retry": {"type": "bool", "default": False},
-            "verify": {"type": "str", "choices": ["quick", "full"], "default": "quick"},
-            "peers": {"type": "list", "elements": "dict", "default": []},
-            "allreduce": {"type": "dict", "default": {}},
-            "shared": {"type": "dict", "default": {}},
-        },
-        supports_check_mode=True,
-    )
-    findings = _probe.probe(module.params["peers"])
-    spec = module.params["allreduce"]
-    begins = bool(spec) and not any(finding["why"] for finding in findings)
-    if begins:
-        try:
-            begin(spec)
-        except FinetuneError as error:
-            module.fail_json(msg=str(error))
-    module.exit_json(changed=False, findings=findings, unseen=unseen(module.params["shared"]), allreduce=begins)
-
-
-def unseen(spec: dict[str, t.Any]) -> list[str]:
-    if not spec:
-        return []
-    from ..module_utils import _output  # a node compiles what it imports in each call, and few calls need this
-
-    run = Run(pathlib.Path(spec["folder"]))
-    found = _user.as_user(spec["user"], lambda: {"hosts": _output.unseen(run, spec["marks"])})
-    return list(found["hosts"])
-
-
-def begin(spec: dict[str, t.Any]) -> None:
-    from ..module_utils import _place  # as above
-
-    if os.geteuid() == 0:
-        with contextlib.suppress(OSError, ValueError):  # InfiniBand and EFA want memory locked, as the run's unit may
-            resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    run = Run(pathlib.Path(spec["folder"]))
-    _user.as_user(spec["user"], lambda: _place.begin_allreduce(run, spec, int(spec["port"])))
-
-
-if __name__ == "__main__":
-    main()

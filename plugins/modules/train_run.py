@@ -18,6 +18,7 @@ options:
   state:
     description:
       - V(staged) has everything in place that the run needs.
+      - V(compared) has what this node sees of the others. M(llmops.finetune.train_preflight) asks for it.
       - V(started) has its supervisor running.
       - V(released) gives up the place that staging took among several nodes, its leases and its port. Nothing that runs
         is touched.
@@ -25,7 +26,7 @@ options:
       - V(absent) has the folder of the run gone, and what it shares with other nodes, unless the O(plan) leaves some of
         these out. Environments, models, datasets, tokens and media stay.
     type: str
-    choices: [staged, started, released, stopped, absent]
+    choices: [staged, compared, started, released, stopped, absent]
     required: true
   plan:
     description: What M(llmops.finetune.train_plan) returned. The action plugin reads it.
@@ -114,6 +115,11 @@ others:
   returned: with O(state=stopped) and O(state=absent)
   type: list
   elements: str
+seen:
+  description: What this node sees of the others - findings, unseen and allreduce, as
+    M(llmops.finetune.train_preflight) returns them.
+  returned: with O(state=compared)
+  type: dict
 changes:
   description: What was changed, or in check mode would be, as dicts of action and path.
   returned: always
@@ -137,7 +143,7 @@ import typing as t  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
-from ..module_utils import _changes, _place, _run, _stage, _unit, _user  # noqa: E402
+from ..module_utils import _changes, _compare, _place, _run, _unit, _user  # noqa: E402
 from ..module_utils._engine.state import Run, observe  # noqa: E402
 from ..module_utils._errors import FinetuneError  # noqa: E402
 
@@ -145,6 +151,8 @@ Answer = dict[str, t.Any]
 
 
 def staged(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:
+    from ..module_utils import _stage  # a node compiles what it imports in each call, and the others need none of it
+
     with contextlib.ExitStack() as opened:
         wanted = {
             **spec,
@@ -168,6 +176,10 @@ def with_stream(part: Answer, opened: contextlib.ExitStack) -> Answer:
     """What was sent of a part, opened as the login user, who may read it."""
     stream = opened.enter_context(open(part["source"], "rb")) if part.get("source") else None
     return {**part, "stream": stream}
+
+
+def compared(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:
+    return changed(changes, _compare.compare(spec))
 
 
 def started(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:
@@ -233,12 +245,23 @@ def as_user(spec: Answer, work: t.Callable[[], Answer], changes: _changes.Change
     return _user.as_user(spec["user"], work, dry=changes.dry)
 
 
+ACT = {
+    "staged": staged,
+    "compared": compared,
+    "started": started,
+    "released": released,
+    "stopped": ended,
+    "absent": ended,
+}
+"""By state."""
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "state": {
                 "type": "str",
-                "choices": ["staged", "started", "released", "stopped", "absent"],
+                "choices": list(ACT),
                 "required": True,
             },
             "plan": {"type": "dict"},
@@ -259,19 +282,16 @@ def main() -> None:
     os.umask(0o022)
     given = module.params
     changes = _changes.Changes(dry=module.check_mode)
-    act = {"staged": staged, "started": started, "released": released, "stopped": ended, "absent": ended}[
-        given["state"]
-    ]
     spec = given["spec"] or {
         "user": _user.account(given["user"]),
         **{key: given[key] for key in ("root", "id", "name")},
     }
     try:
-        answer = act(spec, given, changes)
+        answer = ACT[given["state"]](spec, given, changes)
     except FinetuneError as error:
         module.fail_json(msg=str(error))
     made = answer.pop("changes")
-    told = {"runs": answer["runs"], "others": answer["others"]} if "runs" in answer else {"run": answer}
+    told = {"compared": {"seen": answer}, "stopped": answer, "absent": answer}.get(given["state"], {"run": answer})
     asked = {key: spec[key] for key in ("user", "root", "id", "name")}  # the rest holds the sources of the engine
     invocation = {"module_args": {"state": given["state"], "spec": asked}}
     module.exit_json(changed=bool(made), changes=made, **told, invocation=invocation)

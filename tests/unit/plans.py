@@ -49,6 +49,7 @@ def node(gpus: int = 0, capability: float = 9.0, **facts: t.Any) -> dict[str, t.
     return {
         "user": "me",
         "account_exists": True,
+        "environment_whole": True,
         "root": "/home/me/llmops",
         "interfaces": eth0("10.0.0.1"),
         "cpus": 8,

@@ -19,7 +19,7 @@ from ..conftest import REPOSITORY
 
 UTILS = REPOSITORY / "plugins" / "module_utils"
 CONTROLLER = {"_plan", "_nodes", "_situation", "_memory", "_fastest", "_ranks", "_identity", "_rules", "_vram", "_wish"}
-MODULES = ("node_info", "train_run", "train_run_info", "train_preflight", "train_allreduce", "train_fetch", "uv_env")
+MODULES = ("node_info", "train_run", "train_run_info", "train_allreduce", "train_fetch", "uv_env")
 
 
 def file(name: str) -> Path | None:
