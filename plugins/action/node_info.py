@@ -12,7 +12,7 @@ from ansible.plugins.action import ActionBase
 
 from ..module_utils import _hub
 from ..module_utils._errors import FinetuneError
-from ..plugin_utils import _connection
+from ..plugin_utils import _connection, _worker
 
 
 class ActionModule(ActionBase):
@@ -20,6 +20,7 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         super().run(tmp, task_vars)
+        _worker.no_garbage()
         known = task_vars or {}
         host = known["inventory_hostname"]
         try:

@@ -32,7 +32,7 @@ from ..module_utils._errors import Attempts, FinetuneError
 from ..module_utils._wish import names
 from ..module_utils._wish.imported import Imported
 from ..module_utils._wish.wish import Wish
-from ..plugin_utils import _import, _recipes, _s3
+from ..plugin_utils import _import, _recipes, _s3, _worker
 
 MADE = "llmops_runs"
 """A fact: by name, the runs that were planned in this play, for later ones that begin with them."""
@@ -45,6 +45,7 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         super().run(tmp, task_vars)
+        _worker.no_garbage()
         known = task_vars or {}
         register = self._task.args.get("facts")
         member = self._templar.template(known.get("train_member"))

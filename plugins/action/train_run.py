@@ -14,6 +14,7 @@ from ansible.plugins.action import ActionBase
 
 from ..module_utils import _allreduce, _engine, _fit, _media_send, _sources
 from ..module_utils._errors import FinetuneError
+from ..plugin_utils import _worker
 from ..plugin_utils._render import render
 
 
@@ -38,6 +39,7 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         super().run(tmp, task_vars)
+        _worker.no_garbage()
         known = task_vars or {}
         arguments = dict(self._task.args)
         plan = arguments.pop("plan", None)

@@ -85,7 +85,7 @@ def _begin(run: state.Run, spec: dict[str, t.Any], module: str, path: Path, *arg
             raise FinetuneError(
                 f"The {module} did not start.", where="\n          ".join([str(log), *last]), change="read that log"
             )
-        time.sleep(0.05)
+        time.sleep(0.01)
     return told
 
 
@@ -98,7 +98,7 @@ def _end(path: Path, module: str) -> None:
     while processes.lives(pid) and time.monotonic() < deadline:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-        time.sleep(0.05)
+        time.sleep(0.01)
 
 
 def _command(pid: int) -> bytes:

@@ -132,7 +132,7 @@ def wait_until_started(run: state.Run, token: str, pid: int = 0) -> dict[str, t.
             raise FinetuneError(str(refusal["message"]), where=str(run.path), change="see the folder named in it")
         if gone:
             break
-        time.sleep(0.1)
+        time.sleep(0.02)
     raise FinetuneError(
         "The supervisor did not start.",
         where="\n          ".join([str(log), *logs.ending(log)]),
