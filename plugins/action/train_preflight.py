@@ -1,7 +1,8 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""train_preflight on the controller: what all nodes do next, and one call to each that is to start among others."""
+"""train_preflight on the controller: what all nodes do next, and where several are to start, a call to the first one,
+which asks the others."""
 
 from __future__ import annotations
 
@@ -32,32 +33,35 @@ class ActionModule(ActionBase):
             "changed": False,
             "next": step,
             "proof": staged[own].get("proof", {}),
-            "findings": [],
+            "findings": {},
             "unseen": [],
             "allreduce": False,
         }
         if step != "start" or self._task.check_mode or not plan["nodes"][own]["listens"]:
             return answer
-        peers = [
+        nodes = [
             {
                 "host": host,
                 "run": plan["id"],
                 "node_rank": node["node_rank"],
                 "address": node["launch"]["address"],
-                "ports": staged[host]["ports"],
+                **{key: staged[host][key] for key in ("ports", "token")},
             }
             for host, node in plan["nodes"].items()
-            if host != own and node["listens"]
+            if node["listens"]
         ]
         node, first = plan["nodes"][own], next(iter(staged.values()))
-        full = self._task.args.get("verify") == "full" and len(peers) + 1 == len(plan["nodes"])
+        full = self._task.args.get("verify") == "full" and len(nodes) == len(plan["nodes"])
         spec = {
             **{key: node[key] for key in ("user", "root", "folder", "launch")},
             **{key: plan[key] for key in ("id", "name")},
-            "peers": peers,
+            "host": own,
+            "nodes": nodes if len(nodes) > 1 and nodes[0]["host"] == own else [],
             "marks": {host: staged[host]["mark"] for host in plan["nodes"] if host != own} if plan["shared"] else {},
             "port": first["spare_port"] if full else None,
         }
+        if not (spec["nodes"] or spec["marks"] or full):
+            return answer  # the first one asks this one
         found = self._execute_module(
             module_name="llmops.finetune.train_run",  # which is packed already
             module_args={"state": "compared", "spec": spec},

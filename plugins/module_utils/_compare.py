@@ -11,20 +11,21 @@ import resource
 import typing as t
 from pathlib import Path
 
-from . import _output, _place, _probe, _user
+from . import _output, _place, _user
+from ._engine import probe
 from ._engine.state import Run
 
 
 def compare(spec: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
-    """findings: of each peer, from `_probe`. unseen: hosts whose marks are not in the folder that all are to share.
-    allreduce: whether this node's part of one began.
+    """findings: what each node sees of the others, from `probe.survey`. unseen: hosts whose marks are not in the folder
+    that all are to share. allreduce: whether this node's part of one began.
 
-    spec: peers to try, marks of the others where the folder is shared, a port for the all-reduce or None, and the
-    user and folder of the run.
+    spec: the nodes to survey, where this one does that; marks of the others where the folder is shared; a port for the
+    all-reduce or None; and the host, user and folder of the run.
     """
     run = Run(Path(spec["folder"]))
-    findings = _probe.probe(spec["peers"])
-    begins = spec["port"] is not None and not any(finding["why"] for finding in findings)
+    findings = probe.survey(spec["host"], spec["nodes"])
+    begins = spec["port"] is not None and not any(finding["why"] for seen in findings.values() for finding in seen)
 
     def as_user() -> dict[str, t.Any]:
         if begins:

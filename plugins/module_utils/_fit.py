@@ -56,8 +56,10 @@ def rows(
 
 
 def between(found: t.Mapping[str, t.Mapping[str, t.Any]]) -> list[Row]:
-    """The same from what each host registered of the preflight."""
-    return rows(*({host: one.get(what, ()) for host, one in found.items()} for what in ("proof", "findings", "unseen")))
+    """The same from what each host registered of the preflight, one of them with the findings of all."""
+    proofs, unseen = ({host: one.get(what, ()) for host, one in found.items()} for what in ("proof", "unseen"))
+    seen = {host: all_ for one in found.values() for host, all_ in one.get("findings", {}).items()}
+    return rows(proofs, {host: seen.get(host, ()) for host in found}, unseen)
 
 
 def _differences(proofs: t.Mapping[str, Proof]) -> t.Iterator[Row]:

@@ -28,8 +28,11 @@ JOIN_SECONDS, JOIN_SECONDS_PER_NODE = 30.0, 5.0
 """How long ranks of an all-reduce wait for those of the other nodes, whose calls may come one after the other."""
 
 
-def hold(run: state.Run, spec: dict[str, t.Any]) -> list[int]:
-    """Hold this node's place until the start: its leases, and ports that the other nodes try, returned."""
+def hold(run: state.Run, spec: dict[str, t.Any]) -> dict[str, t.Any]:
+    """Hold this node's place until the start: its leases, and ports that the other nodes try.
+
+    Returns these, and the token with which its listener is asked to try others.
+    """
     release(run)
     told = _begin(run, spec, "listener", run.listening)
     if "holder" in told:
@@ -40,7 +43,7 @@ def hold(run: state.Run, spec: dict[str, t.Any]) -> list[int]:
             where="train_port",
             change="end what listens there, or set another train_port",
         )
-    return [int(port) for port in told["ports"]]
+    return {"ports": [int(port) for port in told["ports"]], "token": told["token"]}
 
 
 def begin_allreduce(run: state.Run, spec: dict[str, t.Any], port: int) -> dict[str, t.Any]:

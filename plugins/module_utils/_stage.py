@@ -61,7 +61,7 @@ def stage(
         if spec["launch"].get("shared"):
             answer["mark"] = _output.leave_mark(run, spec["launch"]["node_rank"])
         if spec["listens"]:
-            answer["ports"] = _place.hold(run, spec)
+            answer |= _place.hold(run, spec)
             if full:
                 answer["spare_port"] = torchrun.free_port()
     return answer

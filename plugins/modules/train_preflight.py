@@ -13,8 +13,9 @@ description:
   - From what M(llmops.finetune.train_run) found on every host when it staged the run, the action plugin of the same
     name decides what all of them do next. A node that is not running joins those that are.
   - Where several nodes are about to start, each tries all others on a port that the kernel picked, and the first one
-    on the port of the rendezvous too, and compares clocks; this is M(llmops.finetune.train_run) with C(state=compared).
-    With C(state=started) it reads the answers of all.
+    on the port of the rendezvous too, and compares clocks. The first of them has M(llmops.finetune.train_run) with
+    C(state=compared) ask the others what they see, so that one call does for all; with storage that all share, and with
+    O(verify=full), each one is called. M(llmops.finetune.train_run) with C(state=started) reads the answers.
 author: llmops.finetune contributors (@llmops-finetune)
 options:
   plan:
@@ -62,11 +63,10 @@ proof:
   returned: always
   type: dict
 findings:
-  description: For each other node that was tried, why it cannot be reached (empty where it can) and by how many seconds
-    its clock is ahead.
+  description: By host, for each other node that it tried, why it cannot be reached (empty where it can) and by how many
+    seconds its clock is ahead. The first of the nodes that start returns what all of them found, the others nothing.
   returned: always
-  type: list
-  elements: dict
+  type: dict
 unseen:
   description: Hosts that have another folder for their results than this one, where all are to have the same.
   returned: always

@@ -6,11 +6,13 @@
 Has the leases, so that no other run takes them meanwhile, and answers on ports such as the run will use, so that every
 other node can see whether it gets through: rank 0's node on that of the rendezvous, and all on one that the kernel
 picks, as NCCL and gloo have it do. A firewall that lets the first one through and no other is the usual reason for
-ranks that hang. Ends when it is told to, or after an hour: other nodes may be long about staging.
+ranks that hang. Who knows its token may have it try other nodes itself. Ends when it is told to, or after an hour:
+other nodes may be long about staging.
 """
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
@@ -18,14 +20,17 @@ import selectors
 import signal
 import socket
 import sys
+import threading
 import time
 import typing as t
 from pathlib import Path
 
-from . import files, lease
+from . import files, lease, probe
 from .state import Run
 
 LIFE_SECONDS = 3600.0
+CALL_SECONDS = 2.0
+"""For a caller to say what it wants, which is nothing more as a rule."""
 
 
 def main() -> int:
@@ -44,7 +49,7 @@ def main() -> int:
         return _refuse(run, {"token": token, "port": launch["master_port"], "why": error.strerror})
     ports = [door.getsockname()[1] for door in doors]
     files.write_json(run.listening, {"token": token, "pid": os.getpid(), "ports": ports})
-    _answer(doors, {"run": run.id, "node_rank": launch["node_rank"]})
+    _open(doors, {"run": run.id, "node_rank": launch["node_rank"]}, token)
     return 0 if held else 1
 
 
@@ -53,8 +58,8 @@ def _refuse(run: Run, why: dict[str, t.Any]) -> int:
     return 3
 
 
-def _answer(doors: t.Sequence[socket.socket], words: dict[str, t.Any]) -> None:
-    """Say to whoever calls who we are and what time it is here."""
+def _open(doors: t.Sequence[socket.socket], words: dict[str, t.Any], token: str) -> None:
+    """Let callers in, each one for itself."""
     deadline = time.monotonic() + LIFE_SECONDS
     with selectors.DefaultSelector() as ready:
         for listening in doors:
@@ -62,12 +67,17 @@ def _answer(doors: t.Sequence[socket.socket], words: dict[str, t.Any]) -> None:
         while (left := deadline - time.monotonic()) > 0:
             for door in (key.fileobj for key, mask in ready.select(left) if mask):
                 caller = t.cast(socket.socket, door).accept()[0]
-                with caller:
-                    caller.settimeout(2)
-                    try:
-                        caller.sendall(json.dumps({**words, "time": time.time()}).encode() + b"\n")
-                    except OSError:
-                        continue
+                threading.Thread(target=_talk, args=(caller, words, token), daemon=True).start()
+
+
+def _talk(caller: socket.socket, words: dict[str, t.Any], token: str) -> None:
+    """Say who we are and what time it is here; then answer a question, where there is one."""
+    with caller, contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        caller.settimeout(CALL_SECONDS)
+        caller.sendall(json.dumps({**words, "time": time.time()}).encode() + b"\n")
+        with caller.makefile("rb") as file:
+            question = file.readline(probe.LINE_BYTES)
+        caller.sendall(probe.answer(question, token))
 
 
 if __name__ == "__main__":

@@ -205,7 +205,7 @@ class Supervisor:
         deadline = time.monotonic() + self.launch["start_deadline_seconds"]
         if self.first_of_all:
             while torchrun.place_is_held(address, port) and time.monotonic() < deadline and not self.asked_to_end:
-                time.sleep(0.2)
+                time.sleep(0.05)
         else:
             torchrun.wait_until_closed(address, port)
         self.first_of_all = False

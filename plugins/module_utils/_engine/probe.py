@@ -1,7 +1,10 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From one node: which of the others it gets through to, and how far their clocks are off."""
+"""Which nodes get through to which, and how far their clocks are off.
+
+One node looks for itself, and asks the others, of which each has a listener, what they see.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,57 @@ from concurrent.futures import ThreadPoolExecutor
 
 PATIENCE_SECONDS = 3.0
 """For one connection; a packet that was dropped is sent again after one second."""
+ANSWER_SECONDS = 4 * PATIENCE_SECONDS
+"""For what another node sees, which may have to wait for each port of a third one."""
+LINE_BYTES = 1 << 20
+"""No question and no answer is longer: a thousand nodes take 200 kB."""
 
 Peer = dict[str, t.Any]
-"""host, address, ports, run, node_rank."""
+"""host, address, ports, run, node_rank; and a token that its listener answers questions to."""
 Finding = dict[str, t.Any]
 """host; why it cannot be reached, or empty; clock: seconds that its clock is ahead of ours."""
+
+
+def survey(here: str, nodes: t.Sequence[Peer]) -> dict[str, list[Finding]]:
+    """What each node sees of all others, by host, all at once. here: the host that we are on."""
+    if not nodes:
+        return {}
+
+    def seen(node: Peer) -> list[Finding] | None:
+        others = [other for other in nodes if other is not node]
+        return probe(others) if node["host"] == here else _ask(node, others)
+
+    with ThreadPoolExecutor(min(64, len(nodes))) as pool:
+        asked = {node["host"]: pool.submit(seen, node) for node in nodes}
+    found = {host: future.result() for host, future in asked.items()}
+    for finding in found[here] or ():
+        if not finding["why"] and found[finding["host"]] is None:
+            finding["why"] = "does not say which nodes it gets through to"
+    return {host: findings or [] for host, findings in found.items()}
+
+
+def _ask(node: Peer, peers: t.Sequence[Peer]) -> list[Finding] | None:
+    """What the listener of another node sees of its peers; None where it cannot be asked."""
+    asked = [{key: value for key, value in peer.items() if key != "token"} for peer in peers]
+    try:
+        with socket.create_connection((node["address"], node["ports"][-1]), timeout=PATIENCE_SECONDS) as line:
+            line.settimeout(ANSWER_SECONDS)
+            with line.makefile("rwb") as file:
+                file.readline(LINE_BYTES)  # who it is, which `probe` looks at
+                file.write(json.dumps({"token": node["token"], "peers": asked}).encode() + b"\n")
+                file.flush()
+                answer = json.loads(file.readline(LINE_BYTES))
+        return list(answer) if isinstance(answer, list) else None
+    except (OSError, ValueError):
+        return None
+
+
+def answer(question: bytes, token: str) -> bytes:
+    """To what another node asks a listener; nothing to one that does not know its token."""
+    asked = json.loads(question or b"{}")
+    if not isinstance(asked, dict) or asked.get("token") != token:
+        return b""
+    return json.dumps(probe(asked["peers"])).encode() + b"\n"
 
 
 def probe(peers: t.Sequence[Peer]) -> list[Finding]:
