@@ -15,9 +15,12 @@ from dataclasses import astuple
 from pathlib import Path
 from types import MappingProxyType
 
-from . import _dataset, _env, _host, _hub, _model, _model_place, _output, _sealed, _user
+from . import _env, _host, _model, _model_place, _output, _sealed, _user
 from ._engine import files, lease, state
 from ._media import UNKNOWN, Media
+
+if t.TYPE_CHECKING:
+    from ._dataset import Dataset
 
 NOTHING: dict[str, t.Any] = {
     "runs": {},
@@ -38,7 +41,7 @@ def facts(
     user: str,
     root: str,
     name: str,
-    here: t.Sequence[_dataset.Dataset],
+    here: t.Sequence[Dataset],
     stage: str = "sft",
     lease_dir: str = "",
     model: str = "",
@@ -74,7 +77,7 @@ def facts(
     place = _user.expand(root, account)
     parts = _checker.sources() if here else {}
 
-    def source(dataset: _dataset.Dataset) -> dict[str, t.Any]:
+    def source(dataset: Dataset) -> dict[str, t.Any]:
         path = Path(dataset.where).expanduser()
         if not os.path.isfile(path):
             return {"name": dataset.name, "missing": True}
@@ -133,6 +136,8 @@ def facts(
 
 
 def _ask(hub: t.Mapping[str, t.Any], folder: Path, whole: t.Container[str]) -> dict[str, t.Any]:
+    from . import _hub  # a node compiles what it imports in each call, and few calls ask one
+
     given = _hub.Access(hub.get("endpoint") or "", hub.get("token") or "")
     return _hub.facts(hub["model"], hub["revision"], folder, whole, given, hub.get("told") or {})
 

@@ -14,7 +14,7 @@ import typing as t
 import uuid
 from pathlib import Path
 
-from . import _report
+from . import _held
 from ._engine import files, logs, processes, state
 from ._errors import FinetuneError
 
@@ -36,7 +36,7 @@ def hold(run: state.Run, spec: dict[str, t.Any]) -> dict[str, t.Any]:
     release(run)
     told = _begin(run, spec, "listener", run.listening)
     if "holder" in told:
-        raise _report.held(told["key"], told["holder"], spec["user"], spec["folder"])
+        raise _held.refusal(told["key"], told["holder"], spec["user"], spec["folder"])
     if "why" in told:
         raise FinetuneError(
             f"Port {told['port']} of this node cannot be used: {told['why']}.",

@@ -8,8 +8,7 @@ from __future__ import annotations
 import typing as t
 
 from . import _state
-from ._engine import lease, progress
-from ._errors import FinetuneError
+from ._engine import progress
 
 
 def following(run: dict[str, t.Any]) -> str:
@@ -47,17 +46,6 @@ def ended(run: dict[str, t.Any]) -> list[str]:
     if run["state"] == "stopped":
         return [f"Run {run['id']} is stopped and stays so. To go on with it: -e train_retry=true"]
     return []
-
-
-def held(key: str, holder: dict[str, t.Any], user: str, where: str) -> FinetuneError:
-    """A lease that another run has. user: the account this run would belong to."""
-    ways = ["wait for it"]
-    if holder.get("run"):
-        theirs = "" if holder.get("user") == user else f" -e train_user={holder.get('user')}"
-        ways.append(f"stop it (playbook llmops.finetune.stop, -e train_run_id={holder['run']}{theirs})")
-    if key != lease.CPU:
-        ways.append("choose other GPUs with train_gpus")
-    return FinetuneError(lease.describe(key, holder), where=where, change=", or ".join(ways))
 
 
 def nothing(asked: str) -> str:

@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A run on one node: found, told of, started, stopped, removed. Each change is told.
+"""A run on one node: found, told of, started, stopped. Each change is told.
 
 Every function takes `changes`; with `changes.dry` nothing is written and the same list comes out.
 """
@@ -13,15 +13,13 @@ import fnmatch
 import getpass
 import os
 import re
-import shutil
 import signal
 import time
 import typing as t
 import uuid
 from pathlib import Path
-from types import MappingProxyType
 
-from . import _output, _place, _report, _store
+from . import _held, _place
 from ._changes import Changes
 from ._engine import files, lease, logs, progress, state
 from ._errors import FinetuneError
@@ -111,7 +109,7 @@ def _refuse_if_held(spec: dict[str, t.Any]) -> None:
     """Name the holder of a lease before anything is started."""
     held = lease.holders(spec["launch"]["leases"], lease.directory(spec["launch"]["lease_dir"]))
     for key, holder in held.items():
-        raise _report.held(key, holder, spec["user"], spec["folder"])
+        raise _held.refusal(key, holder, spec["user"], spec["folder"])
 
 
 def wait_until_started(run: state.Run, token: str, pid: int = 0) -> dict[str, t.Any]:
@@ -128,7 +126,7 @@ def wait_until_started(run: state.Run, token: str, pid: int = 0) -> dict[str, t.
         refusal = files.read_json(run.refusal)
         if refusal.get("token") == token:
             if refusal.get("holder"):
-                raise _report.held(refusal["key"], refusal["holder"], getpass.getuser(), str(run.path))
+                raise _held.refusal(refusal["key"], refusal["holder"], getpass.getuser(), str(run.path))
             raise FinetuneError(str(refusal["message"]), where=str(run.path), change="see the folder named in it")
         if gone:
             break
@@ -166,32 +164,4 @@ def stop(run: state.Run, changes: Changes, *, patience: float) -> dict[str, t.An
                 change="look at its processes; run stop again",
             )
         time.sleep(0.1)
-    return report(run)
-
-
-def remove(
-    run: state.Run,
-    changes: Changes,
-    *,
-    patience: float,
-    spec: t.Mapping[str, t.Any] = MappingProxyType({}),
-    secrets: t.Mapping[str, str] = MappingProxyType({}),
-) -> dict[str, t.Any]:
-    """Stop the run and remove its folder; environments, models and datasets stay.
-
-    spec: where there is a plan, whether all its nodes do so (`whole`), so that what they share goes as well, also from
-    S3. secrets: for that.
-    """
-    whole = spec.get("whole", True)
-    if run.path.exists():
-        stop(run, changes, patience=patience)
-    if whole and "launch" in spec:
-        _store.remove(run, spec, changes, secrets)
-    if not run.path.exists():
-        return report(run)
-    if whole:
-        _output.remove(run, changes)
-    if changes.add("remove", run.path):
-        run.secrets.unlink(missing_ok=True)
-        shutil.rmtree(run.path)
     return report(run)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from . import _assumed, _origin, _report, _state, _store
+from . import _assumed, _held, _origin, _state, _store
 from ._ranks import Facts
 from ._wish.wish import Wish
 
@@ -45,7 +45,7 @@ def held(plan: Plan, wish: Wish, facts: t.Mapping[str, Facts]) -> str:
         for key in node["launch"]["leases"] if node["state"] != "running" else ():
             holder = facts[host]["leases"].get(key)
             if holder is not None and not (holder.get("staging") and holder.get("run") == plan.id):
-                return str(_report.held(key, holder, node["user"], host))
+                return str(_held.refusal(key, holder, node["user"], host))
     return ""
 
 

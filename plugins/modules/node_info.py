@@ -218,9 +218,11 @@ node:
       elements: dict
 """
 
+import typing as t  # noqa: E402
+
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
-from ..module_utils import _dataset, _media, _node  # noqa: E402
+from ..module_utils import _media, _node  # noqa: E402
 from ..module_utils._errors import FinetuneError  # noqa: E402
 
 READ = ("datasets", "media", "secrets")
@@ -263,13 +265,22 @@ def main() -> None:
     )
     given = module.params
     try:
-        here = [dataset for dataset in _dataset.parse(given["datasets"], "train_datasets") if dataset.source == "path"]
+        here = _on_node(given["datasets"])
         asked = {key: value for key, value in given.items() if key not in READ}
         media = _media.Media(bool(given["media"].get("taken")), [given["media"].get("folder") or ""])
         node = _node.facts(here=here, media=media, **asked)
     except FinetuneError as error:
         module.fail_json(msg=str(error))
     module.exit_json(changed=False, node=node)
+
+
+def _on_node(entries: list[t.Any]) -> list[t.Any]:
+    """Datasets that lie on the node."""
+    if not entries:
+        return []
+    from ..module_utils import _dataset  # a node compiles what it imports in each call, and few calls need this
+
+    return [dataset for dataset in _dataset.parse(entries, "train_datasets") if dataset.source == "path"]
 
 
 if __name__ == "__main__":

@@ -208,6 +208,8 @@ def released(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:
 
 def ended(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:
     """Stop, or stop and remove, each run that is meant."""
+    from ..module_utils import _remove  # as above
+
     root = pathlib.Path(_user.expand(spec["root"], spec["user"]))
     how = {"patience": given["patience"]}
 
@@ -216,7 +218,7 @@ def ended(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:
         if given["state"] == "stopped":
             runs = [_run.stop(run, changes, **how) for run in meant]
         else:
-            runs = [_run.remove(run, changes, spec=spec, secrets=given["secrets"], **how) for run in meant]
+            runs = [_remove.remove(run, changes, spec=spec, secrets=given["secrets"], **how) for run in meant]
         others = [run.id for run in _run.find(root, "", "") if run not in meant and observe(run) == "running"]
         return changed(changes, {"runs": runs, "others": others})
 

@@ -11,7 +11,7 @@ import typing as t
 from pathlib import Path
 
 import pytest
-from ansible_collections.llmops.finetune.plugins.module_utils import _changes, _describe, _output, _run, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils import _changes, _describe, _output, _remove, _run, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import files, state
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
@@ -260,14 +260,14 @@ def test_what_is_shared_goes_once_and_each_node_tells_the_same(nodes: list[state
     (shared(nodes[0]) / "checkpoint-8").mkdir()
     for run in nodes:
         dry, made = _changes.Changes(dry=True), _changes.Changes(dry=False)
-        _run.remove(run, dry, patience=1, spec={"whole": whole})
+        _remove.remove(run, dry, patience=1, spec={"whole": whole})
         assert run.output.is_symlink()
-        _run.remove(run, made, patience=1, spec={"whole": whole})
+        _remove.remove(run, made, patience=1, spec={"whole": whole})
         paths = [shared(run), run.path] if whole else [run.path]
         assert dry.made == made.made == [{"action": "remove", "path": str(path)} for path in paths]
         assert not run.path.exists()
         again = _changes.Changes(dry=False)
-        _run.remove(run, again, patience=1, spec={"whole": whole})
+        _remove.remove(run, again, patience=1, spec={"whole": whole})
         assert again.made == []
     assert shared(nodes[0]).exists() is not whole and shared(nodes[0]).parent.exists()
 
@@ -278,7 +278,7 @@ def test_results_on_storage_that_is_not_mounted_are_not_said_to_be_removed(nodes
     stage(run, shared(run))
     shared(run).parent.rename(shared(run).parent.with_name("unmounted"))
     with pytest.raises(FinetuneError, match="cannot be removed"):
-        _run.remove(run, _changes.Changes(dry=dry), patience=1)
+        _remove.remove(run, _changes.Changes(dry=dry), patience=1)
     assert run.path.exists()
 
 
@@ -288,7 +288,7 @@ def test_a_link_of_another_making_is_not_followed(nodes: list[state.Run], tmp_pa
     stage(run, "")
     (tmp_path / "theirs").mkdir()
     run.output.symlink_to(tmp_path / "theirs")
-    _run.remove(run, _changes.Changes(dry=False), patience=1)
+    _remove.remove(run, _changes.Changes(dry=False), patience=1)
     assert (tmp_path / "theirs").exists() and not run.path.exists()
 
 

@@ -21,6 +21,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils import (
     _changes,
     _node,
     _place,
+    _remove,
     _run,
     _sealed,
     _stage,
@@ -448,13 +449,13 @@ def test_a_removed_run_leaves_its_dataset(root: Path) -> None:
     stage(spec(root))
     run = run_of(spec(root))
     dry, made = _changes.Changes(dry=True), _changes.Changes(dry=False)
-    assert _run.remove(run, dry, patience=1)["state"] == "staged"
-    assert _run.remove(run, made, patience=1)["state"] == "absent"
+    assert _remove.remove(run, dry, patience=1)["state"] == "staged"
+    assert _remove.remove(run, made, patience=1)["state"] == "absent"
     assert dry.made == made.made == [{"action": "remove", "path": str(run.path)}]
     assert not run.path.exists()
     assert Path(spec(root)["datasets"][0]["file"]).exists()
     again = _changes.Changes(dry=False)
-    assert _run.remove(run, again, patience=1)["state"] == "absent"
+    assert _remove.remove(run, again, patience=1)["state"] == "absent"
     assert again.made == []
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.llmops.finetune.plugins.action import train_run
-from ansible_collections.llmops.finetune.plugins.module_utils import _changes, _describe, _run, _store, _wish
+from ansible_collections.llmops.finetune.plugins.module_utils import _changes, _describe, _remove, _store, _wish
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import files, upload
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 from ansible_collections.llmops.finetune.plugins.plugin_utils import _s3
@@ -249,7 +249,7 @@ def test_a_run_that_is_removed_is_removed_from_the_store(
 
     def remove(*, dry: bool, whole: bool = True) -> list[tuple[str, str]]:
         changes = _changes.Changes(dry=dry)
-        _run.remove(one.run, changes, patience=1, spec={**spec_now, "whole": whole}, secrets=s3.variables)
+        _remove.remove(one.run, changes, patience=1, spec={**spec_now, "whole": whole}, secrets=s3.variables)
         return [(change["action"], change["path"]) for change in changes.made]
 
     spec_now = spec(one)
