@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import typing as t
 
-from . import kernels, ops
+from . import kernels, ops, passes
 from .decoder import Step
 from .model import Model
 from .tape import FULL, HALF, LONG, Parameter, Storage, Tape, Tensor
@@ -162,16 +162,16 @@ def _kto(tape: Tape, model: Model, tokens: Tensor, run: Run, reference: Model) -
 
     Logits of good and of bad answers are copied out of those of all, once the estimate is there.
     """
+
+    def unrecorded(one: Model) -> tuple[Tensor, ...]:
+        return passes.again(tape, (id(one), run), lambda: _log_probabilities(tape, one, tokens, run))
+
     loss, logits = _log_probabilities(tape, model, tokens, run)
-    tape.without_grad(lambda: _log_probabilities(tape, model, tokens, run))
+    unrecorded(model)
     logits = ops.copy(tape, logits)
-
-    def others() -> None:
-        _loss, kept = _log_probabilities(tape, reference, tokens, run)
-        _log_probabilities(tape, reference, tokens, run)
-        ops.copy(tape, kept)
-
-    tape.without_grad(others)
+    _loss, kept = unrecorded(reference)
+    unrecorded(reference)
+    tape.without_grad(lambda: ops.copy(tape, kept))
     return loss, logits
 
 

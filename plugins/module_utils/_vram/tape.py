@@ -35,19 +35,25 @@ class Meter:
         """A key where a storage was taken, ~key where it was given back."""
         self.marks: dict[str, int] = {}
         """Where in the events something begins."""
-        self._place = ("", "")
-        self._peak = 0
+        self.visited: list[tuple[Place, int]] = []
+        """Places that were left, each with its peak, since somebody emptied this."""
+        self.passes: dict[t.Hashable, t.Any] = {}
+        """What was seen of passes that are run again (passes.py)."""
+        self.place = ("", "")
+        self.peak = 0
+        """Of this visit of the place."""
 
     def moment(self, name: str, place: str = "") -> None:
         """What follows belongs to this moment."""
-        before = self._place
+        before = self.place
         if before[0]:
-            self.peaks[before] = max(self._peak, self.peaks.get(before, 0))
-        self._place, self._peak = (name, place), self.live
+            self.peaks[before] = max(self.peak, self.peaks.get(before, 0))
+            self.visited.append((before, self.peak))
+        self.place, self.peak = (name, place), self.live
 
     def within(self, place: str) -> None:
         """What follows belongs to the same moment, at this place."""
-        self.moment(self._place[0], place)
+        self.moment(self.place[0], place)
 
     def scratch(self, size: float) -> None:
         """What a kernel takes and gives back while it runs."""
@@ -64,8 +70,8 @@ class Storage:
         meter.sizes.append(whole)
         meter.events.append(self.key)
         meter.live += whole
-        if meter.live > meter._peak:
-            meter._peak = meter.live
+        if meter.live > meter.peak:
+            meter.peak = meter.live
 
     def __del__(self) -> None:
         self.meter.live -= self.size
