@@ -43,6 +43,8 @@ class ActionModule(ActionBase):
         known = task_vars or {}
         arguments = dict(self._task.args)
         plan = arguments.pop("plan", None)
+        if arguments.get("state") == "compared":
+            return {"failed": True, "msg": "Only train_preflight has nodes compared (state=compared); call that one."}
         register = arguments.pop("preflight", "")
         together = arguments.pop("allreduce", "")
         refusal = self._refusal(plan, register, together, known) if register else ""

@@ -16,7 +16,7 @@ from ._engine import probe
 from ._engine.state import Run
 
 
-def compare(spec: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+def compare(spec: t.Mapping[str, t.Any], *, dry: bool) -> dict[str, t.Any]:
     """findings: what each node sees of the others, from `probe.survey`. unseen: hosts whose marks are not in the folder
     that all are to share. allreduce: whether this node's part of one began.
 
@@ -25,7 +25,11 @@ def compare(spec: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """
     run = Run(Path(spec["folder"]))
     findings = probe.survey(spec["host"], spec["nodes"])
-    begins = spec["port"] is not None and not any(finding["why"] for seen in findings.values() for finding in seen)
+    begins = (
+        spec["port"] is not None
+        and not dry
+        and not any(finding["why"] for seen in findings.values() for finding in seen)
+    )
 
     def as_user() -> dict[str, t.Any]:
         if begins:

@@ -64,7 +64,8 @@ def start(run_id: str, text: str, folder: str) -> int:
             change="wait for it, stop it, or give this run another train_name",
         )
     stop(run_id)  # the end of an earlier start may still be under way
-    known = unit.exists()
+    # Of a unit whose file somebody removed systemd may still have the text.
+    known = unit.exists() or _property(run_id, "LoadState") != "not-found"
     temporary = unit.with_name(f".{unit.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     temporary.chmod(0o644)
@@ -74,11 +75,21 @@ def start(run_id: str, text: str, folder: str) -> int:
             _systemctl("daemon-reload")
         _systemctl("reset-failed", unit.name, needed=False)
         _systemctl("enable", "--no-reload", unit.name)
-        _systemctl("start", unit.name)
+        _start(unit.name, known)
     except FinetuneError:
         remove(run_id, folder)
         raise
     return _main_process(run_id) or -1
+
+
+def _start(unit: str, known: bool) -> None:
+    try:
+        _systemctl("start", unit)
+    except FinetuneError:
+        if known:
+            raise
+        _systemctl("daemon-reload")  # before version 246 systemd may remember that there was none
+        _systemctl("start", unit)
 
 
 def remove(run_id: str, folder: str) -> None:
@@ -93,7 +104,11 @@ def remove(run_id: str, folder: str) -> None:
 
 
 def _main_process(run_id: str) -> int:
-    return int(_systemctl("show", "--property=MainPID", "--value", name(run_id)).strip() or 0)
+    return int(_property(run_id, "MainPID") or 0)
+
+
+def _property(run_id: str, which: str) -> str:
+    return _systemctl("show", f"--property={which}", "--value", name(run_id)).strip()
 
 
 def _systemctl(*arguments: str, needed: bool = True) -> str:

@@ -30,8 +30,8 @@ options:
     default: false
   verify:
     description:
-      - With V(full), and where all nodes start, each one that gets through to all others begins its part of an
-        all-reduce, in the background. M(llmops.finetune.train_allreduce) says what came of it.
+      - With V(full), and where all nodes start, each one begins its part of an all-reduce, in the background; the first
+        one does where all get through to all. M(llmops.finetune.train_allreduce) says what came of it.
     type: str
     choices: [quick, full]
     default: quick

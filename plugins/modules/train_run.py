@@ -131,7 +131,8 @@ refusal:
   type: str
 run:
   description: What the run is now - id, state, progress, line to read, summary, diagnosis, and what of it must be the
-    same on all nodes.
+    same on all nodes. Where it waits for others to start, the ports that they try, and a token with which its listener
+    is asked to try theirs.
   returned: with O(state=staged) and O(state=started)
   type: dict
 """
@@ -179,7 +180,7 @@ def with_stream(part: Answer, opened: contextlib.ExitStack) -> Answer:
 
 
 def compared(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:
-    return changed(changes, _compare.compare(spec))
+    return changed(changes, _compare.compare(spec, dry=changes.dry))
 
 
 def started(spec: Answer, given: Answer, changes: _changes.Changes) -> Answer:

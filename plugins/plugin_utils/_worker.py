@@ -1,7 +1,7 @@
 # Copyright (c) llmops.finetune contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The process in which Ansible does one task for one host, and which ends with it."""
+"""The process that Ansible forks to do one task for one host."""
 
 from __future__ import annotations
 
@@ -9,5 +9,6 @@ import gc
 
 
 def no_garbage() -> None:
-    """Not to look for garbage: reading and packing a module of a hundred files would be 40 % of that."""
+    """Not to look for garbage, as the process ends with its task: to read a module of a hundred files and pack it takes
+    40 % less."""
     gc.disable()

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from .conftest import REPOSITORY, Demo, Outcome, World, processes
-from .recipes import apply, finished
+from .recipes import apply, data, finished
 from .test_agreement import combinations, compare, extracted, twins
 
 STEPS: dict[str, t.Any] = {"max_steps": 12, "save_steps": 4, "logging_steps": 2, "max_new_tokens": 16}
@@ -107,6 +108,34 @@ def test_a_stop_ends_it_at_once_and_the_next_apply_begins_again(ppo: Ppo) -> Non
 def test_the_same_again_changes_nothing(world: World, ppo: Ppo) -> None:
     again = world.play(variables=ppo.asked, **STEPS)
     assert again.rc == 0 and again.changed == []
+
+
+def test_a_chain_goes_from_sft_over_its_reward_model_to_ppo(world: World, ppo: Ppo) -> None:
+    """The policy begins as the model that answers were scored on: both merge the adapter of sft, and train another."""
+    members = [
+        {"train_name": "r-sft"},
+        {"train_name": "r-judge", "train_recipe": "reward", "train_from": "r-sft", **data("rm")},
+        {
+            "train_name": "r-ppo",
+            "train_recipe": "ppo",
+            "train_from": "r-sft",
+            "train_reward_from": "r-judge",
+            "train_args": {"max_new_tokens": 16},
+        },
+    ]
+    steps: dict[str, t.Any] = {"max_steps": 4, "save_steps": 4, "logging_steps": 2}
+    first, again = (
+        world.play("llmops.finetune.chain", variables={"train_chain": members}, **steps) for _time in range(2)
+    )
+    assert first.rc == 0, first.text
+    sft, judge, policy = (next((world.root / "runs").glob(f"{one['train_name']}-*")) for one in members)
+    for folder in (judge, policy):
+        asked = yaml.safe_load((folder / "train.yaml").read_text())
+        assert (asked["adapter_name_or_path"], asked["create_new_adapter"]) == (f"{sft}/output", True)
+        assert "Merged 1 adapter(s)" in (folder / "logs/attempt-1.log").read_text()
+        assert (folder / "output/adapter_model.safetensors").stat().st_size > 500
+    assert asked["reward_model"] == f"{judge}/output"
+    assert again.rc == 0 and again.changed == [], again.text
 
 
 def test_the_reward_model_is_the_same_in_both_environments(demo: Demo, ppo: Ppo) -> None:

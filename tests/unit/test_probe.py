@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import socketserver
 import sys
 import threading
 import time
@@ -154,6 +155,29 @@ def test_a_listener_tries_nothing_for_one_that_does_not_know_its_token(places: l
     found = probe.survey("a", places)
     assert found["b"] == [] and found["a"][0]["why"] == "does not say which nodes it gets through to"
     assert [one["why"] for one in found["c"]] == ["", ""], "it goes on holding its place"
+
+
+@pytest.mark.parametrize("said", [b"[1]\n", b'{"why": ""}\n', b'[{"host": "a"}]\n', b"no JSON\n", b""])
+def test_an_answer_that_is_none_is_asked_for_again_and_then_told(said: bytes) -> None:
+    questions: list[bytes] = []
+
+    class Other(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(b'{"run": "x-00000000", "node_rank": 1, "time": 0}\n')
+            if question := self.rfile.readline():
+                questions.append(question)
+                self.wfile.write(said)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Other) as door:
+        threading.Thread(target=door.serve_forever, daemon=True).start()
+        nodes = [
+            {**peer([free_port()]), "host": "a", "token": "ours"},
+            {**peer([door.server_address[1]]), "host": "b", "node_rank": 1, "token": "theirs"},
+        ]
+        found = probe.survey("a", nodes)
+        door.shutdown()
+    assert found["b"] == [] and found["a"][0]["why"] == "does not say which nodes it gets through to"
+    assert len(questions) == 2 and b"theirs" in questions[0] and b"ours" not in questions[0]
 
 
 def test_a_node_that_is_not_there_is_the_finding_of_the_others(places: list[dict[str, t.Any]]) -> None:

@@ -18,7 +18,12 @@ HOME = '/data/50% of "all" \\ $HOME'
 SYSTEMCTL = """#!/bin/sh
 echo "$@" >> "{log}"
 test -e "{log}.fails" && case "$1" in enable) echo "no such account" >&2; exit 1 ;; esac
-case "$1" in show) cat "{log}.pid" 2>/dev/null || echo 0 ;; esac
+case "$1$2" in
+    show--property=MainPID) cat "{log}.pid" 2>/dev/null || echo 0 ;;
+    show--property=LoadState) cat "{log}.load" 2>/dev/null || echo not-found ;;
+    daemon-reload) rm -f "{log}.forgetful" ;;
+    start*) test ! -e "{log}.forgetful" || {{ echo "Unit not found." >&2; exit 5; }} ;;
+esac
 """
 
 
@@ -31,6 +36,13 @@ class Systemd:
 
     def has(self, pid: int) -> None:
         Path(f"{self.log}.pid").write_text(f"{pid}\n", encoding="utf-8")
+
+    def remembers(self, load_state: str) -> None:
+        Path(f"{self.log}.load").write_text(f"{load_state}\n", encoding="utf-8")
+
+    def is_forgetful(self) -> None:
+        """Till it reads all units again, it does not find a new one."""
+        Path(f"{self.log}.forgetful").touch()
 
     def fails(self) -> None:
         Path(f"{self.log}.fails").touch()
@@ -79,18 +91,32 @@ def test_a_unit_is_known_by_the_folder_of_its_run(systemd: Systemd) -> None:
 def test_a_start_installs_enables_and_names_the_process(systemd: Systemd) -> None:
     systemd.has(4711)
     assert _unit.start("demo-1", unit(), "/data/runs/demo-1") == 4711
-    assert systemd.told()[-2] == "enable --now llmops-demo-1.service"
+    assert systemd.told()[-3:-1] == ["enable --no-reload llmops-demo-1.service", "start llmops-demo-1.service"]
     (installed,) = _unit.FOLDER.iterdir()
     assert installed.name == "llmops-demo-1.service" and installed.read_text(encoding="utf-8") == unit()
     assert installed.stat().st_mode & 0o777 == 0o644
 
 
 def test_a_unit_that_is_written_again_is_read_again(systemd: Systemd) -> None:
-    """`enable` has systemd read one that is new; of one that it knows, it would start what it read before."""
+    """systemd reads one that is new when it starts; of one that it knows, it would start what it read before."""
     _unit.start("demo-1", unit(), "/data/runs/demo-1")
     assert "daemon-reload" not in systemd.told()
     _unit.start("demo-1", unit(), "/data/runs/demo-1")
     assert systemd.told().count("daemon-reload") == 1
+
+
+def test_a_unit_whose_file_is_gone_is_read_again_where_systemd_has_it_still(systemd: Systemd) -> None:
+    systemd.remembers("loaded")
+    _unit.start("demo-1", unit(), "/data/runs/demo-1")
+    told = systemd.told()
+    assert told.index("daemon-reload") < told.index("start llmops-demo-1.service")
+
+
+def test_a_new_unit_that_is_not_found_is_looked_for_once_more(systemd: Systemd) -> None:
+    systemd.is_forgetful()
+    systemd.has(4711)
+    assert _unit.start("demo-1", unit(), "/data/runs/demo-1") == 4711
+    assert systemd.told()[-4:-1] == ["start llmops-demo-1.service", "daemon-reload", "start llmops-demo-1.service"]
 
 
 def test_a_supervisor_that_is_gone_already_is_told(systemd: Systemd) -> None:

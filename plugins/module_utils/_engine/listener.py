@@ -29,8 +29,8 @@ from . import files, lease, probe
 from .state import Run
 
 LIFE_SECONDS = 3600.0
-CALL_SECONDS = 2.0
-"""For a caller to say what it wants, which is nothing more as a rule."""
+CALL_SECONDS = 10.0
+"""For a caller to say what it wants, which is nothing more as a rule. One that asks may be short of processors."""
 
 
 def main() -> int:
@@ -66,8 +66,11 @@ def _open(doors: t.Sequence[socket.socket], words: dict[str, t.Any], token: str)
             ready.register(listening, selectors.EVENT_READ)
         while (left := deadline - time.monotonic()) > 0:
             for door in (key.fileobj for key, mask in ready.select(left) if mask):
-                caller = t.cast(socket.socket, door).accept()[0]
-                threading.Thread(target=_talk, args=(caller, words, token), daemon=True).start()
+                try:
+                    caller = t.cast(socket.socket, door).accept()[0]
+                    threading.Thread(target=_talk, args=(caller, words, token), daemon=True).start()
+                except (OSError, RuntimeError):  # no file or no thread to be had: whoever calls now is not answered
+                    time.sleep(0.1)
 
 
 def _talk(caller: socket.socket, words: dict[str, t.Any], token: str) -> None:

@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 PATIENCE_SECONDS = 3.0
 """For one connection; a packet that was dropped is sent again after one second."""
-ANSWER_SECONDS = 4 * PATIENCE_SECONDS
-"""For what another node sees, which may have to wait for each port of a third one."""
+AT_ONCE = 64
+"""Nodes that are tried or asked side by side."""
 LINE_BYTES = 1 << 20
 """No question and no answer is longer: a thousand nodes take 200 kB."""
 
@@ -36,7 +36,7 @@ def survey(here: str, nodes: t.Sequence[Peer]) -> dict[str, list[Finding]]:
         others = [other for other in nodes if other is not node]
         return probe(others) if node["host"] == here else _ask(node, others)
 
-    with ThreadPoolExecutor(min(64, len(nodes))) as pool:
+    with ThreadPoolExecutor(min(AT_ONCE, len(nodes))) as pool:
         asked = {node["host"]: pool.submit(seen, node) for node in nodes}
     found = {host: future.result() for host, future in asked.items()}
     for finding in found[here] or ():
@@ -46,19 +46,26 @@ def survey(here: str, nodes: t.Sequence[Peer]) -> dict[str, list[Finding]]:
 
 
 def _ask(node: Peer, peers: t.Sequence[Peer]) -> list[Finding] | None:
-    """What the listener of another node sees of its peers; None where it cannot be asked."""
+    """What the listener of another node sees of its peers; None where it cannot be asked, also at a second try."""
     asked = [{key: value for key, value in peer.items() if key != "token"} for peer in peers]
-    try:
-        with socket.create_connection((node["address"], node["ports"][-1]), timeout=PATIENCE_SECONDS) as line:
-            line.settimeout(ANSWER_SECONDS)
-            with line.makefile("rwb") as file:
-                file.readline(LINE_BYTES)  # who it is, which `probe` looks at
-                file.write(json.dumps({"token": node["token"], "peers": asked}).encode() + b"\n")
-                file.flush()
-                answer = json.loads(file.readline(LINE_BYTES))
-        return list(answer) if isinstance(answer, list) else None
-    except (OSError, ValueError):
-        return None
+    question = json.dumps({"token": node["token"], "peers": asked}).encode() + b"\n"
+    for _time in range(2):
+        try:
+            found = json.loads(_told(node, question, len(peers)))
+            return [{"host": str(one["host"]), "why": str(one["why"]), "clock": float(one["clock"])} for one in found]
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+    return None
+
+
+def _told(node: Peer, question: bytes, peers: int) -> bytes:
+    with socket.create_connection((node["address"], node["ports"][-1]), timeout=PATIENCE_SECONDS) as line:
+        line.settimeout(2 * PATIENCE_SECONDS * (2 + peers // AT_ONCE))  # it may have to wait for each port of theirs
+        with line.makefile("rwb") as file:
+            file.readline(LINE_BYTES)  # who it is, which `probe` looks at
+            file.write(question)
+            file.flush()
+            return file.readline(LINE_BYTES)
 
 
 def answer(question: bytes, token: str) -> bytes:
@@ -73,7 +80,7 @@ def probe(peers: t.Sequence[Peer]) -> list[Finding]:
     """All of them at once."""
     if not peers:
         return []
-    with ThreadPoolExecutor(min(64, len(peers))) as pool:
+    with ThreadPoolExecutor(min(AT_ONCE, len(peers))) as pool:
         return list(pool.map(_reach, peers))
 
 
