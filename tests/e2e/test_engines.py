@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
 import typing as t
 from pathlib import Path
 
 import pytest
 
-from .conftest import BASE, Demo, Outcome, World
+from .conftest import BASE, REPOSITORY, Demo, Outcome, World
 from .test_faults import killer, write_plan
 
 FEW: dict[str, t.Any] = {"max_steps": 6, "save_steps": 2, "logging_steps": 1}
@@ -68,6 +71,22 @@ def killed(world: World, engine: str) -> Path:
 def test_zero3_goes_on_from_its_shards_and_learns_what_fsdp2_learns(world: World, demo: Demo) -> None:
     """`make soak` compares the weights of what went on with those of a run that nothing disturbed."""
     assert losses(killed(world, "zero3")) == pytest.approx(losses(whole(world, "fsdp2")), abs=1e-4)
+
+
+def test_what_a_node_sends_arrives_though_the_other_one_is_late(demo: Demo) -> None:
+    """The exchange of `train_preflight=full`, with gloo: who has received all keeps what it sends till it has come."""
+    python = json.loads((demo.folder / "launch.json").read_text())["python"]
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        port = str(door.getsockname()[1])
+    command = [python, str(REPOSITORY / "tests/e2e/late_node.py")]
+    environment = {**os.environ, "PYTHONPATH": str(demo.folder), "CUDA_VISIBLE_DEVICES": ""}
+    nodes = [
+        subprocess.Popen([*command, node, port], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for node in "01"
+    ]
+    told = [node.communicate(timeout=120)[0].decode() for node in nodes]
+    assert [text.splitlines()[-1] for text in told] == ["exchanged", "exchanged"], told
 
 
 def test_what_no_node_here_can_run_is_refused_before_anything_is_touched(world: World, demo: Demo) -> None:

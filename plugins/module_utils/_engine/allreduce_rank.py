@@ -150,9 +150,9 @@ def _reduce(meeting: Meeting, backend: str, told: Told) -> dict[str, t.Any]:
     dist.init_process_group("gloo" if backend == "gloo" else "cpu:gloo,cuda:nccl", timeout=timeout)
     meeting.wait("connected", HUNG_SECONDS)
     told.about("exchanging 1 MiB", 2 * HUNG_SECONDS)
-    if here.leads:
-        _exchange(here, meeting.leaders())
+    under_way = _exchange(here, meeting.leaders()) if here.leads else []
     meeting.wait("exchanged", HUNG_SECONDS)
+    del under_way  # now that each has come: gloo gives up what nobody refers to
     told.about("adding up", 2 * HUNG_SECONDS)
     seconds = _timed(device, SIZES[backend], here)
     meeting.wait("added up", HUNG_SECONDS)
@@ -165,8 +165,11 @@ def _reduce(meeting: Meeting, backend: str, told: Told) -> dict[str, t.Any]:
     }
 
 
-def _exchange(here: peers.Node, leaders: t.Sequence[int]) -> None:
-    """Every node sends to every other one, all at once: a way that is blocked keeps no other one waiting."""
+def _exchange(here: peers.Node, leaders: t.Sequence[int]) -> list[t.Any]:
+    """Every node sends to every other one, all at once: a way that is blocked keeps no other one waiting.
+
+    Returns what it has sent itself, which may still be on its way.
+    """
     import torch
     import torch.distributed as dist
 
@@ -186,7 +189,7 @@ def _exchange(here: peers.Node, leaders: t.Sequence[int]) -> None:
             raise Silent(f"1 MiB from node {node} did not come within {STEP_SECONDS:.0f} s") from error
         if not bool((received[node] == node % 128).all()):
             raise WrongSum(f"what node {node} sent came out as something else")
-    del sending  # each is done where the other node says so
+    return sending
 
 
 def _timed(device: t.Any, size: int, here: peers.Node) -> float:
