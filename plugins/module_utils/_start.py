@@ -28,7 +28,10 @@ def prepare(plan: Plan, wish: Wish, facts: t.Mapping[str, Facts]) -> None:
 
 
 def bare(plan: Plan, facts: t.Mapping[str, Facts]) -> bool:
-    """Whether a node lacks its account or something of an environment, which it is given before the run is staged."""
+    """Whether a node lacks its account or something of an environment, which it is given before the run is staged.
+
+    True where any task of the role's furnish.yml has something to do on any host.
+    """
     builds = plan.environment["current"] and not all(node["environment_whole"] for node in facts.values())
     return builds or bool(plan.s3 or plan.unread) or not all(node["account_exists"] for node in facts.values())
 

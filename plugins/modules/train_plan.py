@@ -102,6 +102,10 @@ plan:
     unread:
       description: Datasets whose records no Python on a node can read before the environment is there, and why.
       type: dict
+    bare:
+      description: Whether a node lacks its account or something of an environment, which it is given before the run is
+        staged.
+      type: bool
     media:
       description: Images, videos and audios that are sent along - digest, number, and where they come from.
       type: dict
