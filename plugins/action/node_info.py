@@ -29,10 +29,14 @@ class ActionModule(ActionBase):
         except FinetuneError as error:
             return {"failed": True, "msg": str(error)}
         except AnsibleError as error:
-            told = self._explain(str(error), host, ssh=True)
+            said = str(error)
+            told, unreachable = self._explain(said, host, ssh=True), isinstance(error, AnsibleConnectionFailure)
+            if told is None and "could not be sent" in said:
+                # Something there ended before it had read the module; where ssh ends after its pipe, why is lost.
+                told, unreachable = self._explain(self._ask_python(known), host, ssh=False), False
             if told is None:
                 raise
-            return {"failed": True, "unreachable": isinstance(error, AnsibleConnectionFailure), "msg": told}
+            return {"failed": True, "unreachable": unreachable, "msg": told}
         if answer.get("failed") and "node" not in answer:
             said = " ".join(str(answer.get(key, "")) for key in ("msg", "module_stderr", "module_stdout", "exception"))
             told = self._explain(said, host, ssh=False) if "change:" not in str(answer.get("msg")) else None
@@ -49,6 +53,15 @@ class ActionModule(ActionBase):
         if hub.get("model"):
             arguments["hub"] = {**_hub.access(hub["model"], secrets)._asdict(), **hub}
         return arguments
+
+    def _ask_python(self, known: dict[str, t.Any]) -> str:
+        """What the host says to the name of its Python alone, with nothing sent along."""
+        python = str(self._templar.template(known.get("ansible_python_interpreter")) or "auto")
+        try:
+            answer = self._low_level_execute_command(f"{'python3' if python.startswith('auto') else python} -c pass")
+        except AnsibleError as error:
+            return str(error)
+        return f"{answer['stdout']} {answer['stderr']}"
 
     def _explain(self, said: str, host: str, *, ssh: bool) -> str | None:
         address, user = self._option("host"), self._option("remote_user")

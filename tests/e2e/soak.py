@@ -37,30 +37,33 @@ def main(asked: list[str]) -> int:
     failed = 0
     for part in parts:
         REPORT.clear()
+        commit = _head()  # what the world clones now; a long campaign may see others made
         file = Path(__file__).with_name(f"soak_{part}.py")
         rc = pytest.main([str(file), "-q", "-p", "no:cacheprovider", "-o", "python_files=soak_*.py", *options])
         failed = failed or int(rc)
         if REPORT:
-            write(part, options, REPORT, ended_well=rc == 0)
+            write(part, options, REPORT, commit, ended_well=rc == 0)
     return failed
 
 
-def write(part: str, options: list[str], report: list[str], *, ended_well: bool) -> None:
+def write(part: str, options: list[str], report: list[str], commit: str, *, ended_well: bool) -> None:
     """Put the rows of a part in place of its last ones; where only some of it was asked for, the others stay."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
     head, rule, *rows = report
     sections = dict(section.split("\n", 1) for section in _text().split("\n## ")[1:])
     before = [row for row in sections.get(PARTS[part], "").splitlines() if row.startswith("| ")][1:]
     kept = {_about(row): row for row in before} if options else {}
-    table = kept | {_about(row): f"{row} {commit.stdout.strip()} |" for row in rows}
+    table = kept | {_about(row): f"{row} {commit} |" for row in rows}
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}"
     ended = "" if ended_well else " Some of the last run FAILED: what is not of its commit."
     lines = [f"`make soak PART={part}`: {machine}.{ended}", "", f"{head} commit |", f"{rule}---|", *table.values()]
     sections[PARTS[part]] = "\n" + "\n".join(lines) + "\n"
     told = [f"## {title}\n{sections[title]}" for title in PARTS.values() if title in sections]
     PAGE.write_text("\n".join(["# Soak\n", *told]), encoding="utf-8")
+
+
+def _head() -> str:
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _text() -> str:

@@ -59,3 +59,24 @@ def test_an_engine_without_a_lock_is_planned_for_assumed_gpus_alone(world: World
         refused = world.play("train.yml", *mode, variables=asked, environment=there, tensor_model_parallel_size=2)
         assert refused.rc == 2 and refused.changed == [] and not world.folder(checked).exists()
         assert "where:  train_lock" in refused.message and "mcore-adapter" in refused.message
+
+
+def test_a_host_that_ends_before_it_has_read_the_module_is_told_with_its_reason(world: World, tmp_path: Path) -> None:
+    """Whether ssh or its pipe ends first is chance. This ssh, which stands for the real one, always ends later."""
+    ssh = tmp_path / "ssh"
+    script = "#!/bin/sh\nexec <&-\nsleep 1\necho '/bin/sh: 1: /opt/no/python3: not found' >&2\nexit 127\n"
+    ssh.write_text(script, encoding="utf-8")
+    ssh.chmod(0o755)
+    far = {
+        "ansible_host": "127.0.0.1",
+        "ansible_connection": "ssh",
+        "ansible_ssh_executable": str(ssh),
+        "ansible_python_interpreter": "/opt/no/python3",
+    }
+    inventory = tmp_path / "far.yml"
+    inventory.write_text(json.dumps({"trainers": {"hosts": {"far": far}}}), encoding="utf-8")
+    refused = world.play("llmops.finetune.plan", inventory=inventory)
+    assert refused.rc == 2 and "There is no Python on far" in refused.message, refused.text
+    ssh.write_text(script.replace("python3: not found", "what: odd"), encoding="utf-8")
+    unknown = world.play("llmops.finetune.plan", inventory=inventory)
+    assert unknown.rc == 4 and "could not be sent" in unknown.message, "what is not understood is left as it is"

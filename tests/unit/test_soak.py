@@ -15,14 +15,15 @@ from ..e2e import soak
 def test_a_part_replaces_its_own_rows_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "PAGE", tmp_path / "soak.md")
     head = ["| what | took |", "|---|---|"]
-    soak.write("recipes", [], [*head, "| a | 1 s |", "| b | 1 s |"], ended_well=True)
-    soak.write("faults", [], [*head, "| c | 1 s |"], ended_well=True)
-    soak.write("recipes", ["-k", "b"], [*head, "| b | 2 s |"], ended_well=False)
+    soak.write("recipes", [], [*head, "| a | 1 s |", "| b | 1 s |"], "1a", ended_well=True)
+    soak.write("faults", [], [*head, "| c | 1 s |"], "1a", ended_well=True)
+    soak.write("recipes", ["-k", "b"], [*head, "| b | 2 s |"], "2b", ended_well=False)
     text = soak.PAGE.read_text(encoding="utf-8")
     assert text.startswith("# Soak\n\n## What is killed\n\n`make soak PART=faults`: ")
-    rows = [line.rpartition(" | ")[0] for line in text.splitlines() if line.startswith("| ")]
-    assert rows == ["| what | took", "| c | 1 s", "| what | took", "| a | 1 s", "| b | 2 s"]
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    head_row = "| what | took | commit |"
+    assert rows == [head_row, "| c | 1 s | 1a |", head_row, "| a | 1 s | 1a |", "| b | 2 s | 2b |"]
     assert text.count("FAILED") == 1 and text.count("\n|---|---|---|\n") == 2
-    soak.write("recipes", [], [*head, "| d | 1 s |"], ended_well=True)
+    soak.write("recipes", [], [*head, "| d | 1 s |"], "2b", ended_well=True)
     text = soak.PAGE.read_text(encoding="utf-8")
     assert "| a | 1 s |" not in text and "| d | 1 s |" in text and "| c | 1 s |" in text
