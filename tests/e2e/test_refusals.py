@@ -61,7 +61,9 @@ def test_an_engine_without_a_lock_is_planned_for_assumed_gpus_alone(world: World
         assert "where:  train_lock" in refused.message and "mcore-adapter" in refused.message
 
 
-def test_a_host_that_ends_before_it_has_read_the_module_is_told_with_its_reason(world: World, tmp_path: Path) -> None:
+def test_a_host_that_ends_before_it_has_read_the_module_is_told_with_its_reason(
+    world: World, demo: Demo, tmp_path: Path
+) -> None:
     """Whether ssh or its pipe ends first is chance. This ssh, which stands for the real one, always ends later."""
     ssh = tmp_path / "ssh"
     script = "#!/bin/sh\nexec <&-\nsleep 1\necho '/bin/sh: 1: /opt/no/python3: not found' >&2\nexit 127\n"
