@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ansible.plugins.action import ActionBase
 
+from ..module_utils import _changes
 from ..module_utils._engine import files
 from ..module_utils._errors import FinetuneError
 
@@ -47,7 +48,7 @@ class ActionModule(ActionBase):
             self._display.display(f"{run_id}  is in {to / run_id}")
         if not left:
             self._display.display("no finished run is meant")
-        return {"changed": bool(changes), "changes": changes, "files": left}
+        return {**_changes.answer(changes, self._task.diff), "files": left}
 
     def _bring(self, file: dict[str, t.Any], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

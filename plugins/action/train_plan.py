@@ -111,6 +111,7 @@ class ActionModule(ActionBase):
             )
         except FinetuneError as error:
             return {"failed": True, "msg": str(_chain.of_member(member, error))}
+        plan.notices += names.unheard(known, schema.keys, wish.args)
         plan.notices += _chain.passed_over(known.get("train_chain"), member)
         for line in _describe.lines(plan, sources, facts):
             self._display.display(line)

@@ -14,8 +14,8 @@ attributes:
     description: Predicts RV(changes), refuses what an apply refuses up front, and creates nothing.
     support: full
   diff_mode:
-    description: RV(changes) lists what differs.
-    support: none
+    description: Shows RV(changes), one a line.
+    support: partial
   idempotent:
     description: A second call changes nothing.
     support: full

@@ -31,7 +31,7 @@ KEYS = (
 def members(chain: t.Any) -> list[t.Any]:
     """Refuse two of one name, and what begins with a run that only comes later."""
     found = list(chain) if isinstance(chain, (list, tuple)) else [chain]
-    names = [member.get("train_name") if isinstance(member, t.Mapping) else None for member in found]
+    names = [_word(member, "train_name") for member in found]
     for place, (name, member) in enumerate(zip(names, found)):
         if name and name in names[:place]:
             raise FinetuneError(
@@ -40,12 +40,35 @@ def members(chain: t.Any) -> list[t.Any]:
                 change="give each a train_name of its own, by which later ones take it up (train_from)",
             )
         for key in ("train_from", "train_reward_from"):
-            if name and member.get(key) and member[key] in names[place + 1 :]:
+            first = _word(member, key)
+            if not name or not first or first not in names[place + 1 :]:
+                continue
+            if name in _begins_with(first, dict(zip(names, found))):
                 raise FinetuneError(
-                    f"{name} begins with {member[key]}, which comes later in the chain.",
+                    f"{name} begins with {first}, and that with {name} again.",
                     where=f"train_chain, member {name}, {key}",
-                    change=f"list {member[key]} before {name}",
+                    change="let one of them begin with a model: leave its train_from out",
                 )
+            raise FinetuneError(
+                f"{name} begins with {first}, which comes later in the chain.",
+                where=f"train_chain, member {name}, {key}",
+                change=f"list {first} before {name}",
+            )
+    return found
+
+
+def _word(member: t.Any, key: str) -> str:
+    return str(member.get(key) or "") if isinstance(member, t.Mapping) else ""
+
+
+def _begins_with(name: str, members: t.Mapping[str, t.Any]) -> set[str]:
+    """The runs that a member begins with, and what these begin with."""
+    found: set[str] = set()
+    waiting = {name}
+    while waiting:
+        member = members.get(waiting.pop())
+        waiting |= {_word(member, key) for key in ("train_from", "train_reward_from")} - found - {""}
+        found |= waiting
     return found
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import typing as t
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,3 +21,10 @@ class Changes:
         """Note a change; True when it is to be made."""
         self.made.append({"action": action, "path": str(path)})
         return not self.dry
+
+
+def answer(made: t.Sequence[t.Mapping[str, str]], diff: bool) -> dict[str, t.Any]:
+    """What a module says of changes, each an action and what it is done to. diff: also as lines that --diff shows."""
+    told: dict[str, t.Any] = {"changed": bool(made), "changes": made}
+    lines = [" ".join(change.values()) for change in made]
+    return {**told, "diff": {"prepared": "\n".join([*lines, ""])}} if diff and made else told

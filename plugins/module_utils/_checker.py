@@ -31,6 +31,7 @@ PARTS = (
     "_plain",
     "_readers",
     "_records",
+    "_split",
     "_tables",
     "_times",
     "_tools",

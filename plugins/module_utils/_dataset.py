@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from . import _config, _tables
+from . import _config, _split, _tables
 from ._errors import FinetuneError
 
 ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "history": "history", "system": "system"}
@@ -50,13 +50,14 @@ _SOURCES: tuple[Origin, ...] = ("file", "s3", "path", "hub", "registered")
 _FILES = ("file", "s3", "path")
 """Sources that are one file each."""
 S3 = "s3://"
-_OBJECT = re.compile(S3 + r"[a-z0-9][a-z0-9.-]+/[^/].*")
+_OBJECT = re.compile(S3 + r"(?P<bucket>[^/]*)/[^/].*")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _KEYS = {*_SOURCES, "name", "formatting", "ranking", "columns", "tags", "split", "subset", "num_samples"}
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 """A name, or owner/name, of a dataset or model."""
-_TRAIN = re.compile(r"train(\[.*\])?")
-"""The only split that there is of files, or a part of it."""
+_TRAIN = "train"
+"""The only split that there is of files."""
 DEMO = {"demo": "demo.jsonl", "demo_heldout": "demo_heldout.jsonl"}
 """Names of the sets that come with this collection, and their files in roles/train/files."""
 
@@ -201,11 +202,8 @@ def _entry(entry: t.Any, where: str) -> Dataset:
             where=f"{where}.columns",
             change="add `messages: conversations`, or the field's name in your file",
         )
-    if source == "s3" and not _OBJECT.fullmatch(place):
-        raise FinetuneError(
-            f"{place!r} is no object in S3.", where=f"{where}.s3", change="write s3://bucket/key, with all of the key"
-        )
-    if source in _FILES and Path(place).suffix not in SUFFIXES:
+    _refuse_address(source, place, where)
+    if source in _FILES and (place.endswith("/") or Path(place).suffix not in SUFFIXES):
         raise FinetuneError(
             f"{place} has no ending of a file with records.",
             where=f"{where}.{source}",
@@ -218,12 +216,11 @@ def _entry(entry: t.Any, where: str) -> Dataset:
             change="give the full path on the node, or `file` for one on this controller",
         )
     options = {key: entry[key] for key in ("split", "subset", "num_samples") if key in entry}
-    if source in _FILES and not _TRAIN.fullmatch(str(options.get("split") or "train")):
-        raise FinetuneError(
-            f"split is {options['split']!r}, and a file has no split but train.",
-            where=f"{where}.split",
-            change="remove it, or name the file of that split",
-        )
+    for key in ("split", "subset"):
+        if not isinstance(options.get(key) or "", str):
+            raise FinetuneError(f"{key} is {options[key]!r}.", where=f"{where}.{key}", change="write its name, as text")
+    if options.get("split"):
+        _refuse_split(options["split"], source in _FILES, f"{where}.split")
     if source in _FILES and options.get("subset"):
         raise FinetuneError(
             f"subset is {options['subset']!r}, and a file has none.",
@@ -237,6 +234,42 @@ def _entry(entry: t.Any, where: str) -> Dataset:
                 f"num_samples is {number!r}.", where=f"{where}.num_samples", change="use a whole number from 1"
             )
     return Dataset(name, source, place, formatting, columns, tags, ranking, options)
+
+
+def _refuse_address(source: str, place: str, where: str) -> None:
+    """Addresses where there can be none, and such as lead to no object in S3."""
+    if source in ("file", "path") and "://" in place:
+        change = f"write {{s3: {place}}}" if place.startswith(S3) else "fetch it, and name the file that it came to"
+        raise FinetuneError(f"{place} is an address, and no file.", where=f"{where}.{source}", change=change)
+    if source != "s3":
+        return
+    found = _OBJECT.fullmatch(place)
+    if not found:
+        raise FinetuneError(
+            f"{place!r} is no object in S3.", where=f"{where}.s3", change="write s3://bucket/key, with all of the key"
+        )
+    if not _BUCKET.fullmatch(found["bucket"]):
+        raise FinetuneError(
+            f"{found['bucket']!r} is no name of a bucket.",
+            where=f"{where}.s3",
+            change="use its own name: 3 to 63 of small letters, digits, . and -",
+        )
+
+
+def _refuse_split(split: str, of_file: bool, where: str) -> None:
+    parts = _split.parse(split)
+    if not parts:
+        raise FinetuneError(
+            f"split is {split!r}, which datasets does not read.",
+            where=where,
+            change="write train, or a part of it such as train[:100] or train[10%:20%]",
+        )
+    if of_file and any(part.name != _TRAIN for part in parts):
+        raise FinetuneError(
+            f"split is {split!r}, and a file has no split but train.",
+            where=where,
+            change="remove it, or name the file of that split",
+        )
 
 
 def on_nodes(datasets: t.Iterable[Dataset]) -> list[dict[str, t.Any]]:

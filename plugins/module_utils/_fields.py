@@ -106,9 +106,18 @@ def other_form(record: t.Any, written: Layout, dataset: Dataset) -> Wrong:
             "its records hold `messages`, the form of the OpenAI API",
             f"add `formatting: sharegpt`, `columns: {{messages: messages}}` and `{_OPENAI}`",
         )
+    if dataset.formatting == "alpaca" and written.stage in ("sft", "kto") and _holds_a_pair(record):
+        return (
+            "its records hold pairs of answers, `chosen` and `rejected`",
+            "add `ranking: true`, and take a recipe that learns from pairs, such as dpo or reward",
+        )
     if dataset.formatting != "alpaca" and "instruction" in record:
         return "its records hold `instruction`, the alpaca form", "leave `formatting` out"
     return _other_words(record, written)
+
+
+def _holds_a_pair(record: t.Mapping[str, t.Any]) -> bool:
+    return {"chosen", "rejected"} <= record.keys() and "output" not in record
 
 
 def _other_words(record: dict[str, t.Any], written: Layout) -> Wrong:

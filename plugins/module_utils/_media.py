@@ -64,7 +64,7 @@ def fault(record: Record, layout: Layout, talks: t.Sequence[t.Sequence[str]]) ->
             if asked != len(items):
                 return (
                     f"{field!r} holds {len(items)}, its texts have {asked} {placeholder}",
-                    f"write one {placeholder} for each",
+                    f"write one {placeholder} for each, and no other",
                 )
         for item in items:
             if wrong := _absent(item, field, layout.media):

@@ -57,7 +57,10 @@ def notices(
         told.append("Where tokenized_path holds tokens already, they are trained on, whatever data and template are.")
     if not (wish.hub or wish.begins_with) and wish.model_revision != BRANCH:
         told.append(f"train_model_revision {wish.model_revision} is passed over: the model is not one of a hub.")
+    learned = {source.digest for source in sources if source.digest and not source.evaluates}
     for source in sources:
+        if source.evaluates and source.digest in learned:
+            told.append(f"Dataset {source.dataset.name}: it is trained on, so that it does not show what was learned.")
         known = bool(plan.resolved["arguments"].get("template"))
         doubts = _tools.with_template(source.doubts) if known else source.doubts
         told += [f"Dataset {source.dataset.name}: {doubt}." for doubt in doubts]
@@ -100,7 +103,8 @@ def _about_template(wish: Wish, arguments: t.Mapping[str, t.Any], choice: _templ
         )
         return [f"No `template` is given ({why}): LLaMA-Factory takes the chat template of the model's tokenizer."]
     given, right = arguments["template"], choice.template if choice else ""
-    if not right or given in (None, right, f"{right}_nothink", f"{right}_chat"):
+    quiet = given == f"{right}_nothink" and "thinking" not in wish.model.lower()
+    if not right or quiet or given in (None, right, f"{right}_chat"):
         return []
     return [f"`template` is {given}; that of the model is {right}, {choice.why if choice else ''}."]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import typing as t
 from dataclasses import replace
 
-from . import _model, _model_place, _schema, _sent_model, _template
+from . import _memory, _model, _model_place, _schema, _sent_model, _template
 from ._engine import hub_modelscope
 from ._engine.state import EARLIER
 from ._errors import FinetuneError
@@ -26,6 +26,15 @@ _ANEW = ("rm", "dpo", "kto", "ppo")
 """Stages that get a new adapter. The last three compare with the model as it was, and an adapter that went on being
 trained would not be there to compare; PPO puts that of rm onto a model into which the earlier one is merged."""
 _WHOLE = ("full", "freeze")
+_OF_ADAPTER = (
+    *("lora_rank", "lora_alpha", "lora_dropout", "lora_target", "use_dora", "use_rslora", "pissa_init"),
+    *("oft_rank", "oft_block_size", "module_dropout", "additional_target"),
+)
+"""What LLaMA-Factory asks for when it makes an adapter (model/adapter.py _setup_lora_tuning)."""
+_SHAPE = ("model_type", "hidden_size", "num_hidden_layers")
+"""What of config.json tells two models apart that may have one name, or none."""
+
+_SAME = "name a run of recipe reward on the same model, or one that trained all weights"
 
 Run = dict[str, t.Any]
 """id, state and resolved of a run."""
@@ -55,7 +64,9 @@ def begin(wish: Wish, facts: t.Mapping[str, Facts], made: t.Mapping[str, Run]) -
         left = known.get(run["id"], {}).get("left") or run.get("left") or {}
         wish = replace(_with_model(wish, run), left=left)
     if wish.rewarded_by:
-        wish = _with_reward(wish, _find(wish.rewarded_by, "train_reward_from", wish, known, made))
+        run = _find(wish.rewarded_by, "train_reward_from", wish, known, made)
+        left = known.get(run["id"], {}).get("left") or run.get("left") or {}
+        wish = _with_reward(wish, run, left.get("config") or {}, _memory.config(wish, facts))
     return wish
 
 
@@ -106,6 +117,8 @@ def _with_model(wish: Wish, run: Run) -> Wish:
         family=family,
         template=_template.Choice(str(template), False, origin) if template else wish.template,
     )
+    if arguments["stage"] == "rm" != wish.stage:
+        wish = _noting(wish, f"{origin}: that run is a reward model, and what scores answers in it is not taken along.")
     if arguments["finetuning_type"] in _WHOLE:
         return replace(wish, model=reference, model_revision="")
     adapters = [*_merged(arguments), reference]
@@ -113,10 +126,22 @@ def _with_model(wish: Wish, run: Run) -> Wish:
     asked = {**wish.base, **wish.args}
     if wish.stage in _ANEW and "create_new_adapter" not in asked and not asked.get("quantization_bit"):
         own["create_new_adapter"] = True
+    void = [key for key in _OF_ADAPTER if key in asked and (asked[key] or None) != (arguments.get(key) or None)]
+    if void and not {**asked, **own}.get("create_new_adapter"):
+        wish = _noting(
+            wish,
+            f"{origin}: its adapter is trained on as it is, and {', '.join(void)} passed over; with "
+            "create_new_adapter: true in train_args a new one is begun on top.",
+        )
     return _with(replace(wish, model=model["name"], model_revision=str(model["revision"])), own, origin)
 
 
-def _with_reward(wish: Wish, run: Run) -> Wish:
+def _noting(wish: Wish, notice: str) -> Wish:
+    return replace(wish, notices=[*wish.notices, notice])
+
+
+def _with_reward(wish: Wish, run: Run, judged: t.Mapping[str, t.Any], config: t.Mapping[str, t.Any]) -> Wish:
+    """judged, config: config.json of the model that the reward model was trained on, and of the one of the wish."""
     arguments = run["resolved"]["arguments"]
     if arguments["stage"] != "rm":
         raise FinetuneError(
@@ -130,7 +155,16 @@ def _with_reward(wish: Wish, run: Run) -> Wish:
         raise FinetuneError(
             f"Run {run['id']} left an adapter that scores answers on {other}, and PPO would put it onto {ours}.",
             where="train_reward_from",
-            change="name a run of recipe reward on the same model, or one that trained all weights",
+            change=_SAME,
+        )
+    unlike = [key for key in _SHAPE if key in judged and key in config and judged[key] != config[key]]
+    if kind == "lora" and unlike:
+        told = ", ".join(f"{key} {judged[key]} and not {config[key]}" for key in unlike)
+        raise FinetuneError(
+            f"Run {run['id']} left an adapter that scores answers on a model with {told}, and PPO would put it onto "
+            f"{wish.model}.",
+            where="train_reward_from",
+            change=_SAME,
         )
     if kind == "lora":
         wish = replace(wish, scored_on=tuple(_merged(arguments)))

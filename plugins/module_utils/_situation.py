@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typing as t
 
-from . import _config, _memory, _parallel, _ranks, _rules, _schema, _template, _tools
+from . import _config, _memory, _parallel, _ranks, _rules, _schema, _split, _template, _tools
 from ._dataset import Source
 from ._errors import FinetuneError
 from ._model import Model
@@ -68,6 +68,11 @@ def found(
         bf16=bool(gpus) and all(gpu["compute_capability"] >= 8 for gpu in gpus),
         datasets=sum(not source.evaluates for source in sources),
         eval_datasets=sum(source.evaluates for source in sources),
+        sliced=any(
+            source.dataset.source in ("hub", "registered")
+            and _split.sliced(source.dataset.options.get("split") or "train")
+            for source in sources
+        ),
         media=any(source.media for source in sources),
         records=_records(sources),
         tools={

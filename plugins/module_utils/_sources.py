@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from . import _dataset, _digests, _lookup, _profile, _recipe, _records, _schema, _sent_model, _tables
+from . import _dataset, _digests, _lookup, _profile, _recipe, _records, _schema, _sent_model, _split, _tables
 from ._dataset import Source
 from ._engine import files
 from ._errors import FinetuneError
@@ -26,6 +26,7 @@ COLLECTION = Path(__file__).absolute().parents[2]
 FILES = COLLECTION / "roles" / "train" / "files"
 CORPUS = FILES / _dataset.DEMO["demo"]
 """The text that the embedded base model is made of."""
+_OTHER_DATA = "name a set in train_datasets that holds what the stage learns from, such as a file of yours"
 UNREAD = {"0.9.3": ("openai",)}
 """By version of LLaMA-Factory: forms of records that came later."""
 
@@ -67,17 +68,34 @@ def sources(
             if dataset.source == "s3":
                 where = f"{where}, {dataset.where}"
                 dataset = replace(dataset, source="file", where=fetched[dataset.where])
-            if dataset.source == "registered":
+            given = dataset.source == "registered"
+            if given:
                 dataset = _registered(dataset, where)
-            _refuse_other_answers(dataset, where, wish.stage)
+            _refuse_other_answers(dataset, where, wish.stage, given)
             _refuse_unknown_formatting(dataset, where, _recipe.LLAMAFACTORY[wish.environment])
             if dataset.source == "file":
-                found.append(_on_controller(dataset, where, folders, evaluates, wish))
+                source = _on_controller(dataset, where, folders, evaluates, wish)
             elif dataset.source == "path":
-                found.append(_on_nodes(dataset, where, facts, evaluates))
+                source = _on_nodes(dataset, where, facts, evaluates)
             else:
-                found.append(Source(dataset, "", evaluates=evaluates))
+                source = Source(dataset, "", evaluates=evaluates)
+            found.append(_part(source, where))
     return found
+
+
+def _part(source: Source, where: str) -> Source:
+    """With as many records as its split takes of those that it has."""
+    split = source.dataset.options.get("split")
+    if not split or source.records is None:
+        return source
+    records = _split.count(split, source.records)
+    if not records:
+        raise FinetuneError(
+            f"Dataset {source.dataset.name!r}: split {split} takes none of its {source.records} records.",
+            where=where,
+            change="correct its `split`",
+        )
+    return replace(source, records=records)
 
 
 def model(wish: Wish, folders: t.Sequence[Path]) -> _sent_model.Sent | None:
@@ -86,14 +104,23 @@ def model(wish: Wish, folders: t.Sequence[Path]) -> _sent_model.Sent | None:
     return _sent_model.find(wish.model, folders, wish.model_place) if here else None
 
 
-def _refuse_other_answers(dataset: _dataset.Dataset, where: str, stage: str) -> None:
-    """Pairs of answers where single ones are due, or the other way round: LLaMA-Factory refuses after it has loaded."""
+def _refuse_other_answers(dataset: _dataset.Dataset, where: str, stage: str, given: bool) -> None:
+    """Pairs of answers where single ones are due, or the other way round: LLaMA-Factory refuses after it has loaded.
+    given: the set is taken by its name, and its records are none of the author's."""
+    if given and stage == "kto" and dataset.name in _dataset.DEMO:
+        raise FinetuneError(
+            f"Stage kto learns from answers that are marked as good or bad, those of dataset {dataset.name!r} are not.",
+            where=where,
+            change=_OTHER_DATA,
+        )
     if dataset.ranking != (stage in PAIRS):
         raise FinetuneError(
             f"Stage {stage} learns from {'pairs of answers' if stage in PAIRS else 'single answers'}, "
             f"dataset {dataset.name!r} {'holds pairs' if dataset.ranking else 'has no `ranking: true`'}.",
             where=where,
-            change="add `ranking: true` to it, with `chosen` and `rejected` in its records"
+            change=_OTHER_DATA
+            if given and stage in PAIRS
+            else "add `ranking: true` to it, with `chosen` and `rejected` in its records"
             if stage in PAIRS
             else "take recipe dpo or reward, or other data",
         )
@@ -129,6 +156,12 @@ def _registered(dataset: _dataset.Dataset, where: str) -> _dataset.Dataset:
             f"Dataset {name!r} is a file of LLaMA-Factory's repository, which no package brings to a node.",
             where=where,
             change="get that file and name it with `file`",
+        )
+    if dataset != _dataset.Dataset(dataset.name, "registered", name, options=dataset.options):
+        raise FinetuneError(
+            f"Dataset {name!r} is as LLaMA-Factory registers it: formatting, ranking, columns and tags are not yours.",
+            where=where,
+            change="leave them out, or describe the set with `hub`",
         )
     return replace(dataset, registration=known[name], ranking=bool(known[name].get("ranking")))
 

@@ -173,7 +173,7 @@ from pathlib import Path  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
-from ..module_utils._changes import Changes  # noqa: E402
+from ..module_utils import _changes  # noqa: E402
 from ..module_utils._cuda import apply, table, torch  # noqa: E402
 from ..module_utils._cuda.facts import Wish  # noqa: E402
 from ..module_utils._engine import lease  # noqa: E402
@@ -254,7 +254,7 @@ def main() -> None:
     )
     os.umask(0o022)
     given = module.params
-    changes = Changes(dry=module.check_mode)
+    changes = _changes.Changes(dry=module.check_mode)
     here = _BOOT.read_text(encoding="ascii").strip() == given["controller"]
     asked = apply.Asked(
         Path(given["sysfs"]),
@@ -275,8 +275,7 @@ def main() -> None:
         )
     lines += [f"reboot: {done.reboot}"] if done.reboot else []
     module.exit_json(
-        changed=bool(changes.made),
-        changes=changes.made,
+        **_changes.answer(changes.made, module._diff),
         lines=lines,
         state=done.plan.state,
         driver=done.facts.driver,

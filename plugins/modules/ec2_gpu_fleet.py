@@ -193,8 +193,8 @@ attributes:
       parameters and permissions and launches nothing.
     support: full
   diff_mode:
-    description: RV(changes) lists what differs.
-    support: none
+    description: Shows RV(changes), one a line.
+    support: partial
   idempotent:
     description: A fleet that is as wanted is left alone.
     support: full
@@ -251,6 +251,7 @@ import typing as t  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
+from ..module_utils import _changes  # noqa: E402
 from ..module_utils._ec2 import addresses, apply, client, fleet, naming, plan, survey  # noqa: E402
 from ..module_utils._ec2.inputs import OPTIONS  # noqa: E402
 from ..module_utils._errors import FinetuneError  # noqa: E402
@@ -298,7 +299,7 @@ def main() -> None:
     except FinetuneError as error:
         module.fail_json(msg=str(error))
     changes = [change._asdict() for change in result.pop("changes")]
-    module.exit_json(changed=bool(changes), changes=changes, **result)
+    module.exit_json(**_changes.answer(changes, module._diff), **result)
 
 
 if __name__ == "__main__":

@@ -66,12 +66,11 @@ from pathlib import Path  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
-from ..module_utils import _disks  # noqa: E402
-from ..module_utils._changes import Changes  # noqa: E402
+from ..module_utils import _changes, _disks  # noqa: E402
 from ..module_utils._errors import FinetuneError  # noqa: E402
 
 
-def apply(devices: list[str], mount: Path, changes: Changes) -> dict[str, t.Any]:
+def apply(devices: list[str], mount: Path, changes: _changes.Changes) -> dict[str, t.Any]:
     disks = _disks.look()
     occupied = mount.is_dir() and not os.path.ismount(mount) and any(mount.iterdir())
     devices = [os.path.realpath(device) if device.startswith("/") else device for device in devices]
@@ -106,10 +105,10 @@ def main() -> None:
             raise FinetuneError(f"{mount} is no folder for a disk.", where="mount", change="write a full path")
         if os.geteuid() != 0:
             raise FinetuneError("Only root makes and mounts disks.", where="become", change="set become: true")
-        answer = apply(module.params["devices"], mount, Changes(dry=module.check_mode))
+        answer = apply(module.params["devices"], mount, _changes.Changes(dry=module.check_mode))
     except FinetuneError as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=bool(answer["changes"]), **answer)
+    module.exit_json(**{**answer, **_changes.answer(answer["changes"], module._diff)})
 
 
 if __name__ == "__main__":

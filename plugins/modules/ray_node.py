@@ -129,7 +129,7 @@ def main() -> None:
             answer = {}
     except FinetuneError as error:
         module.fail_json(msg=str(error))
-    module.exit_json(changed=bool(changes.made), changes=changes.made, **answer)
+    module.exit_json(**_changes.answer(changes.made, module._diff), **answer)
 
 
 if __name__ == "__main__":

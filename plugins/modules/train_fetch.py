@@ -36,8 +36,8 @@ attributes:
     description: Predicts RV(changes) and writes nothing.
     support: full
   diff_mode:
-    description: Has nothing to show.
-    support: none
+    description: Shows RV(changes), one a line.
+    support: partial
   idempotent:
     description: A second call changes nothing.
     support: full

@@ -86,8 +86,8 @@ attributes:
     description: Predicts RV(changes) and writes nothing.
     support: full
   diff_mode:
-    description: RV(changes) lists what differs, contents are not shown.
-    support: none
+    description: Shows RV(changes), one a line; contents are not shown.
+    support: partial
   idempotent:
     description: A second call changes nothing.
     support: full
@@ -297,7 +297,7 @@ def main() -> None:
     told = {"compared": {"seen": answer}, "stopped": answer, "absent": answer}.get(given["state"], {"run": answer})
     asked = {key: spec[key] for key in ("user", "root", "id", "name")}  # the rest holds the sources of the engine
     invocation = {"module_args": {"state": given["state"], "spec": asked}}
-    module.exit_json(changed=bool(made), changes=made, **told, invocation=invocation)
+    module.exit_json(**_changes.answer(made, module._diff), **told, invocation=invocation)
 
 
 if __name__ == "__main__":

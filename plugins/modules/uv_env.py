@@ -132,7 +132,7 @@ from urllib.parse import urlsplit  # noqa: E402
 
 from ansible.module_utils.basic import AnsibleModule  # noqa: E402
 
-from ..module_utils import _environment  # noqa: E402
+from ..module_utils import _changes, _environment  # noqa: E402
 from ..module_utils._errors import FinetuneError  # noqa: E402
 
 
@@ -164,7 +164,7 @@ def main() -> None:
         module.fail_json(msg=error.message())
     for warning in result.pop("warnings"):
         module.warn(warning)
-    module.exit_json(**result)
+    module.exit_json(**{**result, **_changes.answer(result["changes"], module._diff)})
 
 
 if __name__ == "__main__":

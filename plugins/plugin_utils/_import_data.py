@@ -15,8 +15,9 @@ from ..module_utils._wish.imported import Imported
 from . import _import_json
 
 _KEPT = ("formatting", "ranking", "columns", "tags", "split", "subset", "num_samples")
-_SOURCES = ("file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
-"""Where LLaMA-Factory may have a set from. The first two are taken, and the last one where it is in S3."""
+_SOURCES = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_name")
+"""Where LLaMA-Factory may have a set from, the one before the other (data/parser.py). The first and the last are taken,
+and that of a cloud where it is in S3."""
 _ONLINE, _REMOTE = "ONLINE", "REMOTE:"
 """A dataset_dir that makes names of a hub of all, and one that has dataset_info.json on a hub."""
 
@@ -73,7 +74,7 @@ def _entry(name: str, info: t.Mapping[str, t.Any], place: Path | None, found: Im
     if not isinstance(entry, dict):
         raise FinetuneError(f"{name} is no dict.", where=where, change='write {"file_name": "data.json"}')
     in_s3 = str(entry.get("cloud_file_name") or "").startswith(_dataset.S3)
-    taken = (*_SOURCES[:2], *(_SOURCES[-1:] if in_s3 else ()))
+    taken = ("hf_hub_url", *(["cloud_file_name"] if in_s3 else []), "file_name")
     sources = [source for source in taken if entry.get(source)]
     if not sources:
         if known:
@@ -90,6 +91,12 @@ def _entry(name: str, info: t.Mapping[str, t.Any], place: Path | None, found: Im
         described = {"name": name, "file": str(place.parent / source if place else source), **kept}
     else:
         described = {"name": name, "hub" if sources[0] == "hf_hub_url" else "s3": source, **kept}
+    before = _SOURCES[: _SOURCES.index(sources[0])]
+    found.notices += [
+        f"{place}, entry {name}: {sources[0]} is taken, where LLaMA-Factory takes {other}."
+        for other in before
+        if entry.get(other)
+    ]
     others = [other for other in entry if other not in (*words, *_SOURCES)]
     found.notices += [f"{place}, entry {name}: {other} is not taken over." for other in others]
     return _checked(described, where, found)

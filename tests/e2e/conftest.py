@@ -302,7 +302,7 @@ def make_demo(world: World) -> Demo:
         Path("/etc/systemd/system"),
     ]
     before = tree(*watched)
-    predicted = world.play("train.yml", "--check", variables={"train_args": {"lora_rank": 16}})
+    predicted = world.play("train.yml", "--check", "--diff", variables={"train_args": {"lora_rank": 16}})
     after = tree(*watched)
     touched = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
     record = BASE / "make-train.jsonl"

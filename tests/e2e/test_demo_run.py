@@ -71,6 +71,11 @@ def test_check_mode_said_what_the_apply_did(demo: Demo) -> None:
     assert len(demo.applied.changes) > 5
 
 
+def test_with_diff_check_mode_shows_each_path(demo: Demo) -> None:
+    shown = demo.predicted.text.splitlines()
+    assert [change for change in demo.predicted.changes if " ".join(change) not in shown] == []
+
+
 def test_check_mode_touched_nothing(demo: Demo) -> None:
     assert demo.touched == []
 

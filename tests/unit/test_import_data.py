@@ -136,11 +136,18 @@ def test_a_dataset_that_is_nowhere_is_refused_with_its_key(tmp_path: Path, text:
     assert refusal.value.where == f"train_config, my.yaml, key {key}"
 
 
+def test_a_hub_goes_before_a_file_as_in_llamafactory(tmp_path: Path) -> None:
+    found = wish(tmp_path, "dataset: a\n", {"a": {"file_name": "a.json", "hf_hub_url": "org/a", "ms_hub_url": "ms/a"}})
+    assert [(one.source, one.where) for one in found.datasets] == [("hub", "org/a")]
+    assert not [notice for notice in found.notices if "entry a" in notice]
+
+
 def test_what_dataset_info_has_besides_is_told(tmp_path: Path) -> None:
     entry = {"file_name": "a.json", "ms_hub_url": "org/a", "colums": {}, "folder": "x", "subset": "en"}
     place = tmp_path / "data/dataset_info.json"
     assert wish(tmp_path, "dataset: a\n", {"a": entry}).notices == [
-        f"{place}, entry a: {key} is not taken over." for key in ("colums", "folder", "subset")
+        f"{place}, entry a: file_name is taken, where LLaMA-Factory takes ms_hub_url.",
+        *(f"{place}, entry a: {key} is not taken over." for key in ("colums", "folder", "subset")),
     ]
 
 

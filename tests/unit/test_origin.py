@@ -138,6 +138,50 @@ def test_a_reward_model_that_is_an_adapter_is_one_on_the_same_model() -> None:
     plan(having(whole, run("judge-1", stage="rm", finetuning_type="full")), **ppo, train_from="base")
 
 
+def test_a_reward_model_is_one_on_a_model_of_the_same_shape() -> None:
+    """Where names tell nothing, as those of folders, config.json does."""
+    shape = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2}
+    judge = run("judge-1", stage="rm", model={"name": "/srv/judged", "revision": "r"})
+    ppo: dict[str, t.Any] = {"train_reward_from": "judge", "train_recipe": "ppo", "train_model": "/srv/policy"}
+    for own, told in ((shape, ""), ({}, ""), ({**shape, "hidden_size": 32}, "hidden_size 64 and not 32")):
+        facts = having({**judge, "left": {"config": shape}})
+        facts["a"]["model"] = {"config": own}
+        if not told:
+            plan(facts, **ppo)
+            continue
+        with pytest.raises(FinetuneError, match=told) as refusal:
+            plan(facts, **ppo)
+        assert refusal.value.where == "train_reward_from"
+    whole = {**judge, "left": {"config": {**shape, "hidden_size": 128}}}
+    whole["resolved"] = {**whole["resolved"], "arguments": {"stage": "rm", "finetuning_type": "full"}}
+    facts = having(whole)
+    facts["a"]["model"] = {"config": shape}
+    plan(facts, **ppo)
+
+
+def notices(found: _plan.Plan) -> list[str]:
+    return [notice for notice in found.notices if notice.startswith("train_from ")]
+
+
+def test_what_an_adapter_that_is_taken_up_passes_over_is_told() -> None:
+    facts = having(run("sft-1", lora_rank=8, lora_target="all"))
+    assert notices(plan(facts, train_from="sft", train_name="more")) == []
+    (told,) = notices(plan(facts, train_from="sft", train_name="more", train_recipe="dora", train_set="lora_rank=64"))
+    assert "lora_rank, use_dora passed over" in told and "create_new_adapter: true" in told
+    anew = "lora_rank=64 create_new_adapter=true"
+    assert notices(plan(facts, train_from="sft", train_name="more", train_recipe="dora", train_set=anew)) == []
+    assert notices(plan(facts, train_from="sft", train_name="more", train_recipe="dpo", train_set="lora_rank=64")) == []
+    doras = having(run("sft-1", lora_rank=8, lora_target="all", use_dora=True))
+    assert notices(plan(doras, train_from="sft", train_name="more", train_recipe="dora")) == []
+
+
+def test_that_what_scores_is_left_behind_is_told() -> None:
+    facts = having(run("judge-1", stage="rm", lora_rank=8, lora_target="all"))
+    (told,) = notices(plan(facts, train_from="judge", train_name="x"))
+    assert "judge-1: that run is a reward model" in told
+    assert notices(plan(facts, train_from="judge", train_name="x", train_recipe="reward")) == []
+
+
 def test_another_earlier_run_is_another_run() -> None:
     ids = {plan(having(run(earlier)), train_from="sft", train_name="x").id for earlier in ("sft-1", "sft-2", "sft-1")}
     assert len(ids) == 2
@@ -224,6 +268,20 @@ def test_a_member_that_is_none_is_refused(member: t.Any, told: str) -> None:
         ([{"train_name": "a"}, {"train_name": "a"}], "Two members of the chain are called a"),
         ([{"train_name": "a", "train_from": "b"}, {"train_name": "b"}], "a begins with b, which comes later"),
         ([{"train_name": "a", "train_reward_from": "b"}, {"train_name": "b"}], "list b before a"),
+        ([{"train_name": 5}, {"train_name": "5"}], "Two members of the chain are called 5"),
+        ([{"train_name": "a", "train_from": 5}, {"train_name": "5"}], "list 5 before a"),
+        (
+            [{"train_name": "a", "train_from": "b"}, {"train_name": "b", "train_from": "a"}],
+            "a begins with b, and that with a again",
+        ),
+        (
+            [
+                {"train_name": "a", "train_from": "c"},
+                {"train_name": "b", "train_from": "a"},
+                {"train_name": "c", "train_reward_from": "b"},
+            ],
+            "a begins with c, and that with a again",
+        ),
     ],
 )
 def test_members_that_do_not_go_together_are_refused(chain: list[dict[str, str]], told: str) -> None:

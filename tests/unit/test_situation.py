@@ -277,6 +277,46 @@ def test_num_samples_tells_how_many_records_there_are_and_max_samples_cuts_it() 
         make({"a": node()}, (drawn,), train_args={"val_size": 9})
 
 
+def test_held_out_data_that_is_trained_on_is_told() -> None:
+    held_out = replace(DATA, dataset=replace(DATA.dataset, name="h"), evaluates=True)
+    told = "Dataset h: it is trained on, so that it does not show what was learned."
+    assert told in make({"a": node()}, (DATA, held_out)).notices
+    assert told not in make({"a": node()}, (DATA, replace(held_out, digest="e" * 64))).notices
+
+
+def test_parts_to_mix_are_to_be_as_many_as_all_sets_or_the_held_out_ones_go() -> None:
+    two = (DATA, replace(DATA, dataset=replace(DATA.dataset, name="b")))
+    asked: Variables = {"train_args": {"mix_strategy": "interleave_under", "interleave_probs": "0.5,0.5"}}
+    make({"a": node()}, two, **asked)
+    for sources, change in (
+        ((*two, replace(DATA, evaluates=True)), "name as many train_eval_datasets"),
+        ((DATA,), "a number for each of train_datasets"),
+    ):
+        with pytest.raises(FinetuneError, match="one number per dataset") as refusal:
+            make({"a": node()}, sources, **asked)
+        assert change in refusal.value.change
+
+
+def test_a_stream_of_a_part_of_a_hubs_dataset_is_refused() -> None:
+    stream: Variables = {"train_args": {"streaming": True, "max_steps": 9, "dataloader_num_workers": 1}}
+    make({"a": node()}, (HUB,), **stream)
+    part = replace(HUB, dataset=replace(HUB.dataset, options={"split": "train[:10%]"}))
+    make({"a": node()}, (part,))
+    with pytest.raises(FinetuneError, match="has whole splits alone"):
+        make({"a": node()}, (part,), **stream)
+    make({"a": node()}, (replace(DATA, dataset=replace(DATA.dataset, options={"split": "train[:10%]"})),), **stream)
+
+
+@pytest.mark.parametrize(
+    ("written", "where"), [({}, "train_model"), ({"template": "qwen3"}, "train_args, key template")]
+)
+def test_a_model_that_takes_texts_alone_is_told_where_its_author_named_it(written: Variables, where: str) -> None:
+    seen = replace(DATA, media=True)
+    with pytest.raises(FinetuneError, match="the template is for text") as refusal:
+        make({"a": node()}, (seen,), train_model="Qwen/Qwen3-4B", train_args=written)
+    assert refusal.value.where == where and "name a model that sees or hears" in refusal.value.change
+
+
 def test_the_model_is_the_same_on_every_node() -> None:
     facts = {host: node(interfaces=eth0(f"10.0.0.{i}"), model={"type": "qwen3"}) for i, host in enumerate("ab", 1)}
     make(facts, train_model="/srv/x")

@@ -153,7 +153,16 @@ def test_the_registry_is_that_of_the_pinned_version() -> None:
     [
         ({"file": "missing.json"}, "no file missing.json", "`path`"),
         ({"file": "pairs.json", "ranking": True}, "Stage sft learns from single answers", "recipe dpo"),
+        ({"file": "chosen.jsonl"}, "would not train on", "add `ranking: true`, and take a recipe"),
+        ({"file": "chosen.jsonl", "split": "train[1:]", "ranking": True}, "Stage sft", "recipe dpo"),
+        (
+            {"file": "two.jsonl", "split": "train[2:]"},
+            "split train[2:] takes none of its 2 records",
+            "correct its `split`",
+        ),
         ("dpo_mix_en", "Stage sft learns from single answers", "recipe dpo"),
+        ({"registered": "alpaca_en", "ranking": True}, "as LLaMA-Factory registers it", "`hub`"),
+        ({"registered": "alpaca_en", "columns": {"prompt": "q"}}, "as LLaMA-Factory registers it", "leave them out"),
         ("alpaca_enn", "no dataset 'alpaca_enn'", "use alpaca_en or"),
         ("nothing-like-it", "no dataset", "demo or demo_heldout"),
         ("identity", "a file of LLaMA-Factory's repository", "`file`"),
@@ -163,11 +172,32 @@ def test_the_registry_is_that_of_the_pinned_version() -> None:
 )
 def test_what_is_not_there_or_broken_is_refused(tmp_path: Path, entry: t.Any, what: str, change: str) -> None:
     (tmp_path / "broken.jsonl").write_text('{"instruction": "Why?"}\n', encoding="utf-8")
+    (tmp_path / "two.jsonl").write_text(RECORD * 2, encoding="utf-8")
+    (tmp_path / "chosen.jsonl").write_text('{"instruction": "Why?", "chosen": "So.", "rejected": "No."}\n')
     with pytest.raises(FinetuneError) as refusal:
         find([tmp_path], train_datasets=[entry])
     assert what in refusal.value.what
     assert refusal.value.where.startswith("train_datasets")
     assert change in refusal.value.change
+
+
+@pytest.mark.parametrize(
+    ("recipe", "entry"), [("dpo", "demo"), ("reward", "demo"), ("kto", "demo"), ("dpo", "alpaca_en")]
+)
+def test_a_set_that_comes_as_it_is_is_not_to_be_changed(recipe: str, entry: str) -> None:
+    with pytest.raises(FinetuneError, match=f"Stage .* '{entry}'") as refusal:
+        find([], train_datasets=[entry], train_recipe=recipe)
+    assert refusal.value.change.startswith("name a set in train_datasets")
+
+
+def test_records_are_those_that_a_split_takes(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(RECORD * 10, encoding="utf-8")
+    splits = ["", "train[:4]", "train[4:]"]
+    entries = [{"file": "a.jsonl", "name": f"part{i}", "split": split} for i, split in enumerate(splits)]
+    found = find([tmp_path], train_datasets=entries)
+    assert [source.records for source in found] == [10, 4, 6]
+    (there,) = find([], {"x": answer(records=8)}, train_datasets=[{"path": "~/a.jsonl", "split": "train[:25%]"}])
+    assert there.records == 2
 
 
 def test_what_the_version_of_the_stage_does_not_read_is_refused(tmp_path: Path) -> None:

@@ -155,6 +155,16 @@ def test_another_one_than_the_registrys_is_refused_with_the_right_name(model: st
     assert refusal.value.where == "train_set, key template" and f"use {right}, or" in refusal.value.change
 
 
+@pytest.mark.parametrize(
+    ("given", "change"),
+    [("qwen33", "use qwen3"), ("/tmp/x.jinja", "remove template to have that of the model"), ("", "or empty")],
+)
+def test_a_template_that_there_is_not_has_near_ones_or_is_left_out(given: str, change: str) -> None:
+    with pytest.raises(FinetuneError, match="no such template") as refusal:
+        make({"a": node()}, train_model="org/m", train_args={"template": given})
+    assert change in refusal.value.change
+
+
 def test_the_author_may_insist() -> None:
     asked: Variables = {"train_model": "Qwen/Qwen3-4B", "train_set": "template=qwen"}
     plan = make({"a": node()}, train_insist="template", **asked)
@@ -174,6 +184,8 @@ def test_the_author_may_insist() -> None:
         ("Qwen/Qwen3-4B-Instruct-2507", "template=qwen3 enable_thinking=null", True),
         ("unsloth/Qwen3-4B-bnb-4bit", "template=qwen", True),
         ("org/m", "template=qwen", False),
+        ("/srv/Qwen3-4B-Thinking-2507", "template=qwen3_nothink", True),
+        ("/srv/Qwen3-4B", "template=qwen3_nothink", False),
     ],
 )
 def test_a_twin_is_taken_and_of_copies_a_difference_is_told(model: str, settings: str, noted: bool) -> None:

@@ -80,7 +80,10 @@ def test_values_come_as_text_or_as_they_are(variable: str, value: t.Any, field: 
         ("train_set", "lora_rank", "learning_rate=1e-5"),
         ("train_name", "My Run", "small letters"),
         ("train_name", "../x", "small letters"),
-        ("train_name", "a" * 64, "small letters"),
+        ("train_name", "a" * 64, "at most 63"),
+        ("train_name", "-x", "a letter or digit first"),
+        ("train_from", ["a"], "the name of one run"),
+        ("train_from", {"a": 1}, "the name of one run"),
         ("train_datasets", [], "at least one"),
         ("train_datasets", [{}], "add one"),
         ("train_eval_datasets", [{"file": "a"}], ".jsonl"),
@@ -101,7 +104,7 @@ def test_values_come_as_text_or_as_they_are(variable: str, value: t.Any, field: 
         ("train_global_batch_size", 2.5, "whole number"),
         ("train_global_batch_size", 2**63, "18 digits"),
         ("train_global_batch_size", "9" * 5000, "whole number"),
-        ("train_processes_per_node", -1, "whole number"),
+        ("train_processes_per_node", -1, "0 or more"),
         ("train_port", 70000, "65535"),
         ("train_port", 0, "65535"),
         ("train_port", "http", "whole number"),
@@ -184,6 +187,14 @@ def test_a_misspelt_variable_is_refused_with_the_one_that_is_meant(name: str, ne
     assert (refusal.value.where, near in refusal.value.change) == (name, True)
     with pytest.raises(FinetuneError, match="2 things are wrong"):
         names.refuse_misspelt([name, "train_egine"])
+
+
+def test_a_variable_that_is_called_like_a_key_of_llamafactory_is_told() -> None:
+    keys = SCHEMAS["main"].keys
+    given = ["train_learning_rate", "train_lora_rank", "train_name", "train_bucket", "learning_rate", "train_template"]
+    told = names.unheard(given, keys, {"lora_rank"})
+    assert [line.partition(" ")[0] for line in told] == ["train_learning_rate", "train_template"]
+    assert "LLaMA-Factory's learning_rate is written in train_args" in told[0]
 
 
 def test_the_inventorys_own_variables_are_left_alone() -> None:

@@ -10,7 +10,7 @@ import math
 import typing as t
 
 from .._tools import USES, Use
-from .rule import Rule, View, relative, remove
+from .rule import Remedy, Rule, View, relative, remove
 
 _DATA = "hparams/data_args.py"
 _PARSER = "hparams/parser.py"
@@ -39,16 +39,50 @@ def _no_parts(words: t.Sequence[str]) -> bool:
     return not (all(part >= 0 for part in parts) and math.isclose(sum(parts), 1, abs_tol=1e-8))
 
 
-def _leaves_none(c: View) -> bool:
-    """Of as many records as are known."""
-    held, records = c["val_size"], c.now.records
-    if isinstance(held, float) and held == 1:
-        return True  # a part, to datasets
-    if records is None or held <= 1e-6:
-        return False
+def _near_templates(c: View) -> t.Union[str, Remedy]:
+    near = difflib.get_close_matches(str(c["template"]), c.schema.templates, 3, 0.5)
+    if near:
+        return f"use {' or '.join(near)}"
+    return remove("template", after=" to have that of the model, or use one of ansible-doc's list, or empty")
+
+
+def _never_ends(c: View) -> bool:
+    """Drawing goes on until each dataset came to its end, and one is never drawn from."""
+    words = c.words("interleave_probs") if c["interleave_probs"] is not None else []
+    endless = c["mix_strategy"] == "interleave_over" and not c["streaming"]
+    return endless and not _no_parts(words) and any(float(word) == 0 for word in words)
+
+
+def _as_many(c: View) -> str:
+    if len(c.words("interleave_probs")) != c.now.datasets:
+        return "give a number for each of train_datasets"
+    return "name as many train_eval_datasets as train_datasets, or set train_eval_datasets: []"
+
+
+def _left(c: View) -> int | None:
+    """Records to train on after max_samples and val_size; None where that is not known."""
+    records, held = c.now.records, c["val_size"]
+    if records is None:
+        return None
     if c["max_samples"] is not None:
         records = min(records, c["max_samples"] * c.now.datasets)
-    return bool((math.ceil(held * records) if held < 1 else int(held)) >= records)
+    if held <= 1e-6:
+        return records
+    return records - (math.ceil(held * records) if held < 1 else int(held))
+
+
+def _leaves_none(c: View) -> bool:
+    """Of as many records as are known."""
+    held, left = c["val_size"], _left(c)
+    whole = isinstance(held, float) and held == 1  # a part, to datasets
+    return held > 1e-6 and (whole or (left is not None and left <= 0))
+
+
+def _drops_all(c: View) -> bool:
+    """Ranks take a batch each, or none does; PPO has a row of its own."""
+    left, due = _left(c), c["per_device_train_batch_size"] * c.now.world_size
+    alone = c["stage"] == "ppo" or c["streaming"] or _packs(c)
+    return bool(c["dataloader_drop_last"] and not alone and left is not None and 0 < left < due)
 
 
 def _dies(use: Use) -> Rule:
@@ -88,6 +122,13 @@ RULES: t.Tuple[Rule, ...] = (
         _SPLIT,
     ),
     Rule(
+        ("dataloader_drop_last", "per_device_train_batch_size"),
+        _drops_all,
+        "dataloader_drop_last leaves out what fills no batch of all ranks, and there are fewer records than one",
+        remove("dataloader_drop_last", after=", or lower per_device_train_batch_size"),
+        "transformers trainer.py",
+    ),
+    Rule(
         ("max_samples",),
         lambda c: c["max_samples"] is not None and c["max_samples"] < 1,
         "max_samples leaves no record of a dataset",
@@ -124,7 +165,7 @@ RULES: t.Tuple[Rule, ...] = (
             )
         ),
         "interleave_probs needs one number per dataset, and as many held-out datasets or none",
-        "give a number for each of train_datasets",
+        _as_many,
         _DATA,
     ),
     Rule(
@@ -133,6 +174,13 @@ RULES: t.Tuple[Rule, ...] = (
         "interleave_probs are parts of 1",
         "use numbers that add up to 1, such as 0.7,0.3",
         "datasets combine.py interleave_datasets",
+    ),
+    Rule(
+        ("interleave_probs", "mix_strategy"),
+        _never_ends,
+        "interleave_over draws until each dataset has come to its end, which one with the part 0 never does",
+        "remove that dataset, give it a part above 0, or set mix_strategy: interleave_under",
+        "datasets arrow_dataset.py _interleave_map_style_datasets",
     ),
     Rule(
         ("mix_strategy", "train_datasets"),
@@ -161,6 +209,13 @@ RULES: t.Tuple[Rule, ...] = (
         "a stream has no known end",
         "set max_steps",
         _PARSER,
+    ),
+    Rule(
+        ("streaming", "train_datasets"),
+        lambda c: c["streaming"] and c.now.sliced,
+        "a stream of a hub has whole splits alone, and the `split` of a dataset asks for a part",
+        remove("streaming", after=", or name the split as it is"),
+        "datasets builder.py as_streaming_dataset",
     ),
     Rule(
         ("tokenized_path",),
@@ -194,9 +249,7 @@ RULES: t.Tuple[Rule, ...] = (
         ("template",),
         lambda c: c["template"] is not None and c.schema.templates and c["template"] not in c.schema.templates,
         "LLaMA-Factory has no such template",
-        lambda c: (
-            "use " + (" or ".join(difflib.get_close_matches(str(c["template"]), c.schema.templates, 3, 0.4)) or "empty")
-        ),
+        _near_templates,
         "data/template.py",
     ),
     Rule(
@@ -226,17 +279,17 @@ RULES: t.Tuple[Rule, ...] = (
         "data/template.py ReasoningTemplate",
     ),
     Rule(
-        ("template", "train_datasets"),
+        ("train_model", "template", "train_datasets"),
         lambda c: c.now.media and not c.template.get("media") and (c.template or not c["template"]),
         "the datasets hold images, videos or audios, and the template is for text",
-        "use the template of a model that sees or hears",
+        "name a model that sees or hears, with its own template, or other data",
         "data/mm_plugin.py",
     ),
     Rule(
         ("train_model", "train_datasets"),
         lambda c: c.now.media and c.now.model == "demo",
         "the datasets hold images, videos or audios, and the demo's model takes texts alone",
-        "name a model that sees or hears",
+        "name a model that sees or hears, or other data",
         "data/mm_plugin.py",
     ),
     *map(_dies, USES),

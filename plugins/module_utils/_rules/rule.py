@@ -26,6 +26,8 @@ class Situation(t.NamedTuple):
     eval_datasets: int = 0
     records: int | None = None
     """To train on; None where that is not known."""
+    sliced: bool = False
+    """A part is taken of a split of a hub's dataset."""
     media: bool = False
     """A dataset has images, videos or audios."""
     tools: t.Mapping[Use, str] = MappingProxyType({})

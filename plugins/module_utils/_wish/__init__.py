@@ -53,6 +53,7 @@ def read(
     template = _template.choose(model_name, asked.schema) if model_name not in ("", DEMO_MODEL) else None
     insisted = told(settings.insisted, variables)
     name = told(values.name, str(variables.get("train_name") or recipe_name.replace("_", "-")))
+    begins_with = told(values.run, variables, "train_from") or ""
     rewarded_by = told(model.rewarded_by, variables, asked.stage)
     folders = told(model.folders, asked)
     fit = told(settings.fit, variables)
@@ -67,7 +68,7 @@ def read(
         notices=asked.notices,
         model=model_name,
         model_revision=revision,
-        begins_with=str(variables.get("train_from") or ""),
+        begins_with=begins_with,
         rewarded_by=rewarded_by,
         model_place=place,
         template=template,

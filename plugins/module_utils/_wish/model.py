@@ -10,6 +10,7 @@ import typing as t
 from .. import _dataset, _sent_model, _store
 from .._engine import hub_modelscope, hub_s3
 from .._errors import FinetuneError
+from . import values
 from .arguments import Arguments
 from .imported import Imported
 from .wish import DEMO_MODEL
@@ -64,7 +65,7 @@ def _named(variables: Variables, imported: Imported | None) -> tuple[str, str, s
 
 def rewarded_by(variables: Variables, stage: str) -> str:
     """The run that is the reward model of PPO."""
-    wanted = str(variables.get("train_reward_from") or "")
+    wanted = values.run(variables, "train_reward_from")
     if wanted and stage != "ppo":
         raise FinetuneError(
             f"Stage {stage} takes no reward model.", where="train_reward_from", change="leave it out, or use recipe ppo"

@@ -54,6 +54,17 @@ OTHERS = ("train_become", "train_chain", "train_lease_dir", "train_secrets", "tr
 """Inputs that a task of the role hands on as they are."""
 
 
+def unheard(names: t.Iterable[str], keys: t.Container[str], written: t.Container[str]) -> list[str]:
+    """What a plan says of variables that are called like a key of LLaMA-Factory, which nobody hands to it. keys: all of
+    them. written: those that the author has given a value, which may come from such a variable."""
+    called = [(name, name.partition("_")[2]) for name in sorted(names) if name.startswith("train_")]
+    return [
+        f"{name} is no input, and passed over: LLaMA-Factory's {key} is written in train_args."
+        for name, key in called
+        if name not in (*INPUTS, *OTHERS) and key in keys and key not in written
+    ]
+
+
 def refuse_misspelt(names: t.Iterable[str]) -> None:
     """Refuse variables that are nearly one of the role's inputs: Ansible itself would pass over them.
 

@@ -18,9 +18,19 @@ def name(name: str) -> str:
     """The name of a run."""
     if not _NAME.fullmatch(name):
         raise FinetuneError(
-            f"{name!r} is no name for a run.", where="train_name", change="use small letters, digits, . _ and -"
+            f"{name!r} is no name for a run.",
+            where="train_name",
+            change="use at most 63 small letters, digits, . _ and -, a letter or digit first",
         )
     return name
+
+
+def run(variables: t.Mapping[str, t.Any], variable: str) -> str:
+    """The name or id of an earlier run; empty where none is meant."""
+    value = variables.get(variable)
+    if isinstance(value, (list, tuple, t.Mapping)):
+        raise FinetuneError(f"{variable} is {value!r}.", where=variable, change="write the name of one run, as text")
+    return str(value or "")
 
 
 def root(root: str) -> str:
@@ -78,7 +88,7 @@ def some_of(variables: t.Mapping[str, t.Any], name: str, choices: t.Sequence[str
 def number(variables: t.Mapping[str, t.Any], name: str) -> int:
     value = _config.scalar(variables.get(name))
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise FinetuneError(f"{name} is {value!r}.", where=name, change="use a whole number")
+        raise FinetuneError(f"{name} is {value!r}.", where=name, change="use a whole number, 0 or more")
     if value >= _config.LARGEST:
         raise FinetuneError(f"{name} is {value}.", where=name, change="use a whole number of at most 18 digits")
     return value

@@ -10,6 +10,8 @@ from ansible_collections.llmops.finetune.plugins.module_utils._template import C
 
 from .situations import HELD_OUT, PACKED, STREAM, WITH, Case
 
+DROPS = {"dataloader_drop_last": True, "per_device_train_batch_size": 8}
+
 CASES: list[Case] = [
     ("split off or given", {"val_size": 0.1}, HELD_OUT, {"val_size": 0.1}, {}),
     (
@@ -35,6 +37,31 @@ CASES: list[Case] = [
             {"datasets": 3},
         )
         for wrong in ("0.5,0.3,0.3", "1,1,-1", "5,3,2", "a,b,c", "nan,0.5,0.5")
+    ),
+    *(
+        (
+            "which one with the part 0 never does",
+            {"interleave_probs": "0,1.0", "mix_strategy": "interleave_over"},
+            {"datasets": 2},
+            {"interleave_probs": "0,1.0", "mix_strategy": "interleave_over", **repaired},
+            {"datasets": 2},
+        )
+        for repaired in ({"interleave_probs": "0.1,0.9"}, {"mix_strategy": "interleave_under"}, STREAM)
+    ),
+    ("has whole splits alone", STREAM, {"sliced": True}, {}, {"sliced": True}),
+    *(
+        ("leaves out what fills no batch", {**DROPS, **more}, there, {**DROPS, **more}, {**there, "records": enough})
+        for more, there, enough in (
+            ({}, {"records": 15, "world_size": 2}, 16),
+            ({"val_size": 2}, {"records": 9}, 10),
+        )
+    ),
+    (
+        "leaves out what fills no batch",
+        {**DROPS, "max_samples": 3},
+        {"records": 99, "datasets": 2},
+        {**DROPS, "max_samples": 4},
+        {"records": 99, "datasets": 2},
     ),
     (
         "no interleave_once",
