@@ -103,8 +103,7 @@ def _about_template(wish: Wish, arguments: t.Mapping[str, t.Any], choice: _templ
         )
         return [f"No `template` is given ({why}): LLaMA-Factory takes the chat template of the model's tokenizer."]
     given, right = arguments["template"], choice.template if choice else ""
-    quiet = given == f"{right}_nothink" and "thinking" not in wish.model.lower()
-    if not right or quiet or given in (None, right, f"{right}_chat"):
+    if not right or given in (None, right) or _template.twin(given, right, wish.model):
         return []
     return [f"`template` is {given}; that of the model is {right}, {choice.why if choice else ''}."]
 

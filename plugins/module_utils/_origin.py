@@ -34,8 +34,6 @@ _OF_ADAPTER = (
 _SHAPE = ("model_type", "hidden_size", "num_hidden_layers")
 """What of config.json tells two models apart that may have one name, or none."""
 
-_SAME = "name a run of recipe reward on the same model, or one that trained all weights"
-
 Run = dict[str, t.Any]
 """id, state and resolved of a run."""
 
@@ -61,13 +59,17 @@ def begin(wish: Wish, facts: t.Mapping[str, Facts], made: t.Mapping[str, Run]) -
     known = next(iter(facts.values()))["before"] if facts else {}
     if wish.begins_with:
         run = _find(wish.begins_with, "train_from", wish, known, made)
-        left = known.get(run["id"], {}).get("left") or run.get("left") or {}
-        wish = replace(_with_model(wish, run), left=left)
+        wish = replace(_with_model(wish, run), left=_left(run, known))
     if wish.rewarded_by:
         run = _find(wish.rewarded_by, "train_reward_from", wish, known, made)
-        left = known.get(run["id"], {}).get("left") or run.get("left") or {}
-        wish = _with_reward(wish, run, left.get("config") or {}, _memory.config(wish, facts))
+        judged = _left(run, known).get("config") or {}
+        wish = _with_reward(wish, run, judged, _memory.config(wish, facts))
     return wish
+
+
+def _left(run: Run, known: t.Mapping[str, Run]) -> dict[str, t.Any]:
+    """What a run left, as its node has seen it, else as it was planned."""
+    return known.get(run["id"], {}).get("left") or run.get("left") or {}
 
 
 def missing(resolved: t.Mapping[str, t.Any], facts: t.Mapping[str, Facts]) -> str:
@@ -150,26 +152,30 @@ def _with_reward(wish: Wish, run: Run, judged: t.Mapping[str, t.Any], config: t.
             change="name a run of recipe reward",
         )
     kind = "full" if arguments["finetuning_type"] in _WHOLE else "lora"
-    ours, other = _plainly(wish.model), _plainly(run["resolved"]["model"]["name"])
-    if kind == "lora" and ours and other and ours != other:
-        raise FinetuneError(
-            f"Run {run['id']} left an adapter that scores answers on {other}, and PPO would put it onto {ours}.",
-            where="train_reward_from",
-            change=_SAME,
-        )
-    unlike = [key for key in _SHAPE if key in judged and key in config and judged[key] != config[key]]
-    if kind == "lora" and unlike:
-        told = ", ".join(f"{key} {judged[key]} and not {config[key]}" for key in unlike)
-        raise FinetuneError(
-            f"Run {run['id']} left an adapter that scores answers on a model with {told}, and PPO would put it onto "
-            f"{wish.model}.",
-            where="train_reward_from",
-            change=_SAME,
-        )
     if kind == "lora":
+        if unlike := _unlike(wish.model, run["resolved"]["model"]["name"], judged, config):
+            raise FinetuneError(
+                f"Run {run['id']} left an adapter that scores answers on {unlike[0]}, and PPO would put it onto "
+                f"{unlike[1]}.",
+                where="train_reward_from",
+                change="name a run of recipe reward on the same model, or one that trained all weights",
+            )
         wish = replace(wish, scored_on=tuple(_merged(arguments)))
     own = {"reward_model": EARLIER + run["id"], "reward_model_type": kind}
     return _with(wish, own, f"train_reward_from {run['id']}")
+
+
+def _unlike(
+    model: str, scored: str, judged: t.Mapping[str, t.Any], config: t.Mapping[str, t.Any]
+) -> tuple[str, str] | None:
+    """What the reward model was trained on and what it would score, where these are known to be two models: by name,
+    or by what config.json says of their shape."""
+    ours, other = _plainly(model), _plainly(scored)
+    if ours and other and ours != other:
+        return other, ours
+    keys = [key for key in _SHAPE if key in judged and key in config and judged[key] != config[key]]
+    told = ", ".join(f"{key} {judged[key]} and not {config[key]}" for key in keys)
+    return (f"a model with {told}", model) if keys else None
 
 
 def _merged(arguments: t.Mapping[str, t.Any]) -> list[str]:

@@ -113,16 +113,13 @@ def _refuse_other_answers(dataset: _dataset.Dataset, where: str, stage: str, giv
             where=where,
             change=_OTHER_DATA,
         )
+    pairs = _OTHER_DATA if given else "add `ranking: true` to it, with `chosen` and `rejected` in its records"
     if dataset.ranking != (stage in PAIRS):
         raise FinetuneError(
             f"Stage {stage} learns from {'pairs of answers' if stage in PAIRS else 'single answers'}, "
             f"dataset {dataset.name!r} {'holds pairs' if dataset.ranking else 'has no `ranking: true`'}.",
             where=where,
-            change=_OTHER_DATA
-            if given and stage in PAIRS
-            else "add `ranking: true` to it, with `chosen` and `rejected` in its records"
-            if stage in PAIRS
-            else "take recipe dpo or reward, or other data",
+            change=pairs if stage in PAIRS else "take recipe dpo or reward, or other data",
         )
 
 

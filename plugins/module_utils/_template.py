@@ -61,9 +61,14 @@ def mismatch(given: t.Any, model: str, choice: Choice | None, thinking: t.Any) -
     """
     if choice is None or not choice.exact or given in (None, "", choice.template):
         return ""
-    may_not_think = given == f"{choice.template}_nothink" and "thinking" not in model.lower()
     same_without = choice.template == f"{given}_nothink" and thinking is None
-    return "" if may_not_think or same_without or given == f"{choice.template}_chat" else choice.template
+    return "" if same_without or twin(given, choice.template, model) else choice.template
+
+
+def twin(given: t.Any, template: str, model: str) -> bool:
+    """Another name for the template of a model: without thoughts, unless it is made to think, or that of its chats."""
+    may_not_think = given == f"{template}_nothink" and "thinking" not in model.lower()
+    return may_not_think or given == f"{template}_chat"
 
 
 def _known(schema: Schema) -> dict[str, str]:

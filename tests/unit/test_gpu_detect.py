@@ -19,6 +19,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils._gpu import descri
 from ansible_collections.llmops.finetune.plugins.module_utils._gpu.card import Other, Peer
 
 from . import smi_outputs as outputs
+from .processes import lives, until
 
 MIB = 2**20
 
@@ -195,17 +196,7 @@ def test_a_hung_tool_is_ended_with_its_children(bus: Path, tmp_path: Path, scrip
     assert time.monotonic() - begun < 5
     assert told(report) == "nvidia-smi gave no answer in 0.5 s and was ended." and report.devices() == []
     child = int((tmp_path / "child").read_text())
-    deadline = time.monotonic() + 30  # what is killed is gone when the kernel comes to it
-    while alive(child) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not alive(child)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    until(lambda: not lives(child))  # what is killed is gone when the kernel comes to it
 
 
 def test_a_question_that_hangs_costs_its_answer_alone(bus: Path, tmp_path: Path) -> None:

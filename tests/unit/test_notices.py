@@ -7,6 +7,7 @@ sender beside the ranks."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ import pytest
 from ansible_collections.llmops.finetune.plugins.module_utils import _changes, _explain, _run
 from ansible_collections.llmops.finetune.plugins.module_utils._engine import checkpoint, files, notices, state
 
-from . import stored
+from . import processes, stored
 from .fake_torchrun import Staged
 from .stored import S3, Metadata
 
@@ -71,11 +72,7 @@ def hears(metadata: Metadata) -> dict[str, str]:
     return {notices.DISABLED: "false", notices.ENDPOINT: metadata.address}
 
 
-def until(true: t.Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+until = functools.partial(processes.until, within=120)
 
 
 def steps(s3: S3, staged: Staged) -> list[str]:

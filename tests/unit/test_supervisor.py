@@ -33,6 +33,7 @@ from ansible_collections.llmops.finetune.plugins.module_utils._engine import (
 from ansible_collections.llmops.finetune.plugins.module_utils._errors import FinetuneError
 
 from .fake_torchrun import Staged
+from .processes import lives, until
 
 
 @pytest.fixture
@@ -51,20 +52,6 @@ def stage(tmp_path: Path) -> t.Iterator[t.Callable[..., Staged]]:
         for pid in staged.pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-
-
-def until(true: t.Callable[[], object]) -> None:
-    deadline = time.monotonic() + 15
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 Stage = t.Callable[..., Staged]

@@ -157,7 +157,7 @@ def test_another_one_than_the_registrys_is_refused_with_the_right_name(model: st
 
 @pytest.mark.parametrize(
     ("given", "change"),
-    [("qwen33", "use qwen3"), ("/tmp/x.jinja", "remove template to have that of the model"), ("", "or empty")],
+    [("qwen33", "use qwen3"), ("/tmp/x.jinja", "remove template to have that of the model"), ("", "such as empty")],
 )
 def test_a_template_that_there_is_not_has_near_ones_or_is_left_out(given: str, change: str) -> None:
     with pytest.raises(FinetuneError, match="no such template") as refusal:

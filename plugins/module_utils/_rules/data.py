@@ -43,7 +43,7 @@ def _near_templates(c: View) -> t.Union[str, Remedy]:
     near = difflib.get_close_matches(str(c["template"]), c.schema.templates, 3, 0.5)
     if near:
         return f"use {' or '.join(near)}"
-    return remove("template", after=" to have that of the model, or use one of ansible-doc's list, or empty")
+    return remove("template", after=" to have that of the model, or use one that LLaMA-Factory has, such as empty")
 
 
 def _never_ends(c: View) -> bool:
